@@ -1,0 +1,18 @@
+"""Convolution as matrix multiplication, in pure JAX."""
+
+from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
+from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
+from jaxconv.patches import col2im, im2col
+from jaxconv.planner import plan
+
+__all__ = [
+    "ALGORITHMS",
+    "UnsupportedConvError",
+    "col2im",
+    "conv",
+    "conv_general_dilated",
+    "conv_transpose",
+    "im2col",
+    "plan",
+    "pointwise",
+]

@@ -1,0 +1,95 @@
+"""The record that describes an algorithm, and how any algorithm is applied."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv import layout
+from jaxconv.spec import ConvSpec
+
+Convolve = Callable[[Array, Array, ConvSpec], Array]
+
+
+class UnsupportedConvError(ValueError):
+    """A named algorithm can't do the convolution that it is asked for; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What an algorithm spends on one convolution.
+
+    Attributes:
+      flops: floating-point operations, a multiply and an add counted as two.
+      traffic: bytes read and written, intermediate arrays included.
+      workspace: bytes of intermediate arrays that live at one time, besides operands and output.
+      gemm: (count, m, n, k) of the matrix products, None where there is none.
+      steps: iterations of a loop that can't run side by side.
+    """
+
+    flops: int
+    traffic: int
+    workspace: int
+    gemm: tuple[int, int, int, int] | None
+    steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """One way to compute a convolution.
+
+    Attributes:
+      name: how ``algorithm=`` calls it.
+      summary: what it does, in a line.
+      supports: None where it can do ``spec``, else the reason why not.
+      cost: what it spends on a ``spec`` that it supports.
+      run: computes it. Given the canonical arrays, the spec, and ``convolve`` for the smaller
+        convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
+        that is cast from it. Never meets batch groups, booleans or empty arrays: ``apply`` deals
+        with these for all.
+    """
+
+    name: str
+    summary: str
+    supports: Callable[[ConvSpec], str | None]
+    cost: Callable[[ConvSpec], Cost]
+    run: Callable[[Array, Array, ConvSpec, Convolve], Array]
+
+
+def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+    """Why ``algorithm`` can't do ``spec``; None where it can."""
+    return None if spec.is_empty else algorithm.supports(prepared(spec))
+
+
+def prepared(spec: ConvSpec) -> ConvSpec:
+    """``spec`` as algorithms meet it: batch groups are feature groups, booleans are counted."""
+    if spec.dtype == np.bool_:
+        out_dtype = np.dtype(np.int32) if spec.out_dtype == np.bool_ else spec.out_dtype
+        spec = spec.replace(dtype=np.dtype(np.int32), out_dtype=out_dtype)
+    g = spec.batch_group_count
+    if g > 1:
+        gn, *spatial, c = spec.lhs_shape
+        spec = spec.replace(
+            lhs_shape=(gn // g, *spatial, g * c), feature_group_count=g, batch_group_count=1
+        )
+    return spec
+
+
+def apply(
+    algorithm: Algorithm, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve
+) -> Array:
+    """Runs ``algorithm`` on canonical arrays; see ``Algorithm`` for the arguments."""
+    if spec.is_empty:
+        return jnp.zeros(spec.out_shape, spec.out_dtype)
+    todo = prepared(spec)
+    reason = algorithm.supports(todo)
+    if reason is not None:
+        raise UnsupportedConvError(
+            f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"
+            " algorithm='auto' chooses one that can."
+        )
+    lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
+    out = algorithm.run(lhs.astype(todo.dtype), rhs.astype(todo.dtype), todo, convolve)
+    return out != 0 if spec.out_dtype == np.bool_ else out.astype(spec.out_dtype)

@@ -1,0 +1,42 @@
+"""Gathers every patch into one matrix and multiplies once.
+
+Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document
+Processing" (2006).
+"""
+
+from jax import Array
+
+from jaxconv import layout
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.gemm import gemm, kernel_matrix
+from jaxconv.spec import ConvSpec
+
+
+def supports(spec: ConvSpec) -> str | None:
+    return None
+
+
+def cost(spec: ConvSpec) -> Cost:
+    groups, m, _, k = spec.gemm
+    patch_matrix = groups * m * k * spec.dtype.itemsize
+    # The gather goes axis by axis: what the last one reads is itself an array of patches.
+    before = patch_matrix // max(spec.kernel_shape[:1] or (1,))
+    return Cost(
+        flops=spec.flops,
+        traffic=spec.operand_bytes + 2 * (patch_matrix + before),
+        workspace=layout.padded_bytes(spec) + patch_matrix + before,
+        gemm=spec.gemm,
+    )
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    g = spec.groups
+    x, spec = layout.pad_and_dilate(lhs, spec)
+    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
+    kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+    matrix = layout.patches(x, spec).reshape(g, -1, kernel.shape[1])  # matrix: (g, n·positions, k)
+    out = gemm(matrix, kernel, spec).reshape(x.shape[0], *spec.out_spatial, -1)
+    return layout.batch_groups_to_features(out, g)
+
+
+IM2COL = Algorithm("im2col", "gathers all patches to a matrix, one GEMM", supports, cost, run)

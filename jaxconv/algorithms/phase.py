@@ -1,0 +1,110 @@
+"""Splits a dilated image's outputs by phase: no multiplying of inserted zeros (sub-pixel).
+
+Of the taps that meet an output position of a convolution with ``lhs_dilation``, only every
+``lhs_dilation``-th falls on an element, the others on inserted zeros. Which ones depends on the
+position's phase alone, so that each phase is a smaller convolution of the image without holes.
+Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016).
+"""
+
+import itertools
+import math
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxconv import layout
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.spec import ConvSpec
+
+# Each phase is compiled as a convolution of its own.
+MAX_PHASES = 64
+
+
+def periods(spec: ConvSpec) -> tuple[int, ...]:
+    """After how many output positions each axis meets the same taps again."""
+    return tuple(
+        d // math.gcd(d, stride)
+        for d, stride in zip(spec.lhs_dilation, spec.window_strides, strict=True)
+    )
+
+
+def supports(spec: ConvSpec) -> str | None:
+    if all(d == 1 for d in spec.lhs_dilation):
+        return "lhs is not dilated: there are no phases to split"
+    if math.prod(periods(spec)) > MAX_PHASES:
+        return f"{math.prod(periods(spec))} phases to compile; it takes at most {MAX_PHASES}"
+    return None
+
+
+def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, tuple[int, int]]:
+    """One phase of one axis: its taps, and the stride, dilation and pads of its convolution.
+
+    Output position j = q·period + phase meets element (j·stride + t·r - lo) / d through tap t. The
+    taps for which that is whole are every (d / gcd(r, d))-th; the element then moves by
+    stride / gcd(d, stride) with q and by r / gcd(r, d) from one of these taps to the next.
+    """
+    d, r, stride = spec.lhs_dilation[axis], spec.rhs_dilation[axis], spec.window_strides[axis]
+    k, (lo, _) = spec.kernel_shape[axis], spec.padding[axis]
+    step = d // math.gcd(r, d)
+    offset = phase * stride - lo
+    first = next((t for t in range(min(k, step)) if (offset + t * r) % d == 0), k)
+    taps = slice(first, k, step)
+    sub_stride, sub_dilation = stride // math.gcd(d, stride), r // math.gcd(r, d)
+    count = -(-spec.out_spatial[axis] // periods(spec)[axis])
+    sub_lo = -((offset + first * r) // d)
+    span = (count - 1) * sub_stride + (len(range(first, k, step)) - 1) * sub_dilation + 1
+    return taps, sub_stride, sub_dilation, (sub_lo, span - spec.lhs_spatial[axis] - sub_lo)
+
+
+def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
+    """Of each phase, row-major: its taps and its convolution, None where no tap meets an element."""
+    parts = []
+    for phases in itertools.product(*map(range, periods(spec))):
+        axes = [split_axis(spec, axis, phase) for axis, phase in enumerate(phases)]
+        taps = tuple(axis[0] for axis in axes)
+        kernel = tuple(len(range(k)[t]) for k, t in zip(spec.kernel_shape, taps, strict=True))
+        part = None
+        if 0 not in kernel:
+            part = spec.replace(
+                rhs_shape=(*kernel, *spec.rhs_shape[-2:]),
+                window_strides=tuple(axis[1] for axis in axes),
+                lhs_dilation=(1,) * spec.spatial_ndim,
+                rhs_dilation=tuple(axis[2] for axis in axes),
+                padding=tuple(axis[3] for axis in axes),
+            )
+        parts.append((taps, part))
+    return parts
+
+
+def cost(spec: ConvSpec) -> Cost:
+    parts = [part for _, part in split(spec) if part is not None]
+    output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
+    shapes = [part.gemm for part in parts]
+    return Cost(
+        flops=sum(part.flops for part in parts),
+        traffic=sum(part.operand_bytes for part in parts) + 2 * output,
+        workspace=output + max((layout.padded_bytes(part) for part in parts), default=0),
+        gemm=max(shapes, key=math.prod, default=None),
+    )
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    ndim = spec.spatial_ndim
+    outputs: list[Array | None] = [
+        part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
+    ]
+    counts = [-(-out // p) for out, p in zip(spec.out_spatial, periods(spec), strict=True)]
+    shape = (spec.out_shape[0], *counts, spec.out_channels)
+    zeros = jnp.zeros(shape, spec.out_dtype)
+    out = jnp.stack([zeros if output is None else output for output in outputs])
+    out = out.reshape(*periods(spec), *shape)
+    # (phases…, n, counts…, o) → (n, count, phase, count, phase, …, o): neighbours side by side.
+    pairs = [axis for d in range(ndim) for axis in (ndim + 1 + d, d)]
+    out = out.transpose(ndim, *pairs, 2 * ndim + 1)
+    out = out.reshape(shape[0], *(c * p for c, p in zip(counts, periods(spec), strict=True)), -1)
+    return out[(slice(None), *(slice(size) for size in spec.out_spatial))]
+
+
+PHASE = Algorithm(
+    "phase", "a dilated image by phases, each a convolution without holes", supports, cost, run
+)

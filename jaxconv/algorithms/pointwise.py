@@ -1,0 +1,68 @@
+"""A single contraction where windows don't overlap: 1×1, patchify, a kernel as large as the image.
+
+Each element of the image then belongs to one window at most, and the patch matrix is a reshape.
+"""
+
+from jax import Array, lax
+
+from jaxconv import layout
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.spec import ConvSpec
+
+
+def supports(spec: ConvSpec) -> str | None:
+    for k, stride, d, out in zip(
+        spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
+    ):
+        if not (k == 1 or out == 1 or (k == stride and d == 1)):
+            return (
+                f"windows overlap (kernel {spec.kernel_shape}, strides {spec.window_strides}); it"
+                " needs a kernel of 1, a kernel equal to the stride, or a single window"
+            )
+    return None
+
+
+def cost(spec: ConvSpec) -> Cost:
+    return Cost(
+        flops=spec.flops,
+        traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
+        workspace=layout.padded_bytes(spec),
+        gemm=spec.gemm,
+    )
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    x, spec = layout.pad_and_dilate(lhs, spec)
+    counts, steps = [], []
+    windows, kernel, contracted = [x.shape[0]], [], []
+    for k, stride, d, out in zip(
+        spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
+    ):
+        counts.append(out * k)
+        steps.append(stride if k == 1 else d)
+        windows.append(out)
+        if k > 1:  # a kernel axis of length 1 would only hide the GEMM
+            kernel.append(k)
+            contracted.append(len(windows))
+            windows.append(k)
+    x = layout.strided(x, (0,) * spec.spatial_ndim, counts, steps)
+    groups = [spec.groups] if spec.groups > 1 else []
+    c = spec.rhs_shape[-2]
+    x = x.reshape(*windows, *groups, c)  # x: (n, (out, kernel)…, g, c)
+    rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
+    contracting = ([*contracted, x.ndim - 1], list(range(len(kernel) + 1)))
+    batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
+    out = lax.dot_general(
+        x,
+        rhs,
+        (contracting, batch),
+        precision=spec.precision,
+        preferred_element_type=spec.accumulator_dtype,
+    )  # out: (g, n, out spatial…, o), without g where there is one group
+    out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
+    return layout.batch_groups_to_features(out, spec.groups)
+
+
+POINTWISE = Algorithm(
+    "pointwise", "one contraction: windows don't overlap, nothing to gather", supports, cost, run
+)

@@ -1,0 +1,338 @@
+"""The functions that users call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxconv import compat
+from jaxconv.algorithms import UnsupportedConvError
+from jaxconv.patches import Padding, per_axis, resolve_padding
+from jaxconv.planner import check_algorithm
+from jaxconv.primitive import conv_p
+from jaxconv.spec import ConvSpec, dilate, fail, parse
+
+
+def _operand(function: str, name: str, x: Any) -> Array:
+    if not (isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")):
+        fail(
+            function,
+            f"{name} must be an array",
+            type(x).__name__,
+            "convert it with jnp.asarray",
+            TypeError,
+        )
+    return jnp.asarray(x)
+
+
+def _bind(
+    function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any, *args: Any
+) -> Array:
+    """Checks lax-style arguments and binds the primitive; ``args`` as in ``spec.parse``."""
+    lhs, rhs = _operand(function, "lhs", lhs), _operand(function, "rhs", rhs)
+    if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
+        return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, *args)
+    params = parse(function, lhs, rhs, *args)
+    check_algorithm(function, algorithm, ConvSpec.from_params(lhs, rhs, params))
+    if out_sharding is not None or compat.has_explicit_sharding(lhs, rhs):
+        return _lax(function, "shardings in types", lhs, rhs, algorithm, out_sharding, *args)
+    lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
+    return conv_p.bind(lhs, rhs, **params, out_sharding=None, algorithm=algorithm)
+
+
+def _lax(
+    function: str, what: str, lhs: Array, rhs: Array, algorithm: str, out_sharding: Any, *args: Any
+) -> Array:
+    """lax's own convolution, for what can't be planned from static facts."""
+    if algorithm not in ("auto", "xla"):
+        fail(
+            function,
+            f"{what} are for algorithm 'auto' or 'xla'",
+            repr(algorithm),
+            "use one of these",
+            UnsupportedConvError,
+        )
+    return lax.conv_general_dilated(lhs, rhs, *args, out_sharding=out_sharding)
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    out_sharding: Any = None,
+    *,
+    algorithm: str = "auto",
+) -> Array:
+    """``lax.conv_general_dilated``, by the algorithm that is fastest for it.
+
+    Args:
+      lhs: the image, (batch, channels, spatial…) unless ``dimension_numbers`` say otherwise.
+      rhs: the kernel, (output channels, input channels / feature groups, spatial…) likewise.
+      window_strides: elements from one window to the next, for each spatial dimension.
+      padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
+      lhs_dilation, rhs_dilation: distance of neighbouring elements, of image and kernel.
+      dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
+        ``("NHWC", "HWIO", "NHWC")``.
+      feature_group_count, batch_group_count: groups of channels, or of images, that are convolved
+        apart; at most one of the two is above 1.
+      precision: of the products, as in ``lax``.
+      preferred_element_type: dtype to accumulate in and to return.
+      out_sharding: as in ``lax``; with it, or with shardings in the operands' types, lax's own
+        convolution is used.
+      algorithm: "auto", or a name in ``ALGORITHMS``. It holds for derivatives and batches too, where
+        it can do the convolutions that they need; those that it can't are planned by "auto".
+
+    Returns:
+      The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
+
+    Raises:
+      TypeError, ValueError: where lax raises; the message says what to do.
+      UnsupportedConvError: the named algorithm can't do this convolution.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> image, kernel = jnp.ones((1, 1, 5, 5)), jnp.ones((1, 1, 3, 3))
+      >>> jaxconv.conv_general_dilated(image, kernel, (1, 1), "VALID")[0, 0, 0]
+      Array([9., 9., 9.], dtype=float32)
+    """
+    return _bind(
+        "conv_general_dilated",
+        lhs,
+        rhs,
+        algorithm,
+        out_sharding,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
+
+
+def conv(
+    x: Array,
+    w: Array,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    *,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    algorithm: str = "auto",
+) -> Array:
+    """Channels-last convolution of as many dimensions as the kernel has.
+
+    Args:
+      x: (N, spatial…, C), or (spatial…, C) without a batch.
+      w: (kernel…, C / groups, O).
+      strides, dilation: an integer, or one for each spatial dimension; ``dilation`` is the kernel's.
+      padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL" (1-D: an output sees no later input), an
+        integer for all sides, or (low, high) pairs.
+      groups: groups of channels that are convolved apart; C for a depthwise convolution.
+      precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
+
+    Returns:
+      (N, out spatial…, O), without N where x has none.
+
+    Raises:
+      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> jaxconv.conv(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
+      (2, 16, 16, 8)
+    """
+    x, w = _operand("conv", "x", x), _operand("conv", "w", w)
+    ndim = w.ndim - 2
+    if ndim < 0 or x.ndim not in (w.ndim, w.ndim - 1):
+        fail(
+            "conv",
+            "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)",
+            f"shapes {x.shape} and {w.shape}",
+            "add the missing dimensions",
+            TypeError,
+        )
+    if isinstance(padding, str) and padding.upper() == "CAUSAL" and ndim != 1:
+        fail(
+            "conv",
+            "padding 'CAUSAL' is for one spatial dimension",
+            f"{ndim} of them",
+            "give (low, high) pairs",
+        )
+    batched = x.ndim == w.ndim
+    dilation = per_axis("conv", "dilation", dilation, ndim)
+    axes = tuple(range(1, ndim + 1))
+    channels_last = (0, ndim + 1, *axes)
+    out = _bind(
+        "conv",
+        x if batched else x[None],
+        w,
+        algorithm,
+        None,
+        per_axis("conv", "strides", strides, ndim),
+        resolve_padding(padding, w.shape[:-2], dilation),
+        None,
+        dilation,
+        lax.ConvDimensionNumbers(channels_last, (ndim + 1, ndim, *range(ndim)), channels_last),
+        groups,
+        1,
+        precision,
+        preferred_element_type,
+    )
+    return out if batched else out[0]
+
+
+def conv_transpose(
+    lhs: Array,
+    rhs: Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    use_consistent_padding: bool = False,
+    *,
+    algorithm: str = "auto",
+) -> Array:
+    """``lax.conv_transpose``: a convolution with fractional strides, by the fastest algorithm.
+
+    Args:
+      lhs: the image, channels last unless ``dimension_numbers`` say otherwise (lax's convention).
+      rhs: the kernel, (kernel…, input channels, output channels) likewise.
+      strides: by how much each spatial dimension grows.
+      padding: "SAME", "VALID" (of the convolution that this transposes), or (low, high) pairs of
+        this convolution itself; with ``use_consistent_padding``, of the one that it transposes.
+      rhs_dilation: distance of neighbouring kernel elements.
+      dimension_numbers: as in ``conv_general_dilated``; default: channels last, up to 3-D.
+      transpose_kernel: flip the kernel's spatial axes and swap its channel axes, so that the result
+        is the input gradient of the convolution with ``rhs`` (as Keras and PyTorch define it).
+      precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
+
+    Returns:
+      The transposed convolution, of the shape and dtype that lax returns.
+
+    Raises:
+      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> image, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 2))
+      >>> jaxconv.conv_transpose(image, kernel, (2, 2), "SAME").shape
+      (1, 16, 16, 2)
+    """
+    lhs, rhs = _operand("conv_transpose", "lhs", lhs), _operand("conv_transpose", "rhs", rhs)
+    ndim = rhs.ndim - 2
+    if dimension_numbers is None:
+        if not 0 <= ndim <= 3:
+            fail(
+                "conv_transpose",
+                "dimension_numbers have a default for 0 to 3 spatial dimensions only",
+                f"shapes {lhs.shape} and {rhs.shape}",
+                "give them",
+            )
+        letters = ("", "H", "HW", "HWD")[ndim]
+        dimension_numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    if lhs.ndim != rhs.ndim:
+        fail(
+            "conv_transpose",
+            "lhs and rhs must have the same rank",
+            f"shapes {lhs.shape} and {rhs.shape}",
+            "add the missing dimensions",
+            TypeError,
+        )
+    dnums = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    strides = per_axis("conv_transpose", "strides", strides, ndim)
+    if use_consistent_padding or padding in ("SAME", "VALID"):
+        pads = [padding] * ndim if isinstance(padding, str) else padding
+        kernel_shape = [rhs.shape[d] for d in dnums.rhs_spec[2:]]
+        windows = map(dilate, kernel_shape, rhs_dilation or (1,) * ndim)
+        padding = [
+            _transpose_pads(k, stride, pad)
+            for k, stride, pad in zip(windows, strides, pads, strict=True)
+        ]
+    if transpose_kernel:
+        rhs = jnp.flip(rhs, dnums.rhs_spec[2:]).swapaxes(*dnums.rhs_spec[:2])
+    return _bind(
+        "conv_transpose",
+        lhs,
+        rhs,
+        algorithm,
+        None,
+        (1,) * ndim,
+        padding,
+        strides,
+        rhs_dilation,
+        dnums,
+        1,
+        1,
+        precision,
+        preferred_element_type,
+    )
+
+
+def _transpose_pads(k: int, stride: int, pads: str | tuple[int, int]) -> tuple[int, int]:
+    """Pads of the transpose of a convolution with window ``k`` along one axis, as lax has them."""
+    if pads == "SAME":
+        total = k + stride - 2
+        low = k - 1 if stride > k - 1 else -(-total // 2)
+    elif pads == "VALID":
+        total = k + stride - 2 + max(k - stride, 0)
+        low = k - 1
+    elif isinstance(pads, str):
+        fail("conv_transpose", "padding must be 'SAME', 'VALID' or pairs", repr(pads), "use one")
+    else:
+        low, total = k - 1 - pads[0], 2 * (k - 1) - sum(pads)
+    return low, total - low
+
+
+def pointwise(
+    x: Array, w: Array, *, precision: Any = None, preferred_element_type: Any = None
+) -> Array:
+    """1×1 convolution: a single contraction over channels. A 1×1 kernel needs no gathering.
+
+    Args:
+      x: (…, C): any number of leading axes, batch and space alike.
+      w: (C, O).
+      precision, preferred_element_type: as in ``conv_general_dilated``.
+
+    Returns:
+      (…, O).
+
+    Raises:
+      TypeError: ranks, channels or dtypes that don't fit.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> jaxconv.pointwise(jnp.ones((2, 7, 7, 64)), jnp.ones((64, 256))).shape
+      (2, 7, 7, 256)
+    """
+    x, w = _operand("pointwise", "x", x), _operand("pointwise", "w", w)
+    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or x.dtype != w.dtype:
+        fail(
+            "pointwise",
+            "x must be (…, C) and w (C, O), of one dtype",
+            f"{x.dtype.name}{list(x.shape)} and {w.dtype.name}{list(w.shape)}",
+            "reshape a (1, …, 1, C, O) kernel with w.reshape(w.shape[-2:])",
+            TypeError,
+        )
+    return jnp.einsum(
+        "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
+    )

@@ -1,0 +1,42 @@
+"""Every import that depends on the JAX version, and nothing else.
+
+What is taken from ``jax._src`` has no public counterpart in JAX 0.10.2 to 0.12; each name says
+beside it what it is for.
+"""
+
+from typing import Any
+
+import jax
+from jax._src.core import (
+    auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
+    is_constant_shape,  # False for the symbolic dimensions of jax.export
+)
+from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
+from jax._src.dtypes import check_and_canonicalize_user_dtype
+from jax._src.lax.lax import canonicalize_precision
+from jax._src.sharding_impls import canonicalize_sharding
+from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core.primitives import conv_general_dilated_p
+from jax.interpreters import ad, batching, mlir
+
+__all__ = [
+    "ClosedJaxpr",
+    "Primitive",
+    "ad",
+    "apply_primitive",
+    "auto_insert_reshard",
+    "batching",
+    "canonicalize_precision",
+    "canonicalize_sharding",
+    "check_and_canonicalize_user_dtype",
+    "conv_general_dilated_p",
+    "has_explicit_sharding",
+    "is_constant_shape",
+    "jaxpr_as_fun",
+    "mlir",
+]
+
+
+def has_explicit_sharding(*arrays: Any) -> bool:
+    """Whether the types of ``arrays`` carry a sharding (JAX's explicit sharding mode)."""
+    return any(entry is not None for x in arrays for entry in jax.typeof(x).sharding.spec)

@@ -1,0 +1,202 @@
+"""``im2col`` and ``col2im``: the patch matrix by itself, and its exact adjoint."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxconv import layout
+from jaxconv.spec import ConvSpec, fail, parse
+
+Padding = str | int | Sequence[tuple[int, int]]
+
+
+def per_axis(function: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
+    """An integer for all spatial axes, or one for each."""
+    try:
+        values = (value,) * ndim if isinstance(value, (int, np.integer)) else tuple(value)
+    except TypeError:
+        values = None
+    if values is None or len(values) != ndim:
+        fail(
+            function,
+            f"{name} must be an integer or {ndim} of them, one for each spatial dimension",
+            repr(value),
+            "give one for each",
+        )
+    return values
+
+
+def resolve_padding(
+    padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
+) -> str | Sequence[tuple[int, int]]:
+    """Channels-last padding (an int, "CAUSAL", …) as ``lax.conv_general_dilated`` takes it."""
+    if isinstance(padding, (int, np.integer)):
+        return ((int(padding), int(padding)),) * len(kernel_shape)
+    if isinstance(padding, str) and padding.upper() == "CAUSAL":
+        return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
+    return padding
+
+
+def _patch_spec(
+    function: str,
+    x_shape: tuple[int, ...],
+    dtype: Any,
+    kernel_shape: Sequence[int],
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+) -> ConvSpec:
+    """The spec of the convolution whose patches are meant; ``x_shape`` with its batch."""
+    ndim = len(kernel_shape)
+    if len(x_shape) != ndim + 2:
+        fail(
+            function,
+            f"x must be (batch, {ndim} spatial dimensions, channels), the batch optional, for a"
+            f" kernel of {ndim} dimensions",
+            f"kernel shape {tuple(kernel_shape)} and an x that with its batch is {x_shape}",
+            "give kernel_shape one size for each spatial dimension",
+        )
+    letters = "".join(chr(ord("a") + d) for d in range(ndim))
+    channels = x_shape[-1]
+    lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
+    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel_shape, channels, 1))
+    dilation = per_axis(function, "dilation", dilation, ndim)
+    params = parse(
+        function,
+        lhs,
+        rhs,
+        per_axis(function, "strides", strides, ndim),
+        resolve_padding(padding, kernel_shape, dilation),
+        rhs_dilation=dilation,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+    )
+    return ConvSpec.from_params(lhs, rhs, params)
+
+
+def im2col(
+    x: Array,
+    kernel_shape: Sequence[int],
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "VALID",
+    dilation: int | Sequence[int] = 1,
+) -> Array:
+    """Gathers the patches that a convolution multiplies.
+
+    Args:
+      x: (N, spatial…, C), or (spatial…, C) without a batch; any dtype.
+      kernel_shape: taps along each spatial dimension.
+      strides, dilation: an integer, or one for each spatial dimension.
+      padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL", an integer, or (low, high) pairs.
+
+    Returns:
+      (N, out spatial…, taps·C), tap-major and then channel, so that
+      ``im2col(x, w.shape[:-2]) @ w.reshape(-1, w.shape[-1])`` is the convolution with ``w``.
+
+    Against others: ``torch.nn.functional.unfold`` is channel-major and puts the patches last,
+    (N, C·taps, positions); ``lax.conv_general_dilated_patches`` is channel-major too. With
+    ``p = im2col(...).reshape(n, positions, taps, c)``, the first is
+    ``p.transpose(0, 3, 2, 1).reshape(n, c * taps, positions)`` and the second (channels last)
+    ``p.swapaxes(2, 3).reshape(n, *out_spatial, c * taps)``.
+
+    Raises:
+      TypeError, ValueError: as ``conv``.
+
+    Source: Chellapilla, Puri & Simard (2006).
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> jaxconv.im2col(jnp.arange(4.0)[:, None], (2,))
+      Array([[0., 1.],
+             [1., 2.],
+             [2., 3.]], dtype=float32)
+    """
+    kernel_shape = tuple(kernel_shape)
+    batched = x.ndim != len(kernel_shape) + 1
+    x = x if batched else x[None]
+    spec = _patch_spec("im2col", x.shape, x.dtype, kernel_shape, strides, padding, dilation)
+    channels = spec.taps * x.shape[-1]
+    shape = (x.shape[0], *spec.out_spatial, channels)
+    if 0 in shape:
+        out = jnp.zeros(shape, x.dtype)
+    else:
+        x, spec = layout.pad_and_dilate(x, spec)
+        out = layout.patches(x, spec).reshape(shape)
+    return out if batched else out[0]
+
+
+def col2im(
+    patches: Array,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "VALID",
+    dilation: int | Sequence[int] = 1,
+) -> Array:
+    """Sums patches back to where they were gathered: the exact adjoint of ``im2col``.
+
+    ⟨im2col(x), p⟩ = ⟨x, col2im(p, x.shape)⟩ for every x and p. It is not the inverse: an element
+    that lies in several windows comes back as often. ``torch.nn.functional.fold`` is the same sum
+    for channel-major patches, (N, C·taps, positions).
+
+    Args:
+      patches: (N, out spatial…, taps·C), or without a batch, as ``im2col`` makes them.
+      x_shape: shape of the array that they came from, with its batch if they have one.
+      The others: as in ``im2col``.
+
+    Returns:
+      An array of shape ``x_shape``.
+
+    Raises:
+      TypeError, ValueError: as ``im2col``, and where ``patches`` are not those of ``x_shape``.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxconv
+      >>> jaxconv.col2im(jaxconv.im2col(jnp.ones((4, 1)), (2,)), (4, 1), (2,)).ravel()
+      Array([1., 2., 2., 1.], dtype=float32)
+    """
+    kernel_shape, x_shape = tuple(kernel_shape), tuple(x_shape)
+    ndim = len(kernel_shape)
+    batched = len(x_shape) != ndim + 1
+    full_shape = x_shape if batched else (1, *x_shape)
+    spec = _patch_spec(
+        "col2im", full_shape, patches.dtype, kernel_shape, strides, padding, dilation
+    )
+    channels = x_shape[-1]
+    expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
+    if patches.shape != (expected if batched else expected[1:]):
+        fail(
+            "col2im",
+            f"patches of x_shape {x_shape} must have the shape"
+            f" {expected if batched else expected[1:]}",
+            patches.shape,
+            "give the arguments that im2col had",
+        )
+    if 0 in expected:
+        return jnp.zeros(x_shape, patches.dtype)
+    x = patches.reshape(*expected[:-1], *kernel_shape, channels)
+    for d in range(ndim):
+        x = _sum_taps(x, spec, d)
+    crop = [(-lo, -hi, 0) for lo, hi in spec.padding]
+    x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
+    return x.reshape(x_shape)
+
+
+def _sum_taps(x: Array, spec: ConvSpec, axis: int) -> Array:
+    """Undoes one axis of ``layout.patches``: (N, …, out, …, kernel, …) → (N, …, padded, …)."""
+    size, step = spec.padded_spatial[axis], spec.rhs_dilation[axis]
+    tap_axis = 1 + spec.spatial_ndim
+    config = [(0, 0, 0)] * (x.ndim - 1)
+    config[1 + axis] = (0, 0, spec.window_strides[axis] - 1)
+
+    def placed(tap: Any) -> Array:
+        view = lax.dynamic_index_in_dim(x, tap, tap_axis, keepdims=False)
+        view = lax.pad(view, np.zeros((), x.dtype), config)
+        shape = list(view.shape)
+        shape[1 + axis] = size
+        zeros = jnp.zeros(shape, x.dtype)
+        return lax.dynamic_update_slice_in_dim(zeros, view, tap * step, 1 + axis)
+
+    return layout.sum_of(spec.kernel_shape[axis], placed)

@@ -1,0 +1,306 @@
+"""``plan``: which algorithm does a convolution, which others could, and what each would cost."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxconv import calibration
+from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
+from jaxconv.algorithms.base import Cost, apply, prepared, refusal
+from jaxconv.spec import ConvSpec, fail, parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One algorithm's prospects for one convolution.
+
+    Attributes:
+      name: the algorithm.
+      reason: why it can't do this convolution; None where it can, and then the rest is set.
+      seconds: predicted time, an order of magnitude: measure before you trust it.
+      flops: floating-point operations, a multiply and an add counted as two.
+      workspace: bytes of intermediate arrays besides operands and output.
+      gemm: (count, m, n, k) of its matrix products, None where it has none.
+    """
+
+    name: str
+    reason: str | None = None
+    seconds: float | None = None
+    flops: int | None = None
+    workspace: int | None = None
+    gemm: tuple[int, int, int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was chosen for a convolution, and what was not. ``str()`` is a table that teaches.
+
+    Attributes:
+      spec: the convolution, in the canonical layout.
+      platform: "cpu", "gpu", "tpu", …
+      algorithm: the one that "auto" runs; can be given back as ``algorithm=``.
+      why: the reason for the choice.
+      candidates: every algorithm, in the order of ``ALGORITHMS``.
+    """
+
+    spec: ConvSpec
+    platform: str
+    algorithm: str
+    why: str
+    candidates: tuple[Candidate, ...]
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = [
+            ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted", "what it does")
+        ]
+        for c in self.candidates:
+            chosen = "▸" if c.name == self.algorithm else ""
+            if c.reason is not None:
+                rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
+                continue
+            assert c.flops is not None and c.workspace is not None and c.seconds is not None
+            gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
+            mflop, workspace = f"{c.flops / 1e6:,.1f}", f"{c.workspace / 2**20:,.1f} MiB"
+            seconds = f"{c.seconds * 1e3:,.2f} ms"
+            summary = ALGORITHMS[c.name].summary
+            rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
+        return rows
+
+    def __str__(self) -> str:
+        groups, m, n, k = self.spec.gemm
+        product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
+        lines = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
+        lines.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        for row in rows:
+            # Names and sentences to the left, figures to the right.
+            cells = [
+                cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        head, *body = self._rows()
+        table = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        for row in body:
+            style = " style='font-weight: bold'" if row[0] else ""
+            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            table += f"</tr><tr{style}>{cells}"
+        return (
+            f"<p><code>{html.escape(str(self.spec))}</code><br>on {self.platform}:"
+            f" <b>{self.algorithm}</b>, since {html.escape(self.why)}</p>"
+            f"<table><tr>{table}</tr></table>"
+        )
+
+
+@lru_cache(maxsize=4096)
+def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
+    """The algorithm for ``spec`` on ``platform`` and the reason, by rules in order.
+
+    Args:
+      without: algorithms that must not be chosen.
+    """
+    spec = prepared(spec)
+    for name, why in _cpu_rules(spec) if platform == "cpu" else _accelerator_rules(spec, platform):
+        if name not in without and refusal(ALGORITHMS[name], spec) is None:
+            return name, why
+    return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+
+
+def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
+    if platform != "tpu" and jax.dtypes.issubdtype(spec.dtype, np.integer):
+        why = "XLA refuses integer convolutions on GPU"
+        return [("pointwise", why), ("implicit", why)]
+    return [("xla", "the platform's own convolution is fast for most shapes")]
+
+
+def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
+    """Candidates in order of preference, from what was measured (see ``calibration``)."""
+    groups, m, n, k = spec.gemm
+    channels = spec.rhs_shape[-2]
+    rules = []
+    if spec.is_empty:
+        rules.append(("xla", "there is nothing to compute"))
+    rules.append(("phase", "inserted zeros need no multiplying"))
+    rules.append(("pointwise", "windows don't overlap, so nothing need be gathered"))
+    if channels * n <= MULTIPLY_ADD and spec.positions >= spec.taps:
+        why = f"a GEMM of {channels} input and {n} output channels a group can't fill its tiles"
+        rules.append(("shift", why))
+    if spec.positions < spec.taps:
+        why = "the output is smaller than the kernel, as in a weight gradient"
+        rules.append(("implicit", why))
+    if not xla_is_fast(spec):
+        why = "XLA:CPU would run a scalar loop here"
+        rules.append(("im2col_tiled", why))
+    if spec.positions <= SMALL_IMAGE and k >= SMALL_IMAGE_DEPTH:
+        rules.append(("im2col", "small images with many channels make one well-shaped GEMM"))
+    rules.append(("xla", "XLA:CPU packs the patches of dense convolutions in cache, at GEMM peak"))
+    return rules
+
+
+MULTIPLY_ADD = 4
+SMALL_IMAGE = 64
+SMALL_IMAGE_DEPTH = 2048
+
+
+def xla_is_fast(spec: ConvSpec) -> bool:
+    """Whether XLA:CPU uses its Eigen convolution instead of a scalar loop."""
+    return (
+        spec.dtype in (np.float32, np.float16)
+        and spec.out_dtype == spec.dtype
+        and 1 <= spec.spatial_ndim <= 3
+        and spec.groups == 1
+    )
+
+
+def predict(algorithm: Algorithm, cost: Cost, spec: ConvSpec, platform: str) -> float:
+    """Seconds: the work over its rate, the traffic over the bandwidth, and a price per step."""
+    if platform != "cpu":
+        return (
+            cost.flops / calibration.ACCELERATOR_RATE
+            + cost.traffic / calibration.ACCELERATOR_BANDWIDTH
+            + cost.steps * calibration.ACCELERATOR_STEP
+        )
+    if algorithm.name == "xla":
+        if xla_is_fast(spec):
+            kind = "xla fast"
+        else:
+            dense = spec.dtype == np.float32 and spec.rhs_shape[-2] > 1
+            kind = "xla grouped" if dense else "xla loop"
+    elif cost.gemm is None:
+        kind = "multiply-add"
+    elif not jax.dtypes.issubdtype(spec.dtype, np.inexact):
+        kind = "integer gemm"
+    else:
+        kind = "gemm" if min(cost.gemm[1:3]) >= 16 else "small gemm"
+    return (
+        cost.flops / calibration.CPU_RATES[kind]
+        + cost.traffic / calibration.CPU_BANDWIDTH
+        + (cost.steps - 1) * calibration.CPU_STEP
+    )
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
+    """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
+
+    The smaller convolutions that an algorithm hands on are planned in their turn. Those of an
+    algorithm that was asked for by name never meet XLA's convolution: what is named is measured.
+    """
+    without = frozenset[str]()
+    if algorithm == "auto":
+        algorithm, _ = choose(spec, platform)
+    elif algorithm != "xla":
+        without = frozenset({"xla"})
+    return _run(lhs, rhs, spec, algorithm, platform, without)
+
+
+def _run(
+    lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, without: frozenset[str]
+) -> Array:
+    def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
+        return _run(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
+
+    return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
+
+
+def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
+    """Raises where ``algorithm`` is unknown or can't do ``spec``."""
+    if algorithm == "auto":
+        return
+    if algorithm not in ALGORITHMS:
+        names = ", ".join(ALGORITHMS)
+        fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), "use one")
+    reason = refusal(ALGORITHMS[algorithm], spec)
+    if reason is not None:
+        fail(
+            function,
+            f"algorithm {algorithm!r} can't do this convolution ({reason})",
+            spec,
+            "use algorithm='auto', which chooses one that can",
+            UnsupportedConvError,
+        )
+
+
+def plan(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    platform: str | None = None,
+) -> Plan:
+    """Plans ``conv_general_dilated`` of the same arguments, without running anything.
+
+    Args:
+      lhs, rhs: arrays or ``jax.ShapeDtypeStruct``s.
+      platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
+      The others: as in ``lax.conv_general_dilated``.
+
+    Returns:
+      A ``Plan``: the algorithm that "auto" would run, why, and every candidate with its GEMM
+      shape, FLOPs, workspace in bytes and predicted seconds, or the reason why it can't.
+
+    Raises:
+      TypeError, ValueError: as ``conv_general_dilated``.
+
+    Example:
+      >>> import jax, jaxconv
+      >>> image = jax.ShapeDtypeStruct((1, 56, 56, 128), "float32")
+      >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 128), "float32")
+      >>> channels_last = ("NHWC", "HWIO", "NHWC")
+      >>> p = jaxconv.plan(image, kernel, (1, 1), "SAME", dimension_numbers=channels_last,
+      ...                  feature_group_count=128, platform="cpu")
+      >>> p.algorithm
+      'shift'
+    """
+    params = parse(
+        "plan",
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
+    platform = jax.default_backend() if platform is None else platform
+    return plan_spec(ConvSpec.from_params(lhs, rhs, params), platform)
+
+
+@lru_cache(maxsize=4096)
+def plan_spec(spec: ConvSpec, platform: str) -> Plan:
+    """The plan of a spec; see ``plan``."""
+    name, why = choose(spec, platform)
+    candidate = partial(_candidate, spec=prepared(spec), platform=platform)
+    return Plan(spec, platform, name, why, tuple(map(candidate, ALGORITHMS.values())))
+
+
+def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
+    reason = refusal(algorithm, spec)
+    if reason is not None:
+        return Candidate(algorithm.name, reason)
+    if spec.is_empty:
+        return Candidate(algorithm.name, None, 0.0, 0, 0, None)
+    cost = algorithm.cost(spec)
+    seconds = predict(algorithm, cost, spec, platform)
+    return Candidate(algorithm.name, None, seconds, cost.flops, cost.workspace, cost.gemm)

@@ -1,0 +1,112 @@
+"""Named convolutions that every algorithm is tried on: small, and each with something of its own."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxconv.spec import ConvSpec, parse
+
+LAST = {
+    0: ("NC", "IO", "NC"),
+    1: ("NWC", "WIO", "NWC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NHWDC", "HWDIO", "NHWDC"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    name: str
+    lhs_shape: tuple[int, ...]
+    rhs_shape: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def operands(self, dtype: Any = np.float64, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return tuple(
+            rng.standard_normal(shape).astype(dtype) for shape in (self.lhs_shape, self.rhs_shape)
+        )
+
+    def spec(self, dtype: Any = np.float64) -> ConvSpec:
+        lhs, rhs = (jax.ShapeDtypeStruct(s, dtype) for s in (self.lhs_shape, self.rhs_shape))
+        return ConvSpec.from_params(lhs, rhs, parse("conv", lhs, rhs, **self.arguments))
+
+    def lax(self, lhs: Any, rhs: Any) -> jax.Array:
+        return lax.conv_general_dilated(lhs, rhs, **self.arguments)
+
+
+def _case(
+    name: str,
+    lhs_shape: tuple[int, ...],
+    rhs_shape: tuple[int, ...],
+    strides: tuple[int, ...] | None = None,
+    padding: Any = "SAME",
+    dimension_numbers: Any = "last",
+    **arguments: Any,
+) -> Case:
+    ndim = len(lhs_shape) - 2
+    arguments["window_strides"] = strides or (1,) * ndim
+    arguments["padding"] = padding
+    if dimension_numbers == "last":
+        dimension_numbers = LAST[ndim]
+    return Case(name, lhs_shape, rhs_shape, arguments | {"dimension_numbers": dimension_numbers})
+
+
+CASES = {
+    case.name: case
+    for case in (
+        _case("matmul", (3, 4), (4, 5)),
+        _case("1d", (2, 9, 3), (3, 3, 4)),
+        _case(
+            "1d causal depthwise", (2, 9, 4), (4, 1, 4), padding=((3, 0),), feature_group_count=4
+        ),
+        _case("1d long kernel", (1, 80, 2), (70, 2, 3), padding="VALID"),
+        _case("3x3", (2, 6, 7, 3), (3, 3, 3, 4)),
+        _case("3x3 stride 2", (2, 7, 8, 3), (3, 3, 3, 4), (2, 2)),
+        _case("5x4 lower", (1, 7, 6, 2), (5, 4, 2, 3), (2, 1), "SAME_LOWER"),
+        _case("1x1", (2, 5, 4, 6), (1, 1, 6, 3)),
+        _case("1x1 stride 2", (2, 5, 4, 6), (1, 1, 6, 3), (2, 2), "VALID"),
+        _case("1x1 padded", (2, 5, 4, 6), (1, 1, 6, 3), padding=((1, 0), (0, 2))),
+        _case("patchify", (2, 9, 8, 3), (4, 4, 3, 5), (4, 4), "VALID"),
+        _case("whole image", (2, 4, 5, 3), (4, 5, 3, 2), padding="VALID"),
+        _case("depthwise", (2, 6, 7, 4), (3, 3, 1, 4), feature_group_count=4),
+        _case("depthwise multiplier", (1, 6, 7, 3), (3, 3, 1, 6), (2, 2), feature_group_count=3),
+        _case("grouped", (2, 6, 5, 6), (3, 3, 3, 4), feature_group_count=2),
+        _case("grouped 1x1", (2, 6, 5, 6), (1, 1, 3, 4), feature_group_count=2),
+        _case(
+            "batch groups", (6, 5, 6, 3), (3, 3, 3, 4), feature_group_count=1, batch_group_count=2
+        ),
+        _case("atrous", (1, 9, 9, 2), (3, 3, 2, 3), rhs_dilation=(2, 3)),
+        _case("negative padding", (1, 8, 7, 2), (3, 3, 2, 3), padding=((-1, 2), (0, -2))),
+        _case(
+            "transposed", (2, 4, 5, 3), (3, 3, 3, 2), padding=((1, 2), (2, 2)), lhs_dilation=(2, 2)
+        ),
+        _case(
+            "all dilations",
+            (2, 5, 4, 4),
+            (3, 2, 2, 6),
+            (2, 1),
+            ((1, 2), (0, 1)),
+            lhs_dilation=(2, 3),
+            rhs_dilation=(3, 2),
+            feature_group_count=2,
+        ),
+        _case("nchw", (2, 3, 6, 5), (4, 3, 3, 3), dimension_numbers=None),
+        _case("odd layout", (5, 2, 6, 3), (3, 3, 4, 3), dimension_numbers=("HNWC", "HIOW", "CWHN")),
+        _case("weight gradient", (3, 6, 6, 4), (5, 5, 4, 2), padding=((1, 1), (0, 1))),
+        _case("3d", (1, 4, 5, 4, 2), (3, 2, 3, 2, 3), (1, 2, 1)),
+        _case(
+            "3d transposed",
+            (1, 3, 2, 3, 2),
+            (2, 2, 2, 2, 2),
+            padding=((1, 1),) * 3,
+            lhs_dilation=(2,) * 3,
+        ),
+        _case("9x9", (1, 12, 11, 1), (9, 9, 1, 2)),
+        _case("no output", (2, 2, 5, 3), (3, 3, 3, 4), padding="VALID"),
+        _case("no channels", (2, 5, 5, 0), (3, 3, 0, 4)),
+    )
+}

@@ -1,0 +1,35 @@
+"""The backend that the tests run on, and strict settings for all of them."""
+
+import jax
+import pytest
+
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=sorted(PLATFORMS),
+        help="run every test on this backend's devices (default: JAX's default backend)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    backend = config.getoption("--backend")
+    if backend is not None:
+        jax.config.update("jax_platforms", PLATFORMS[backend])
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        raise pytest.UsageError(
+            f"--backend={backend}: JAX has no such backend here: {error}"
+        ) from None
+    if backend not in (None, found):
+        raise pytest.UsageError(f"--backend={backend}: JAX has only {found!r} here")
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_report_header() -> str:
+    return f"jax {jax.__version__} on {jax.default_backend()}"

@@ -1,0 +1,118 @@
+"""What a convolution must be: a loop in NumPy, lax in float64, and how far a result may be off."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def wide(dtype: Any) -> np.dtype:
+    """The dtype in which the oracles count: exact for integers, 64 bits a part otherwise."""
+    if dtype == np.bool_ or jnp.issubdtype(dtype, jnp.integer):
+        return np.dtype(np.int64)
+    return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
+
+
+def loop_conv(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Any,
+    padding: Any,
+    lhs_dilation: Any = None,
+    rhs_dilation: Any = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+) -> np.ndarray:
+    """The convolution with explicit padding, window by window, in ``wide(lhs.dtype)``."""
+    dnums = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+    ndim = lhs.ndim - 2
+    x = np.asarray(lhs).astype(wide(lhs.dtype)).transpose(dnums.lhs_spec)  # (n, c, spatial…)
+    w = np.asarray(rhs).astype(wide(rhs.dtype)).transpose(dnums.rhs_spec)  # (o, i, spatial…)
+    for d in range(ndim):
+        axis = 2 + d
+        x = _dilate(x, axis, (lhs_dilation or [1] * ndim)[d])
+        w = _dilate(w, axis, (rhs_dilation or [1] * ndim)[d])
+        x = _pad(x, axis, *padding[d])
+    out_spatial = [
+        max(0, (x.shape[2 + d] - w.shape[2 + d]) // window_strides[d] + 1) for d in range(ndim)
+    ]
+    n, o = x.shape[0] // batch_group_count, w.shape[0]
+    out = np.zeros((n, o, *out_spatial), x.dtype)
+    groups = feature_group_count * batch_group_count
+    per_group = o // groups
+    for position in itertools.product(*map(range, out_spatial)):
+        at = tuple(
+            slice(p * s, p * s + k)
+            for p, s, k in zip(position, window_strides, w.shape[2:], strict=True)
+        )
+        window = x[(slice(None), slice(None), *at)]
+        for g in range(groups):
+            images = slice(g * n, (g + 1) * n) if batch_group_count > 1 else slice(None)
+            channels = slice(None)
+            if feature_group_count > 1:
+                channels = slice(g * w.shape[1], (g + 1) * w.shape[1])
+            outputs = slice(g * per_group, (g + 1) * per_group)
+            axes = list(range(1, ndim + 2))
+            out[(slice(None), outputs, *position)] = np.tensordot(
+                window[images, channels], w[outputs], (axes, axes)
+            )
+    return out.transpose(np.argsort(dnums.out_spec))
+
+
+def _dilate(x: np.ndarray, axis: int, dilation: int) -> np.ndarray:
+    shape = list(x.shape)
+    shape[axis] = max(0, (shape[axis] - 1) * dilation + 1)
+    out = np.zeros(shape, x.dtype)
+    out[(slice(None),) * axis + (slice(None, None, dilation),)] = x
+    return out
+
+
+def _pad(x: np.ndarray, axis: int, low: int, high: int) -> np.ndarray:
+    size = x.shape[axis]
+    out_shape = list(x.shape)
+    out_shape[axis] = size + low + high
+    out = np.zeros(out_shape, x.dtype)
+    first, last = max(0, -low), min(size, size + high)
+    if first < last:
+        source = (slice(None),) * axis + (slice(first, last),)
+        out[(slice(None),) * axis + (slice(first + low, last + low),)] = x[source]
+    return out
+
+
+def lax_conv(lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+    """lax's convolution in ``wide(lhs.dtype)``, on CPU, where it takes every dtype."""
+    cpu = jax.devices("cpu")[0]
+    lhs, rhs = (jax.device_put(np.asarray(x).astype(wide(x.dtype)), cpu) for x in (lhs, rhs))
+    return np.asarray(lax.conv_general_dilated(lhs, rhs, *args, **kwargs))
+
+
+def check(out: Any, expected: np.ndarray, magnitude: np.ndarray, length: int, dtype: Any) -> None:
+    """Asserts that ``out`` is ``expected`` within the rounding of ``length`` products.
+
+    Args:
+      expected: the exact result, of ``wide`` dtype.
+      magnitude: the same convolution of the operands' absolute values.
+      length: products that each output element sums.
+      dtype: of the operands.
+    """
+    out = np.asarray(out)
+    assert out.shape == expected.shape, f"shape {out.shape} instead of {expected.shape}"
+    if out.dtype == np.bool_:
+        np.testing.assert_array_equal(out, expected != 0)
+        return
+    if jnp.issubdtype(out.dtype, jnp.integer):
+        np.testing.assert_array_equal(out, expected.astype(out.dtype))  # both wrap around
+        return
+    # Each of `length` products and sums rounds once in the accumulator, and the result once more.
+    summed = float(jnp.finfo(jnp.promote_types(out.dtype, jnp.float32)).eps)
+    rounded = float(jnp.finfo(out.dtype).eps)
+    # Products of operands that are integers or narrow floats lose nothing before they are summed.
+    parts = 4 if jnp.issubdtype(dtype, jnp.complexfloating) else 1
+    bound = parts * (length + 2) * summed * magnitude + rounded * np.abs(expected)
+    error = np.abs(out.astype(expected.dtype) - expected)
+    worst = np.max(error - bound, initial=-1.0)
+    assert worst <= 0, f"off by {np.max(error)}, {worst} more than {dtype} may be"
