@@ -64,10 +64,17 @@ def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
-    """``spec`` as algorithms meet it: batch groups are feature groups, booleans are counted."""
+    """``spec`` as algorithms meet it.
+
+    Batch groups are feature groups, booleans are counted, complex numbers are as wide as the result.
+    """
     if spec.dtype == np.bool_:
         out_dtype = np.dtype(np.int32) if spec.out_dtype == np.bool_ else spec.out_dtype
         spec = spec.replace(dtype=np.dtype(np.int32), out_dtype=out_dtype)
+    if np.issubdtype(spec.dtype, np.complexfloating):
+        # XLA has no complex convolution: JAX makes it of three real ones, whose operands are sums
+        # and would be rounded to the narrower dtype before they are multiplied.
+        spec = spec.replace(dtype=spec.out_dtype)
     g = spec.batch_group_count
     if g > 1:
         gn, *spatial, c = spec.lhs_shape

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import layout
@@ -36,20 +37,25 @@ def cost(spec: ConvSpec) -> Cost:
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     x, spec = layout.pad_and_dilate(lhs, spec)
-    x = layout.split_groups(x, -1, spec.groups)  # x: (n, spatial…, g, c)
-    c = x.shape[-1]
-    # kernel: (taps·c, g, o)
-    kernel = layout.split_groups(rhs, -1, spec.groups).reshape(spec.taps * c, spec.groups, -1)
+    g, (c, o) = spec.groups, spec.rhs_shape[-2:]
+    # One output channel a group gets no axis of its own: with one of length 1, depthwise 7×7 on
+    # 8×56×56×96 is 17 times as fast as lax, without it 25.
+    channels = (g,) if o == g else (g, o // g)
+    kernel = rhs.reshape(spec.taps * c, *channels)
+    shape = (x.shape[0], *spec.out_spatial, *channels)
     dtype = spec.accumulator_dtype
 
     def term(i: Any) -> Array:
         offsets = layout.unravel(i // c, spec.kernel_shape)
         starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
         view = layout.strided(x, starts, spec.out_spatial, spec.window_strides)
-        view = view if c == 1 else view[..., i % c, None]  # view: (n, out spatial…, g, 1)
-        return view.astype(dtype) * kernel[i].astype(dtype)
+        if c > 1:
+            view = layout.split_groups(view, -1, g)[..., i % c]
+        if o > g:
+            view = jnp.broadcast_to(view[..., None], shape)
+        return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
 
-    out = layout.sum_of(spec.taps * c, term)  # out: (n, out spatial…, g, o)
+    out = layout.sum_of(spec.taps * c, term)  # out: (n, out spatial…, g, o / g)
     return out.reshape(spec.out_shape)
 
 

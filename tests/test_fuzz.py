@@ -1,0 +1,182 @@
+"""The drop-in contract, fuzzed: whatever lax takes, every algorithm gives what lax gives.
+
+A check is one convolution by one algorithm. The default run samples; the whole sweep is
+``pytest -m exhaustive``. Convolutions follow from the seed alone, so a failure's name reproduces it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import jaxconv
+import oracles
+from jaxconv.algorithms.base import refusal
+from jaxconv.spec import ConvSpec, parse
+
+DTYPES = {
+    "float64": (None,),
+    "float32": (None, None, "float64"),
+    "bfloat16": (None, "float32"),
+    "float16": (None, "float32"),
+    "complex64": (None, "complex128"),
+    "int8": (None, "int32", "float32"),
+    "int32": (None, "int64"),
+    "uint8": (None, "int32"),
+    "bool": (None, "int32"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    lhs_shape: tuple[int, ...]
+    rhs_shape: tuple[int, ...]
+    dtype: str
+    arguments: dict[str, Any]
+
+    def operands(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return tuple(_values(rng, shape, self) for shape in (self.lhs_shape, self.rhs_shape))
+
+
+def _values(rng: np.random.Generator, shape: tuple[int, ...], sample: Sample) -> np.ndarray:
+    dtype = jnp.dtype(sample.dtype)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.3
+    if jnp.issubdtype(dtype, jnp.integer):
+        # Sums overflow and must wrap around, except where they are rounded to floats.
+        preferred = sample.arguments["preferred_element_type"]
+        small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
+        info = jnp.iinfo(dtype)
+        low, high = (-9, 9) if small else (int(info.min), int(info.max))
+        return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
+    x = rng.standard_normal(shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x + 1j * rng.standard_normal(shape)
+    return x.astype(dtype)
+
+
+def sample(seed: int) -> Sample:
+    """A convolution that lax takes; its kind follows from ``seed``."""
+    rng = np.random.default_rng(seed)
+    pick = lambda *options: options[rng.integers(len(options))]  # noqa: E731
+    ndim = int(rng.choice([0, 1, 2, 3, 4], p=[0.06, 0.24, 0.4, 0.2, 0.1]))
+    largest = (0, 12, 8, 5, 4)[ndim]
+    dtype = pick(*DTYPES)
+    # One in thirty has more taps than are written out, and goes by loops.
+    long = ndim in (1, 2) and rng.random() < 1 / 30
+    if long:
+        kernel = [[70], [9, 9]][ndim - 1]
+        spatial = [[75], [11, 10]][ndim - 1]
+    else:
+        kernel = [int(rng.integers(1, min(largest, 4) + 1)) for _ in range(ndim)]
+        zero = rng.random() < 0.05
+        spatial = [int(rng.integers(0 if zero else 1, largest + 1)) for _ in range(ndim)]
+    some = lambda p: [  # noqa: E731
+        int(rng.integers(1, 5)) if rng.random() < p and not long else 1 for _ in range(ndim)
+    ]
+    dilate_lhs = rng.random() < 0.3
+    strides, lhs_dilation, rhs_dilation = some(0.4), some(0.7 if dilate_lhs else 0), some(0.3)
+    padding = pick("SAME", "SAME_LOWER", "VALID", "pairs", "pairs", "pairs")
+    if padding == "pairs" or max(lhs_dilation, default=1) > 1:
+        padding = []
+        for size, dilation in zip(spatial, lhs_dilation, strict=True):
+            low, high = (int(p) for p in rng.integers(-2, 5, 2))
+            dilated = max(0, (size - 1) * dilation + 1)
+            padding.append((low, max(high, -dilated - low)))
+    groups = pick("none", "none", "feature", "depthwise", "batch")
+    g = int(rng.integers(2, 4)) if groups != "none" else 1
+    n, c, o = (int(rng.integers(1, 4)) for _ in range(3))
+    if groups == "none" and rng.random() < 0.05:
+        n, c, o = (int(rng.integers(0, 3)) for _ in range(3))
+    if groups == "depthwise":
+        c = 1
+    arguments = {
+        "window_strides": tuple(strides),
+        "padding": padding,
+        "lhs_dilation": pick(tuple(lhs_dilation), None)
+        if max(lhs_dilation, default=1) == 1
+        else tuple(lhs_dilation),
+        "rhs_dilation": tuple(rhs_dilation),
+        "feature_group_count": g if groups in ("feature", "depthwise") else 1,
+        "batch_group_count": g if groups == "batch" else 1,
+        "preferred_element_type": pick(*DTYPES[dtype]),
+    }
+    letters = "abcd"[:ndim]
+    form = pick("none", "last", "strings", "permutations")
+    specs = {"none": (f"NC{letters}", f"OI{letters}", f"NC{letters}")}
+    specs["last"] = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    names = specs.get(form) or tuple(
+        "".join(rng.permutation(list(axes + letters))) for axes in ("NC", "OI", "NC")
+    )
+    letters = [axis for axis in names[1] if axis in letters]  # rhs orders strides and pads
+    lhs = {"N": n * arguments["batch_group_count"], "C": c * arguments["feature_group_count"]}
+    rhs = {"I": c, "O": o * g}
+    lhs |= dict(zip(letters, spatial, strict=True))
+    rhs |= dict(zip(letters, kernel, strict=True))
+    arguments["dimension_numbers"] = None if form == "none" else names
+    lhs_shape = tuple(lhs[axis] for axis in names[0])
+    rhs_shape = tuple(rhs[axis] for axis in names[1])
+    if form == "permutations":
+        numbers = lax.conv_dimension_numbers(lhs_shape, rhs_shape, names)
+        arguments["dimension_numbers"] = numbers
+    return Sample(lhs_shape, rhs_shape, dtype, arguments)
+
+
+def run_checks(seed: int) -> int:
+    """Checks one sample by "auto" and by every algorithm that takes it; returns how many."""
+    case = sample(seed)
+    lhs, rhs = case.operands(seed)
+    params = parse("conv_general_dilated", lhs, rhs, **case.arguments)
+    spec = ConvSpec.from_params(lhs, rhs, params)
+    able = [a for a in jaxconv.ALGORITHMS.values() if refusal(a, spec) is None]
+    if jax.default_backend() == "gpu" and not jnp.issubdtype(spec.dtype, jnp.inexact):
+        able = [a for a in able if a.name != "xla"]  # lax itself refuses integers there
+    names = ["auto", *(a.name for a in able)]
+
+    def by(name: str) -> Callable[[Any, Any], jax.Array]:
+        return lambda lhs, rhs: jaxconv.conv_general_dilated(
+            lhs, rhs, **case.arguments, precision="highest", algorithm=name
+        )
+
+    def all_of_them(lhs: jax.Array, rhs: jax.Array) -> list[jax.Array]:
+        return [by(name)(lhs, rhs) for name in names]
+
+    outs = jax.jit(all_of_them)(lhs, rhs)
+    loop_arguments = {
+        k: v for k, v in params.items() if k not in ("precision", "preferred_element_type")
+    }
+    expected = oracles.loop_conv(lhs, rhs, **loop_arguments)
+    magnitude = oracles.loop_conv(np.abs(lhs), np.abs(rhs), **loop_arguments)
+    length = math.prod(spec.rhs_shape[:-1])
+    by_lax = oracles.lax_conv(
+        lhs, rhs, **{k: v for k, v in case.arguments.items() if k != "preferred_element_type"}
+    )
+    oracles.check(by_lax, expected, magnitude, length, by_lax.dtype)
+    contract = jax.eval_shape(
+        lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, **case.arguments), lhs, rhs
+    )
+    for name, out in zip(names, outs, strict=True):
+        try:
+            assert (out.shape, out.dtype) == (contract.shape, contract.dtype)
+            oracles.check(out, expected, magnitude, length, case.dtype)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, algorithm {name}: {spec}: {error}") from None
+    return len(names)
+
+
+@pytest.mark.parametrize("block", range(12))
+def test_sampled(block: int) -> None:
+    assert sum(run_checks(1000 * block + i) for i in range(5)) >= 5 * 5
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("block", range(100))
+def test_exhaustive(block: int) -> None:
+    assert sum(run_checks(1_000_000 + 1000 * block + i) for i in range(10)) >= 10 * 5
