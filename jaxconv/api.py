@@ -90,8 +90,8 @@ def conv_general_dilated(
       preferred_element_type: dtype to accumulate in and to return.
       out_sharding: as in ``lax``; with it, or with shardings in the operands' types, lax's own
         convolution is used.
-      algorithm: "auto", or a name in ``ALGORITHMS``. It holds for derivatives and batches too, where
-        it can do the convolutions that they need; those that it can't are planned by "auto".
+      algorithm: "auto", or a name in ``ALGORITHMS``. It holds for derivatives and batches too,
+        where it can do the convolutions that they need; "auto" plans those that it can't.
 
     Returns:
       The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
@@ -141,7 +141,7 @@ def conv(
     Args:
       x: (N, spatial…, C), or (spatial…, C) without a batch.
       w: (kernel…, C / groups, O).
-      strides, dilation: an integer, or one for each spatial dimension; ``dilation`` is the kernel's.
+      strides, dilation: an integer, or one for each spatial dimension; the kernel's dilation.
       padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL" (1-D: an output sees no later input), an
         integer for all sides, or (low, high) pairs.
       groups: groups of channels that are convolved apart; C for a depthwise convolution.

@@ -8,19 +8,19 @@ from typing import Any
 
 import jax
 from jax._src.core import (
+    Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
     is_constant_shape,  # False for the symbolic dimensions of jax.export
+    jaxpr_as_fun,
 )
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
 from jax._src.lax.lax import canonicalize_precision
 from jax._src.sharding_impls import canonicalize_sharding
-from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
-from jax.extend.core.primitives import conv_general_dilated_p
 from jax.interpreters import ad, batching, mlir
+from jax.lax import conv_general_dilated_p
 
 __all__ = [
-    "ClosedJaxpr",
     "Primitive",
     "ad",
     "apply_primitive",

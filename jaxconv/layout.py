@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -75,7 +74,7 @@ def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Seque
     """
     spans = [(count - 1) * step + 1 for count, step in zip(counts, steps, strict=True)]
     first, rest = x.shape[0], x.shape[1 + len(counts) :]
-    if any(isinstance(start, jax.core.Tracer) for start in starts):
+    if not all(isinstance(start, int) for start in starts):
         starts = [jnp.asarray(start, jnp.int32) for start in (0, *starts, *(0 for _ in rest))]
         x = lax.dynamic_slice(x, starts, (first, *spans, *rest))
         starts = (0,) * len(counts)

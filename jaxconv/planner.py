@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -22,7 +23,7 @@ class Candidate:
 
     Attributes:
       name: the algorithm.
-      reason: why it can't do this convolution; None where it can, and then the rest is set.
+      reason: why it can't do this convolution; None where it can; only then the rest counts.
       seconds: predicted time, an order of magnitude: measure before you trust it.
       flops: floating-point operations, a multiply and an add counted as two.
       workspace: bytes of intermediate arrays besides operands and output.
@@ -31,10 +32,13 @@ class Candidate:
 
     name: str
     reason: str | None = None
-    seconds: float | None = None
-    flops: int | None = None
-    workspace: int | None = None
+    seconds: float = 0.0
+    flops: int = 0
+    workspace: int = 0
     gemm: tuple[int, int, int, int] | None = None
+
+
+HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted", "what it does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +60,12 @@ class Plan:
     candidates: tuple[Candidate, ...]
 
     def _rows(self) -> list[tuple[str, ...]]:
-        rows = [
-            ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted", "what it does")
-        ]
+        rows: list[tuple[str, ...]] = [HEADER]
         for c in self.candidates:
             chosen = "▸" if c.name == self.algorithm else ""
             if c.reason is not None:
                 rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
                 continue
-            assert c.flops is not None and c.workspace is not None and c.seconds is not None
             gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
             mflop, workspace = f"{c.flops / 1e6:,.1f}", f"{c.workspace / 2**20:,.1f} MiB"
             seconds = f"{c.seconds * 1e3:,.2f} ms"
@@ -117,7 +118,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 
 
 def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
-    if platform != "tpu" and jax.dtypes.issubdtype(spec.dtype, np.integer):
+    if platform != "tpu" and jnp.issubdtype(spec.dtype, np.integer):
         why = "XLA refuses integer convolutions on GPU"
         return [("pointwise", why), ("implicit", why)]
     return [("xla", "the platform's own convolution is fast for most shapes")]
@@ -125,7 +126,7 @@ def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
 
 def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
     """Candidates in order of preference, from what was measured (see ``calibration``)."""
-    groups, m, n, k = spec.gemm
+    _, _, n, k = spec.gemm
     channels = spec.rhs_shape[-2]
     rules = []
     if spec.is_empty:
@@ -178,7 +179,7 @@ def predict(algorithm: Algorithm, cost: Cost, spec: ConvSpec, platform: str) -> 
             kind = "xla grouped" if dense else "xla loop"
     elif cost.gemm is None:
         kind = "multiply-add"
-    elif not jax.dtypes.issubdtype(spec.dtype, np.inexact):
+    elif not jnp.issubdtype(spec.dtype, np.inexact):
         kind = "integer gemm"
     else:
         kind = "gemm" if min(cost.gemm[1:3]) >= 16 else "small gemm"
@@ -300,7 +301,7 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
     if reason is not None:
         return Candidate(algorithm.name, reason)
     if spec.is_empty:
-        return Candidate(algorithm.name, None, 0.0, 0, 0, None)
+        return Candidate(algorithm.name)
     cost = algorithm.cost(spec)
     seconds = predict(algorithm, cost, spec, platform)
     return Candidate(algorithm.name, None, seconds, cost.flops, cost.workspace, cost.gemm)

@@ -5,7 +5,7 @@ mathematics of their own: lax's rules are applied to lax's convolution, and the 
 comes out are replaced by this primitive. So each derived convolution is planned in its turn.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,8 @@ def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
     def replaced(eqn: Any) -> Any:
         if eqn.primitive is not conv_general_dilated_p:
             return eqn
-        spec = ConvSpec.from_params(*(v.aval for v in eqn.invars), eqn.params)
+        lhs, rhs = eqn.invars
+        spec = ConvSpec.from_params(lhs.aval, rhs.aval, eqn.params)
         capable = algorithm in ALGORITHMS and refusal(ALGORITHMS[algorithm], spec) is None
         params = {**eqn.params, "algorithm": algorithm if capable else "auto"}
         return eqn.replace(primitive=conv_p, params=params)
@@ -94,9 +95,7 @@ def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: An
 batching.fancy_primitive_batchers[conv_p] = _batch
 
 
-def _lowered(
-    lhs: Array, rhs: Array, *, algorithm: str, platform: str, **params: Mapping[str, Any]
-) -> Array:
+def _lowered(lhs: Array, rhs: Array, *, algorithm: str, platform: str, **params: Any) -> Array:
     spec = ConvSpec.from_params(lhs, rhs, params)
     dimension_numbers = params["dimension_numbers"]
     lhs, rhs = layout.to_canonical(lhs, rhs, dimension_numbers)

@@ -1,4 +1,4 @@
-"""``ConvSpec``: the static facts of one convolution; parsing and checking of lax-style arguments."""
+"""``ConvSpec``: the static facts of one convolution; parsing of lax-style arguments."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NoReturn
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -43,10 +43,13 @@ class ConvSpec:
     precision: Any = None
 
     @classmethod
-    def from_params(
-        cls, lhs: jax.ShapeDtypeStruct, rhs: jax.ShapeDtypeStruct, params: Mapping[str, Any]
-    ) -> "ConvSpec":
-        """The spec of a convolution primitive with these operands and parameters."""
+    def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
+        """The spec of a convolution primitive with these operands and parameters.
+
+        Args:
+          lhs, rhs: anything with a ``shape`` and a ``dtype``.
+          params: the primitive's parameters, as ``parse`` gives them.
+        """
         lhs_spec, rhs_spec, _ = params["dimension_numbers"]
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
@@ -152,9 +155,9 @@ class ConvSpec:
         """Where sums are kept: at least 32 bits wide, so that only the end rounds or wraps."""
         if self.out_dtype.itemsize >= 4:
             return self.out_dtype
-        if jax.dtypes.issubdtype(self.out_dtype, np.unsignedinteger):
+        if jnp.issubdtype(self.out_dtype, np.unsignedinteger):
             return np.dtype(np.uint32)
-        if jax.dtypes.issubdtype(self.out_dtype, np.integer):
+        if jnp.issubdtype(self.out_dtype, np.integer):
             return np.dtype(np.int32)
         return np.dtype(np.float32)
 
@@ -288,7 +291,7 @@ def _out_dtype(function: str, lhs: Any, rhs: Any, preferred: Any) -> np.dtype | 
         return None
     preferred = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, function))
     widens = preferred.itemsize >= np.dtype(lhs).itemsize
-    issub = jax.dtypes.issubdtype
+    issub = jnp.issubdtype
     if issub(lhs, np.integer) and issub(preferred, np.floating):
         compatible = True
     elif issub(lhs, np.signedinteger):

@@ -1,7 +1,7 @@
 """The drop-in contract, fuzzed: whatever lax takes, every algorithm gives what lax gives.
 
 A check is one convolution by one algorithm. The default run samples; the whole sweep is
-``pytest -m exhaustive``. Convolutions follow from the seed alone, so a failure's name reproduces it.
+``pytest -m exhaustive``. A convolution follows from its seed alone, which a failure names.
 """
 
 import dataclasses
@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from jax import lax
 
 import jaxconv
-import oracles
 from jaxconv.algorithms.base import refusal
 from jaxconv.spec import ConvSpec, parse
 

@@ -66,7 +66,7 @@ def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
 def prepared(spec: ConvSpec) -> ConvSpec:
     """``spec`` as algorithms meet it.
 
-    Batch groups are feature groups, booleans are counted, complex numbers are as wide as the result.
+    Batch groups are feature groups, booleans are counted, complex numbers as wide as the result.
     """
     if spec.dtype == np.bool_:
         out_dtype = np.dtype(np.int32) if spec.out_dtype == np.bool_ else spec.out_dtype

@@ -24,7 +24,7 @@ def tile_rows(spec: ConvSpec) -> int:
 
 
 def cost(spec: ConvSpec) -> Cost:
-    groups, m, n, k = spec.gemm
+    groups, _, n, k = spec.gemm
     rows = tile_rows(spec)
     tiles = -(-spec.out_spatial[0] // rows)
     tile_m = spec.positions // spec.out_spatial[0] * rows

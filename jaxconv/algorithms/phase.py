@@ -57,7 +57,7 @@ def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, 
 
 
 def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
-    """Of each phase, row-major: its taps and its convolution, None where no tap meets an element."""
+    """Each phase's taps and convolution, row-major; None where no tap meets an element."""
     parts = []
     for phases in itertools.product(*map(range, periods(spec))):
         axes = [split_axis(spec, axis, phase) for axis, phase in enumerate(phases)]
