@@ -199,4 +199,4 @@ def _sum_taps(x: Array, spec: ConvSpec, axis: int) -> Array:
         zeros = jnp.zeros(shape, x.dtype)
         return lax.dynamic_update_slice_in_dim(zeros, view, tap * step, 1 + axis)
 
-    return layout.sum_of(spec.kernel_shape[axis], placed)
+    return layout.sum_of(spec.kernel_shape[axis], placed, layout.UNROLL)

@@ -13,6 +13,10 @@ from jaxconv.spec import ConvSpec
 MAX_CHANNELS = 16
 
 
+# Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 s, 147 took 3 s.
+UNROLL = 64
+
+
 def supports(spec: ConvSpec) -> str | None:
     channels = spec.rhs_shape[-2]
     if channels > MAX_CHANNELS:
@@ -25,7 +29,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 def cost(spec: ConvSpec) -> Cost:
     terms = spec.taps * spec.rhs_shape[-2]
-    loops = -(-terms // layout.UNROLL)
+    loops = -(-terms // UNROLL)
     output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
     return Cost(
         flops=spec.flops,
@@ -55,7 +59,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
             view = jnp.broadcast_to(view[..., None], shape)
         return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
 
-    out = layout.sum_of(spec.taps * c, term)  # out: (n, out spatial…, g, o / g)
+    out = layout.sum_of(spec.taps * c, term, UNROLL)  # out: (n, out spatial…, g, o / g)
     return out.reshape(spec.out_shape)
 
 

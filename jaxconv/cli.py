@@ -1,0 +1,195 @@
+"""The command line: ``jaxconv compare``."""
+
+import io
+import os
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+try:
+    import typer
+    from matplotlib.backend_bases import FigureCanvasBase
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    from jaxconv import compare as engine
+except ModuleNotFoundError as error:
+    # Here and not in main: without these packages there are no commands to define.
+    print(
+        f"jaxconv: the command line needs the package {error.name!r};"
+        ' install its extra: pip install "jaxconv[cli]"',
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+import jax
+import numpy as np
+
+from jaxconv.algorithms import ALGORITHMS
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # errors and help as plain text, without frames
+)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="jaxconv")
+
+
+def _fail(message: str) -> NoReturn:
+    """One line on stderr and exit code 2."""
+    print(f"jaxconv: {' '.join(message.split())}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"jaxconv {metadata.version('jaxconv')}")
+        raise typer.Exit
+
+
+@app.callback(help="Convolution as matrix multiplication, in pure JAX.")
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    image: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A photograph, in any format that Pillow reads.",
+            show_default="the astronaut of scikit-image",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture is written.")
+    ] = Path("jaxconv-compare.png"),
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--algorithm",
+            "-a",
+            help="Compare this one, by name; may be given more than once.",
+            show_default="auto and all others",
+        ),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(min=16, help="A longer side is scaled down to so many pixels.")
+    ] = 512,
+    repeats: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pairs of calls, lax and the algorithm in turn.",
+            show_default=f"what fits {engine.BUDGET} s, from 1 to {engine.ENOUGH}",
+        ),
+    ] = None,
+) -> None:
+    """Compare all algorithms on real convolutions of a photograph.
+
+    Prints, for each convolution and algorithm, the GEMM shape, the median time, its ratio to lax
+    (above 1 is faster), the workspace and the largest error against float64, and writes a picture.
+    """
+    known = ("auto", *ALGORITHMS)
+    for name in algorithm or ():
+        if name not in known:
+            _fail(f"unknown algorithm {name!r}; known are {', '.join(known)}")
+    try:
+        photograph, caption = engine.load(image, size)
+    except OSError as error:
+        _fail(f"can't read the image {str(image)!r}: {error.strerror or error}")
+    _check_output(output, image)
+    try:
+        _compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _check_output(output: Path, image: Path | None) -> None:
+    """Fails where the picture can't be written: before the measuring, so that none is lost."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix[1:].lower() not in kinds:
+        names = ", ".join(f".{kind}" for kind in kinds)
+        _fail(f"can't write {str(output)!r}: the name of a picture ends in one of {names}")
+    try:
+        if image is not None and output.exists() and output.samefile(image):
+            _fail(f"can't write {str(output)!r}: it is the photograph; name another --output")
+        if output.exists():
+            output.open("r+b").close()
+        else:
+            tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        _fail(f"can't write {str(output)!r}: {error.strerror or error}")
+
+
+def _compare(
+    photograph: np.ndarray,
+    caption: str,
+    output: Path,
+    algorithms: list[str],
+    repeats: int | None,
+) -> None:
+    start = time.perf_counter()
+    comparisons: list[engine.Comparison] = []
+    stderr = Console(stderr=True)  # stdout is for the tables alone: it may be a pipe
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns,
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    ) as progress:
+        task = progress.add_task("", total=engine.steps(engine.CONVOLUTIONS, algorithms))
+        done = 0
+        for step in engine.compare(photograph, algorithms=algorithms, repeats=repeats):
+            if isinstance(step, engine.Comparison):
+                comparisons.append(step)
+                continue
+            progress.update(task, description=step, completed=done)
+            done += 1
+    versions = f"jaxconv {metadata.version('jaxconv')}, JAX {jax.__version__}"
+    where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    console = _stdout()
+    console.print(Text(f"{caption}; {where}; float32\n"), soft_wrap=True)
+    console.print(engine.tables(comparisons, console.width))
+    figure = engine.picture(photograph, f"{caption}\n{where}", comparisons)
+    try:
+        figure.savefig(output, dpi=110)
+    except OSError as error:
+        _fail(f"can't write {str(output)!r}: {error.strerror or error}")
+    seconds = time.perf_counter() - start
+    console.print(
+        Text(
+            "▸ what auto chose. × lax: lax's time over the algorithm's, the two called in turn; the"
+            " median of the pairs, above 1 is faster. max error: against float64.\n"
+            f"The picture: {output}. {seconds:.0f} s in all."
+        ),
+        soft_wrap=True,
+    )
+
+
+def _stdout() -> Console:
+    """A console on stdout; where that is a file or a pipe, wide enough for all columns."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every encoding has × and →
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=120)
+    return console

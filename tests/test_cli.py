@@ -1,0 +1,346 @@
+"""``jaxconv compare``: the engine on tiny photographs, and the command line from the outside."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from PIL import Image
+from rich.console import Console
+
+import jaxconv
+from jaxconv import cli, compare
+from jaxconv.compare import measure
+
+PNG = b"\x89PNG\r\n\x1a\n"
+SHORT = tuple(c for c in compare.CONVOLUTIONS if c.name.startswith(("Sobel", "1×1", "Transposed")))
+# The options that make a run short.
+QUICK = ("--size", "32", "--repeats", "1", "-a", "auto", "-a", "im2col", "-a", "pointwise")
+
+
+def photograph(height: int = 24, width: int = 20) -> np.ndarray:
+    return np.random.default_rng(1).random((height, width, 3), np.float32)
+
+
+def png(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def comparisons() -> list[compare.Comparison]:
+    """The short list by all algorithms, two pairs each."""
+    found = list(compare.compare(photograph(), SHORT, repeats=2))
+    announced = [step for step in found if isinstance(step, str)]
+    assert len(announced) == compare.steps(SHORT)
+    return [step for step in found if isinstance(step, compare.Comparison)]
+
+
+def text(comparisons: list[compare.Comparison], width: int) -> list[str]:
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(compare.tables(comparisons, width))
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+# The engine
+
+
+@pytest.mark.parametrize("convolution", compare.CONVOLUTIONS, ids=lambda c: c.name)
+@pytest.mark.parametrize("shape", [(20, 33), (1, 1)])
+def test_reference_is_lax_in_float64(
+    convolution: compare.Convolution, shape: tuple[int, int]
+) -> None:
+    channels = convolution.kernel.shape[2] * convolution.groups
+    x = np.random.default_rng(0).standard_normal((1, *shape, channels)).astype(np.float32)
+    operands = jnp.asarray(x, jnp.float64), jnp.asarray(convolution.kernel, jnp.float64)
+    expected = lax.conv_general_dilated(*operands, *convolution.arguments)
+    found = compare.reference(x, convolution)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    if convolution.lhs_dilation == 2:
+        transposed = lax.conv_transpose(*operands, (2, 2), "SAME")
+        np.testing.assert_allclose(found, transposed, atol=1e-12)
+
+
+def test_measures_every_algorithm(comparisons: list[compare.Comparison]) -> None:
+    assert [c.convolution for c in comparisons] == list(SHORT)
+    for comparison in comparisons:
+        lax_row, *rows = comparison.measurements
+        assert lax_row.name == "lax"
+        assert lax_row.ratios == ()
+        assert [row.name for row in rows] == ["auto", *jaxconv.ALGORITHMS]
+        candidates = {c.name: c for c in comparison.plan.candidates}
+        for row in rows:
+            runs = comparison.plan.algorithm if row.name == "auto" else row.name
+            assert row.reason == candidates[runs].reason
+            if row.reason is None:
+                assert row.gemm == candidates[runs].gemm
+                assert len(row.ratios) == 2
+                low, high = row.quartiles
+                assert 0 < low <= row.ratio <= high
+        for row in comparison.measurements:
+            if row.reason is None:
+                assert row.seconds > 0
+                assert row.compile_seconds > 0
+                assert row.workspace is None or row.workspace >= 0
+                scale = float(np.max(np.abs(comparison.output)))
+                assert 0 <= row.error < 1e-5 * scale
+
+
+def test_budget_allows_one_pair_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "BUDGET", 0.0)
+    *_, comparison = compare.compare(photograph(), SHORT[:1], ["im2col"])
+    assert isinstance(comparison, compare.Comparison)
+    assert len(comparison.measurements[1].ratios) == 1
+
+
+def test_lax_is_measured_where_all_refuse() -> None:
+    *_, comparison = compare.compare(photograph(), SHORT[:1], ["pointwise"])
+    assert isinstance(comparison, compare.Comparison)
+    assert comparison.measurements[0].seconds > 0
+    assert "windows overlap" in str(comparison.measurements[1].reason)
+    assert compare.picture(photograph(), "all refuse", [comparison]).axes
+
+
+def test_workspace_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "WORKSPACE_LIMIT", 1024)
+    *_, comparison = compare.compare(photograph(), SHORT[:1], ["im2col"])
+    assert isinstance(comparison, compare.Comparison)
+    assert "KiB of intermediate arrays" in str(comparison.measurements[1].reason)
+
+
+def test_tables_mark_the_choice_and_list_refusals(comparisons: list[compare.Comparison]) -> None:
+    for comparison in comparisons:
+        lines = text([comparison], 120)
+        chosen = comparison.plan.algorithm
+        assert any(line.split()[:3] == ["auto", "→", chosen] for line in lines)
+        assert [line.split()[1] for line in lines if line.startswith("▸")] == [chosen]
+        assert f"auto chose {chosen}, since {comparison.plan.why}" in lines
+        for row in comparison.measurements:
+            if row.reason is not None:
+                refusals = [line for line in lines if line.split()[:1] == [row.name]]
+                assert len(refusals) == 1
+                assert refusals[0].startswith(f"   {row.name} ")
+                assert f"not run: {row.reason}"[:40] in refusals[0]
+
+
+def test_tables_fit_a_narrow_terminal(comparisons: list[compare.Comparison]) -> None:
+    lines = text(comparisons, 80)
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if "auto →" in line]
+    assert len(rows) == len(comparisons)
+    assert all("…" not in row for row in rows)
+
+
+def test_tables_sort_by_ratio(comparisons: list[compare.Comparison]) -> None:
+    for comparison in comparisons:
+        run = [row for row in comparison.measurements if row.reason is None]
+        names = [comparison.label(row.name) for row in sorted(run, key=lambda row: -row.ratio)]
+        lines = [line[3:] for line in text([comparison], 120)]
+        at = [next(i for i, x in enumerate(lines) if x.startswith(f"{name} ")) for name in names]
+        assert at == sorted(at)
+
+
+# The photograph
+
+
+def test_load_default() -> None:
+    pixels, caption = compare.load(None, 512)
+    assert pixels.shape == (512, 512, 3)
+    assert pixels.dtype == np.float32
+    assert pixels.min() >= 0
+    assert 0.9 < pixels.max() <= 1
+    assert caption == "astronaut (from scikit-image), 512×512"
+
+
+def test_load_scales_down_only(tmp_path: Path) -> None:
+    path = png(tmp_path / "wide.png", np.zeros((50, 100, 3), np.uint8))
+    pixels, caption = compare.load(path, 40)
+    assert pixels.shape == (20, 40, 3)
+    assert caption == "wide.png, 100×50 scaled to 40×20"
+    pixels, caption = compare.load(path, 200)
+    assert pixels.shape == (50, 100, 3)
+    assert caption == "wide.png, 100×50"
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.array([[0, 255]], np.uint8),
+        np.array([[[0, 0, 0, 255], [255, 255, 255, 255]]], np.uint8),
+        np.array([[1000, 30000]], np.uint16),
+        np.array([[-7, 70000]], np.int32),
+    ],
+    ids=["grey", "rgba", "16 bit", "32 bit"],
+)
+def test_load_other_formats(tmp_path: Path, pixels: np.ndarray) -> None:
+    path = tmp_path / "image.tiff"
+    Image.fromarray(pixels).save(path)
+    np.testing.assert_array_equal(compare.load(path, 64)[0], [[[0, 0, 0], [1, 1, 1]]])
+
+
+# The command
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of ``jaxconv`` with these arguments, in this process."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.app([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    code = exit_.value.code
+    assert isinstance(code, int)
+    return code, captured.out, captured.err
+
+
+def test_compare_default_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    output = tmp_path / "picture.png"
+    code, out, err = run(capsys, "compare", "-o", output, *QUICK)
+    assert (code, err) == (0, "")
+    assert "astronaut (from scikit-image), 512×512 scaled to 32×32" in out
+    assert f"The picture: {output}. " in out
+    for convolution in compare.CONVOLUTIONS:
+        assert convolution.name in out
+    assert out.count("auto → ") == len(compare.CONVOLUTIONS)
+    assert "naive" not in out  # not asked for
+    assert output.read_bytes().startswith(PNG)
+    with Image.open(output) as picture:
+        assert min(picture.size) > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 1000
+
+
+def test_compare_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # A name with the marks that rich and matplotlib would take for their own.
+    image = png(tmp_path / "[red]$x.png", (255 * photograph()).astype(np.uint8))
+    output = tmp_path / "picture.svg"
+    code, out, err = run(
+        capsys, "compare", image, "--output", output, "--repeats", 1, "-a", "pointwise"
+    )
+    assert (code, err) == (0, "")
+    assert "[red]$x.png, 20×24; jaxconv" in out
+    assert b"<svg" in output.read_bytes()
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "notes.png"
+    path.write_text("this is no picture")
+    return path
+
+
+def cut_short(folder: Path) -> Path:
+    path = png(folder / "cut.png", (255 * photograph()).astype(np.uint8))
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "missing.png", "No such file or directory"),
+        (lambda folder: folder, "Is a directory"),
+        (text_file, "cannot identify image file"),
+        (cut_short, "cut.png'"),
+    ],
+    ids=["missing", "directory", "text", "cut short"],
+)
+def test_unreadable_image(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    make: Callable[[Path], Path],
+    message: str,
+) -> None:
+    image = make(tmp_path)
+    code, out, err = run(capsys, "compare", image, "-o", tmp_path / "picture.png", *QUICK)
+    assert (code, out) == (2, "")
+    assert err.startswith("jaxconv: can't read the image '")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_unknown_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "compare", "-a", "auto", "-a", "magic")
+    assert (code, out) == (2, "")
+    names = ", ".join(("auto", *jaxconv.ALGORITHMS))
+    assert err == f"jaxconv: unknown algorithm 'magic'; known are {names}\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/picture.png", "No such file or directory"),
+        ("folder.png", "Is a directory"),
+        ("photograph.png/picture.png", "Not a directory"),
+        ("picture.doc", "the name of a picture ends in one of"),
+        ("picture", "the name of a picture ends in one of"),
+        ("photograph.png", "it is the photograph"),
+    ],
+)
+def test_unwritable_output(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    message: str,
+) -> None:
+    image = png(tmp_path / "photograph.png", (255 * photograph()).astype(np.uint8))
+    before = image.read_bytes()
+    (tmp_path / "folder.png").mkdir()
+    monkeypatch.setattr(compare, "compare", lambda *_, **__: pytest.fail("it measured"))
+    code, out, err = run(capsys, "compare", image, "-o", tmp_path / name)
+    assert (code, out) == (2, "")
+    assert err.startswith("jaxconv: can't write '")
+    assert message in err
+    assert err.count("\n") == 1
+    assert image.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "photograph.png"]
+
+
+def test_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", interrupted)
+    assert run(capsys, "compare", "-o", tmp_path / "picture.png") == (130, "", "")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--version")
+    assert (code, err) == (0, "")
+    assert out.startswith("jaxconv ")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_module_runs() -> None:
+    done = python("-m", "jaxconv", "compare", "missing.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = "jaxconv: can't read the image 'missing.png': No such file or directory\n"
+    assert done.stderr == expected
+
+
+def test_extras_are_optional() -> None:
+    done = python(
+        "-c",
+        "import sys, jaxconv\n"
+        "extras = {'typer', 'rich', 'matplotlib', 'PIL', 'skimage'}\n"
+        "assert not extras & set(sys.modules)\n"
+        "sys.modules['typer'] = None\n"
+        "import jaxconv.cli",
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "jaxconv: the command line needs the package 'typer'; install its extra:"
+        ' pip install "jaxconv[cli]"\n'
+    )
