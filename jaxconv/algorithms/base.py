@@ -25,7 +25,8 @@ class Cost:
       flops: floating-point operations, a multiply and an add counted as two.
       traffic: bytes read and written, intermediate arrays included.
       workspace: bytes of intermediate arrays that live at one time, besides operands and output.
-      gemm: (count, m, n, k) of the matrix products, None where there is none.
+      gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
+        there is none.
       steps: iterations of a loop that can't run side by side.
     """
 

@@ -30,7 +30,7 @@ def periods(spec: ConvSpec) -> tuple[int, ...]:
 
 def supports(spec: ConvSpec) -> str | None:
     if all(d == 1 for d in spec.lhs_dilation):
-        return "lhs is not dilated: there are no phases to split"
+        return "lhs is not dilated, so there are no phases"
     if math.prod(periods(spec)) > MAX_PHASES:
         return f"{math.prod(periods(spec))} phases to compile; it takes at most {MAX_PHASES}"
     return None
@@ -79,12 +79,12 @@ def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
 def cost(spec: ConvSpec) -> Cost:
     parts = [part for _, part in split(spec) if part is not None]
     output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
-    shapes = [part.gemm for part in parts]
+    m, n, k = map(max, zip(*(part.gemm[1:] for part in parts), strict=True)) if parts else (0, 0, 0)
     return Cost(
         flops=sum(part.flops for part in parts),
         traffic=sum(part.operand_bytes for part in parts) + 2 * output,
         workspace=output + max((layout.padded_bytes(part) for part in parts), default=0),
-        gemm=max(shapes, key=math.prod, default=None),
+        gemm=(spec.groups * len(parts), m, n, k),
     )
 
 

@@ -20,10 +20,7 @@ UNROLL = 64
 def supports(spec: ConvSpec) -> str | None:
     channels = spec.rhs_shape[-2]
     if channels > MAX_CHANNELS:
-        return (
-            f"{channels} input channels a group; it multiplies one at a time, at most"
-            f" {MAX_CHANNELS}"
-        )
+        return f"{channels} input channels a group, at most {MAX_CHANNELS} are added one by one"
     return None
 
 
