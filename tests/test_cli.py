@@ -111,7 +111,7 @@ def test_workspace_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WORKSPACE_LIMIT", 1024)
     *_, comparison = compare.compare(photograph(), SHORT[:1], ["im2col"])
     assert isinstance(comparison, compare.Comparison)
-    assert "KiB of intermediate arrays" in str(comparison.measurements[1].reason)
+    assert "GiB of intermediate arrays" in str(comparison.measurements[1].reason)
 
 
 def test_tables_mark_the_choice_and_list_refusals(comparisons: list[compare.Comparison]) -> None:

@@ -1,7 +1,6 @@
 """Measuring each algorithm against lax, and against float64."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
+from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.compare.photograph import CONVOLUTIONS, Convolution, sources
 from jaxconv.planner import Plan
 
@@ -135,16 +135,16 @@ def compare(
         lhs, rhs = inputs[convolution.source], jnp.asarray(convolution.kernel)
         plan = jaxconv.plan(lhs, rhs, *convolution.arguments)
         exact = reference(np.asarray(lhs), convolution)
-        baseline = Subject("lax", lax.conv_general_dilated, lhs, rhs, convolution)
+        baseline = _compiled(lax.conv_general_dilated, convolution, lhs, rhs)
         lax_seconds: list[float] = []
         rows = []
         for name in algorithms:
             yield f"{convolution.name}: {name}"
-            rows.append(_measure(name, plan, baseline, exact, repeats, lax_seconds))
+            rows.append(_measure(name, convolution, plan, baseline, exact, repeats, lax_seconds))
         if not lax_seconds:  # every algorithm refused
             baseline.call()
             lax_seconds.append(baseline.call())
-        first = baseline.measurement(plan.spec.gemm, lax_seconds, (), exact)
+        first = _measurement("lax", baseline, plan.spec.gemm, lax_seconds, (), exact)
         yield Comparison(convolution, plan, exact, (first, *rows))
 
 
@@ -154,57 +154,43 @@ def steps(convolutions: Sequence[Convolution], algorithms: Sequence[str] | None 
     return len(convolutions) * (1 + count)
 
 
-class Subject:
-    """A compiled convolution with its operands, ready to be called and timed."""
+def _compiled(
+    function: Callable[..., Array],
+    convolution: Convolution,
+    lhs: Array,
+    rhs: Array,
+    **options: str,
+) -> Compiled:
+    # The kernel is an argument: a constant would be folded into the compiled code.
+    return Compiled(
+        lambda lhs, rhs: function(lhs, rhs, *convolution.arguments, **options), lhs, rhs
+    )
 
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Array],
-        lhs: Array,
-        rhs: Array,
-        convolution: Convolution,
-        **options: str,
-    ) -> None:
-        self.name = name
-        self.convolution = convolution
-        self.operands = lhs, rhs
-        self.output: Array | None = None
-        start = time.perf_counter()
-        # The kernel is an argument: a constant would be folded into the compiled code.
-        jitted = jax.jit(lambda lhs, rhs: function(lhs, rhs, *convolution.arguments, **options))
-        self.compiled = jitted.lower(lhs, rhs).compile()
-        self.compile_seconds = time.perf_counter() - start
 
-    def call(self) -> float:
-        """Calls it once and returns the seconds."""
-        start = time.perf_counter()
-        self.output = self.compiled(*self.operands).block_until_ready()
-        return time.perf_counter() - start
-
-    def measurement(
-        self,
-        gemm: tuple[int, int, int, int] | None,
-        seconds: Sequence[float],
-        ratios: Sequence[float],
-        exact: np.ndarray,
-    ) -> Measurement:
-        analysis = self.compiled.memory_analysis()  # None where the backend has none
-        return Measurement(
-            self.name,
-            gemm=gemm,
-            seconds=float(np.median(seconds)),
-            ratios=tuple(ratios),
-            compile_seconds=self.compile_seconds,
-            workspace=getattr(analysis, "temp_size_in_bytes", None),
-            error=float(np.max(np.abs(np.asarray(self.output) - exact))),
-        )
+def _measurement(
+    name: str,
+    compiled: Compiled,
+    gemm: tuple[int, int, int, int] | None,
+    seconds: Sequence[float],
+    ratios: Sequence[float],
+    exact: np.ndarray,
+) -> Measurement:
+    return Measurement(
+        name,
+        gemm=gemm,
+        seconds=float(np.median(seconds)),
+        ratios=tuple(ratios),
+        compile_seconds=compiled.compile_seconds,
+        workspace=compiled.workspace,
+        error=float(np.max(np.abs(np.asarray(compiled.output) - exact))),
+    )
 
 
 def _measure(
     name: str,
+    convolution: Convolution,
     plan: Plan,
-    baseline: Subject,
+    baseline: Compiled,
     exact: np.ndarray,
     repeats: int | None,
     lax_seconds: list[float],
@@ -217,20 +203,15 @@ def _measure(
     if candidate.workspace > WORKSPACE_LIMIT:
         needs = f"{candidate.workspace / 2**30:.1f} GiB"
         return Measurement(name, reason=f"it would need {needs} of intermediate arrays")
-    function, convolution = jaxconv.conv_general_dilated, baseline.convolution
+    function = jaxconv.conv_general_dilated
     try:
-        subject = Subject(name, function, *baseline.operands, convolution, algorithm=name)
-        # What else the machine does changes from second to second and meets both of a pair alike.
-        for warmed_up in (baseline, subject):
-            warmed_up.call()
-        pairs = []
-        start = time.perf_counter()
-        while len(pairs) < (repeats or ENOUGH):
-            pairs.append((baseline.call(), subject.call()))
-            if repeats is None and time.perf_counter() - start > BUDGET:
-                break
+        subject = _compiled(function, convolution, *baseline.args, algorithm=name)
+        if repeats is None:
+            pairs = alternate(baseline, subject, ENOUGH, BUDGET)
+        else:
+            pairs = alternate(baseline, subject, repeats)
     except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
         return Measurement(name, reason=f"it failed: {str(error).splitlines()[0]}")
     lax_seconds += [pair[0] for pair in pairs]
     ratios = [reference / own for reference, own in pairs]
-    return subject.measurement(candidate.gemm, [pair[1] for pair in pairs], ratios, exact)
+    return _measurement(name, subject, candidate.gemm, [own for _, own in pairs], ratios, exact)

@@ -1,0 +1,1 @@
+"""Benchmarks: what jaxconv is measured by. ``python -m jaxconv.bench`` runs them."""
