@@ -41,7 +41,7 @@ def test_a_layer_is_timed_in_pairs(layer: Layer) -> None:
 def test_a_wrong_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     right = jaxconv.conv_general_dilated
     monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
-    with pytest.raises(RuntimeError, match="off by 1.*e-03 of the largest value"):
+    with pytest.raises(RuntimeError, match=r"off by 1.*e-03 of the largest value"):
         list(layers.run((TINY,), pairs=1))
 
 
