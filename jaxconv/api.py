@@ -3,36 +3,30 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
-from jaxconv.patches import Padding, per_axis, resolve_padding
+from jaxconv.parse import (
+    fail,
+    parse,
+    parse_dimension_numbers,
+    parse_out_dtype,
+    parse_pairs,
+    positive,
+)
+from jaxconv.patches import Padding, operand, per_axis, resolve_padding
 from jaxconv.planner import check_algorithm
 from jaxconv.primitive import conv_p
-from jaxconv.spec import ConvSpec, dilate, fail, parse
-
-
-def _operand(function: str, name: str, x: Any) -> Array:
-    if not (isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")):
-        fail(
-            function,
-            f"{name} must be an array",
-            type(x).__name__,
-            "convert it with jnp.asarray",
-            TypeError,
-        )
-    return jnp.asarray(x)
+from jaxconv.spec import ConvSpec, dilate
 
 
 def _bind(
     function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any, *args: Any
 ) -> Array:
     """Checks lax-style arguments and binds the primitive; ``args`` as in ``spec.parse``."""
-    lhs, rhs = _operand(function, "lhs", lhs), _operand(function, "rhs", rhs)
+    lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
     if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
         return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, *args)
     params = parse(function, lhs, rhs, *args)
@@ -158,7 +152,7 @@ def conv(
       >>> jaxconv.conv(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
       (2, 16, 16, 8)
     """
-    x, w = _operand("conv", "x", x), _operand("conv", "w", w)
+    x, w = operand("conv", "x", x), operand("conv", "w", w)
     ndim = w.ndim - 2
     if ndim < 0 or x.ndim not in (w.ndim, w.ndim - 1):
         fail(
@@ -167,13 +161,6 @@ def conv(
             f"shapes {x.shape} and {w.shape}",
             "add the missing dimensions",
             TypeError,
-        )
-    if isinstance(padding, str) and padding.upper() == "CAUSAL" and ndim != 1:
-        fail(
-            "conv",
-            "padding 'CAUSAL' is for one spatial dimension",
-            f"{ndim} of them",
-            "give (low, high) pairs",
         )
     batched = x.ndim == w.ndim
     dilation = per_axis("conv", "dilation", dilation, ndim)
@@ -186,7 +173,7 @@ def conv(
         algorithm,
         None,
         per_axis("conv", "strides", strides, ndim),
-        resolve_padding(padding, w.shape[:-2], dilation),
+        resolve_padding("conv", padding, w.shape[:-2], dilation),
         None,
         dilation,
         lax.ConvDimensionNumbers(channels_last, (ndim + 1, ndim, *range(ndim)), channels_last),
@@ -238,7 +225,7 @@ def conv_transpose(
       >>> jaxconv.conv_transpose(image, kernel, (2, 2), "SAME").shape
       (1, 16, 16, 2)
     """
-    lhs, rhs = _operand("conv_transpose", "lhs", lhs), _operand("conv_transpose", "rhs", rhs)
+    lhs, rhs = operand("conv_transpose", "lhs", lhs), operand("conv_transpose", "rhs", rhs)
     ndim = rhs.ndim - 2
     if dimension_numbers is None:
         if not 0 <= ndim <= 3:
@@ -258,12 +245,21 @@ def conv_transpose(
             "add the missing dimensions",
             TypeError,
         )
-    dnums = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    strides = per_axis("conv_transpose", "strides", strides, ndim)
-    if use_consistent_padding or padding in ("SAME", "VALID"):
-        pads = [padding] * ndim if isinstance(padding, str) else padding
+    dnums = parse_dimension_numbers("conv_transpose", lhs.shape, rhs.shape, dimension_numbers)
+    strides = positive("conv_transpose", "strides", strides, ndim, TypeError)
+    if rhs_dilation is None:
+        rhs_dilation = (1,) * ndim
+    rhs_dilation = positive("conv_transpose", "rhs_dilation", rhs_dilation, ndim, TypeError)
+    if isinstance(padding, str):
+        same_or_valid = padding in ("SAME", "VALID")
+        pads = [padding] * ndim
+    else:
+        same_or_valid, pads = False, padding
+        if use_consistent_padding:
+            pads = parse_pairs("conv_transpose", padding, ndim)
+    if use_consistent_padding or same_or_valid:
         kernel_shape = [rhs.shape[d] for d in dnums.rhs_spec[2:]]
-        windows = map(dilate, kernel_shape, rhs_dilation or (1,) * ndim)
+        windows = map(dilate, kernel_shape, rhs_dilation)
         padding = [
             _transpose_pads(k, stride, pad)
             for k, stride, pad in zip(windows, strides, pads, strict=True)
@@ -324,7 +320,7 @@ def pointwise(
       >>> jaxconv.pointwise(jnp.ones((2, 7, 7, 64)), jnp.ones((64, 256))).shape
       (2, 7, 7, 256)
     """
-    x, w = _operand("pointwise", "x", x), _operand("pointwise", "w", w)
+    x, w = operand("pointwise", "x", x), operand("pointwise", "w", w)
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or x.dtype != w.dtype:
         fail(
             "pointwise",
@@ -333,6 +329,7 @@ def pointwise(
             "reshape a (1, …, 1, C, O) kernel with w.reshape(w.shape[-2:])",
             TypeError,
         )
+    parse_out_dtype("pointwise", x.dtype, w.dtype, preferred_element_type)
     return jnp.einsum(
         "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
     )

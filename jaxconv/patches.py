@@ -1,16 +1,32 @@
 """``im2col`` and ``col2im``: the patch matrix by itself, and its exact adjoint."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
-from jaxconv.spec import ConvSpec, fail, parse
+from jaxconv.parse import fail, parse
+from jaxconv.spec import ConvSpec
 
 Padding = str | int | Sequence[tuple[int, int]]
+
+
+def operand(function: str, name: str, x: Any) -> Array:
+    """``x`` as an array of JAX; a list is refused."""
+    if not (isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")):
+        fail(
+            function,
+            f"{name} must be an array",
+            type(x).__name__,
+            "convert it with jnp.asarray",
+            TypeError,
+        )
+    return jnp.asarray(x)
 
 
 def per_axis(function: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
@@ -30,12 +46,19 @@ def per_axis(function: str, name: str, value: int | Sequence[int], ndim: int) ->
 
 
 def resolve_padding(
-    padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
+    function: str, padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
 ) -> str | Sequence[tuple[int, int]]:
     """Channels-last padding (an int, "CAUSAL", …) as ``lax.conv_general_dilated`` takes it."""
     if isinstance(padding, (int, np.integer)):
         return ((int(padding), int(padding)),) * len(kernel_shape)
     if isinstance(padding, str) and padding.upper() == "CAUSAL":
+        if len(kernel_shape) != 1:
+            fail(
+                function,
+                "padding 'CAUSAL' is for one spatial dimension",
+                f"{len(kernel_shape)} of them",
+                "give (low, high) pairs",
+            )
         return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
     return padding
 
@@ -69,11 +92,32 @@ def _patch_spec(
         lhs,
         rhs,
         per_axis(function, "strides", strides, ndim),
-        resolve_padding(padding, kernel_shape, dilation),
+        resolve_padding(function, padding, kernel_shape, dilation),
         rhs_dilation=dilation,
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
     )
     return ConvSpec.from_params(lhs, rhs, params)
+
+
+def _kernel_shape(function: str, kernel_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(map(operator.index, kernel_shape))
+    except TypeError:
+        fail(
+            function,
+            "kernel_shape must be integers",
+            repr(kernel_shape),
+            "give one for each spatial dimension",
+            TypeError,
+        )
+    if any(k < 1 for k in shape):
+        fail(
+            function,
+            "the kernel must have at least one tap in each spatial dimension",
+            f"kernel shape {shape}",
+            "drop the convolution where there is no kernel",
+        )
+    return shape
 
 
 def im2col(
@@ -113,7 +157,7 @@ def im2col(
              [1., 2.],
              [2., 3.]], dtype=float32)
     """
-    kernel_shape = tuple(kernel_shape)
+    x, kernel_shape = operand("im2col", "x", x), _kernel_shape("im2col", kernel_shape)
     batched = x.ndim != len(kernel_shape) + 1
     x = x if batched else x[None]
     spec = _patch_spec("im2col", x.shape, x.dtype, kernel_shape, strides, padding, dilation)
@@ -157,7 +201,8 @@ def col2im(
       >>> jaxconv.col2im(jaxconv.im2col(jnp.ones((4, 1)), (2,)), (4, 1), (2,)).ravel()
       Array([1., 2., 2., 1.], dtype=float32)
     """
-    kernel_shape, x_shape = tuple(kernel_shape), tuple(x_shape)
+    patches = operand("col2im", "patches", patches)
+    kernel_shape, x_shape = _kernel_shape("col2im", kernel_shape), tuple(x_shape)
     ndim = len(kernel_shape)
     batched = len(x_shape) != ndim + 1
     full_shape = x_shape if batched else (1, *x_shape)

@@ -15,7 +15,8 @@ from jax import Array
 from jaxconv import calibration
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import Cost, apply, prepared, refusal
-from jaxconv.spec import ConvSpec, fail, parse
+from jaxconv.parse import fail, parse
+from jaxconv.spec import ConvSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +234,7 @@ def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     """Raises where ``algorithm`` is unknown or can't do ``spec``."""
     if algorithm == "auto":
         return
-    if algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         names = ", ".join(ALGORITHMS)
         fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), "use one")
     reason = refusal(ALGORITHMS[algorithm], spec)

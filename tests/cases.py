@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.spec import ConvSpec, parse
+from jaxconv.parse import parse
+from jaxconv.spec import ConvSpec
 
 LAST = {
     0: ("NC", "IO", "NC"),

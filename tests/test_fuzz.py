@@ -18,7 +18,8 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms.base import refusal
-from jaxconv.spec import ConvSpec, parse
+from jaxconv.parse import parse
+from jaxconv.spec import ConvSpec
 
 DTYPES = {
     "float64": (None,),

@@ -1,0 +1,211 @@
+"""The package as a whole: what it exports and imports, its layers, and that its examples run."""
+
+import ast
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import jaxconv
+
+PACKAGE = Path(jaxconv.__file__).parent
+README = Path(__file__).parents[1] / "README.md"
+PUBLIC = [
+    "ALGORITHMS",
+    "UnsupportedConvError",
+    "col2im",
+    "conv",
+    "conv_general_dilated",
+    "conv_transpose",
+    "im2col",
+    "plan",
+    "pointwise",
+]
+
+
+def run(code: str, *arguments: str, cwd: Path | None = None) -> str:
+    """What ``code`` prints in a Python of its own, with JAX's default settings, on CPU."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    root = str(PACKAGE.parent)
+    environment |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg", "PYTHONPATH": root}
+    command = [sys.executable, "-X", "utf8", "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(
+        command, env=environment, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# What it exports
+
+
+def test_all_is_exact_and_sorted() -> None:
+    assert jaxconv.__all__ == PUBLIC
+    assert sorted(PUBLIC) == PUBLIC
+    assert all(hasattr(jaxconv, name) for name in PUBLIC)
+
+
+FUNCTIONS = [name for name in PUBLIC if name.islower()]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_documented_with_an_example(name: str) -> None:
+    function = getattr(jaxconv, name)
+    text = inspect.getdoc(function) or ""
+    for section in ("Args:", "Returns:", "Raises:", "Example:\n  >>> import"):
+        assert section in text, f"{name} has no {section!r}"
+    if "The others: as in" not in text:
+        assert set(inspect.signature(function).parameters) <= set(re.findall(r"\w+", text))
+    assert inspect.getdoc(jaxconv.UnsupportedConvError)
+
+
+def test_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+# What it imports
+
+IMPORTED = """
+import sys
+import jax, numpy
+before = {name.partition(".")[0] for name in sys.modules}
+import jaxconv
+after = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(after - before - set(sys.stdlib_module_names)))
+print(*sorted(name for name in sys.modules if name.startswith("jaxconv")))
+"""
+
+
+def test_import_needs_jax_and_numpy_only() -> None:
+    packages, modules = run(IMPORTED).splitlines()
+    assert packages == "jaxconv"
+    assert "jaxconv.api" in modules.split()
+    assert not re.search(r"jaxconv\.(cli|compare|bench)", modules)
+
+
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+# Of the columns spec ← layout ← base ← … the number; nothing imports from a column to its right.
+LAYERS = (
+    ("jaxconv.compat", "jaxconv.calibration"),
+    ("jaxconv.spec",),
+    ("jaxconv.parse",),
+    ("jaxconv.layout",),
+    ("jaxconv.patches", "jaxconv.algorithms.base"),
+    ("jaxconv.algorithms.gemm",),
+    (),  # each algorithm
+    ("jaxconv.algorithms",),
+    ("jaxconv.planner",),
+    ("jaxconv.primitive",),
+    ("jaxconv.api", "jaxconv.accelerate", "jaxconv.enable"),
+    ("jaxconv",),
+    ("jaxconv.bench",),
+    ("jaxconv.compare",),
+    ("jaxconv.cli", "jaxconv.__main__"),
+)
+ALGORITHM = LAYERS.index(())
+SHARED = ("jaxconv.algorithms.base", "jaxconv.algorithms.gemm")
+LEAVES = LAYERS[0]
+LAST = LAYERS.index(("jaxconv.bench",))  # from here on nobody is imported
+
+
+def layer(module: str) -> int | None:
+    """The column of ``module``; None where the design has none for it."""
+    parents = [module, ".".join(module.split(".")[:2])]
+    if parents[1] == "jaxconv.algorithms" and module not in ("jaxconv.algorithms", *SHARED):
+        return ALGORITHM
+    return next((i for name in parents for i, names in enumerate(LAYERS) if name in names), None)
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of this package that ``module`` imports, anywhere in its text."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            if (node.module or "").partition(".")[0] == "jaxconv":
+                for alias in node.names:
+                    name = f"{node.module}.{alias.name}"
+                    yield name if name in MODULES else str(node.module)
+
+
+def test_the_design_has_its_modules() -> None:
+    needed = {name for layer in LAYERS[:10] for name in layer} | {"jaxconv.api", "jaxconv"}
+    assert needed <= set(MODULES)
+    assert "jaxconv.spec" in set(imports("jaxconv.layout"))
+    assert "jaxconv.algorithms" in set(imports("jaxconv.planner"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_left(module: str) -> None:
+    own = layer(module)
+    for imported in imports(module):
+        column = layer(imported)
+        if module in LEAVES:
+            pytest.fail(f"{module} is a leaf, and imports {imported}")
+        if own is None:
+            assert column is None or column < LAST, f"{module} imports {imported}"
+        elif column is not None:
+            assert column <= own, f"{module} imports {imported}, which lies to its right"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_depends_on_the_version_of_jax_is_in_compat(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    names = {
+        name
+        for node in ast.walk(ast.parse(text))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [str(node.module)]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    internal = {n for n in names if re.match(r"jax\.(_src|extend|interpreters)\b", n)}
+    assert not internal or module == "jaxconv.compat", f"{module} imports {internal}"
+
+
+# Its examples
+
+DOCTEST = """
+import doctest, importlib, sys
+tried = 0
+for name in sys.argv[1:]:
+    results = doctest.testmod(importlib.import_module(name))
+    if results.failed:
+        sys.exit(1)
+    tried += results.attempted
+print(tried)
+"""
+
+
+def test_docstring_examples_run() -> None:
+    modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
+    assert modules == ["jaxconv.api", "jaxconv.patches", "jaxconv.planner"]
+    # Each function's example has an import and at least one line more.
+    assert int(run(DOCTEST, *modules)) >= 2 * len(FUNCTIONS)
+
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SNIPPETS = """
+import sys
+namespace = {"__name__": "__main__"}
+for i, block in enumerate(sys.argv[1:]):
+    exec(compile(block, f"python block {i + 1} of the README", "exec"), namespace)
+"""
+
+
+def test_readme_snippets_run(tmp_path: Path) -> None:
+    blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
+    assert blocks, "the README has no python block"
+    run(SNIPPETS, *blocks, cwd=tmp_path)

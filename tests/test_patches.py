@@ -1,0 +1,351 @@
+"""``im2col`` and ``col2im``: against loops, lax, torch, and each other."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxconv import col2im, im2col
+from jaxconv.layout import UNROLL
+
+
+class Case(NamedTuple):
+    x_shape: tuple[int, ...]
+    kernel_shape: tuple[int, ...]
+    strides: Any = 1
+    padding: Any = "VALID"
+    dilation: Any = 1
+
+    @property
+    def ndim(self) -> int:
+        return len(self.kernel_shape)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"strides": self.strides, "padding": self.padding, "dilation": self.dilation}
+
+    def gather(self, x: Any) -> jax.Array:
+        return im2col(x, self.kernel_shape, **self.options)
+
+    def scatter(self, patches: Any) -> jax.Array:
+        return col2im(patches, self.x_shape, self.kernel_shape, **self.options)
+
+    def lax_arguments(self) -> dict[str, Any]:
+        """The same as arguments of lax's functions, channels last."""
+        strides, dilation = (
+            (v,) * self.ndim if isinstance(v, int) else tuple(v)
+            for v in (self.strides, self.dilation)
+        )
+        padding = self.padding
+        if padding == "CAUSAL":
+            padding = ((dilation[0] * (self.kernel_shape[0] - 1), 0),)
+        elif isinstance(padding, int):
+            padding = ((padding, padding),) * self.ndim
+        letters = "HWD"[: self.ndim]
+        return {
+            "window_strides": strides,
+            "padding": padding,
+            "rhs_dilation": dilation,
+            "dimension_numbers": (f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        }
+
+
+CASES = {
+    "0d": Case((2, 3), ()),
+    "1d": Case((2, 9, 3), (3,)),
+    "1d causal": Case((2, 9, 2), (3,), 1, "CAUSAL", 2),
+    "1d loop": Case((1, 80, 2), (70,)),
+    "1d loop of many": Case((2, 150, 1), (130,), 3, ((5, -2),)),
+    "2d": Case((2, 6, 7, 3), (3, 2)),
+    "2d same": Case((2, 6, 7, 3), (3, 3), 2, "SAME"),
+    "2d same lower": Case((1, 7, 6, 2), (4, 3), (2, 1), "SAME_LOWER"),
+    "2d padded": Case((1, 5, 6, 2), (3, 2), 1, 2, (2, 1)),
+    "2d no stride divides": Case((1, 8, 9, 2), (2, 3), (3, 4), ((0, 1), (2, 0))),
+    "2d negative padding": Case((1, 8, 7, 2), (3, 3), 1, ((-1, 2), (0, -2))),
+    "2d patchify": Case((2, 8, 9, 3), (4, 4), 4),
+    "3d": Case((1, 4, 5, 4, 2), (3, 2, 3), (1, 2, 1), "SAME", (1, 1, 2)),
+    "no output": Case((2, 2, 5, 3), (3, 3)),
+    "no channels": Case((2, 5, 5, 0), (3, 3)),
+    "no batch": Case((0, 5, 5, 2), (3, 3)),
+}
+EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+assert max(CASES["1d loop"].kernel_shape) > UNROLL
+assert max(CASES["1d loop of many"].kernel_shape) > 2 * UNROLL
+
+
+def integers(shape: tuple[int, ...], dtype: Any = np.float64, seed: int = 0) -> np.ndarray:
+    """Small enough for every dtype and sum to be exact."""
+    return np.random.default_rng(seed).integers(-4, 5, shape).astype(dtype)
+
+
+def explicit_pads(case: Case) -> tuple[tuple[int, int], ...]:
+    arguments = case.lax_arguments()
+    if not isinstance(arguments["padding"], str):
+        return arguments["padding"]
+    pads = []
+    for size, k, stride, d in zip(
+        case.x_shape[1:-1],
+        case.kernel_shape,
+        arguments["window_strides"],
+        arguments["rhs_dilation"],
+        strict=True,
+    ):
+        total = max(0, (-(-size // stride) - 1) * stride + (k - 1) * d + 1 - size)
+        low = {"VALID": 0, "SAME": total // 2, "SAME_LOWER": total - total // 2}[case.padding]
+        pads.append((low, 0 if case.padding == "VALID" else total - low))
+    return tuple(pads)
+
+
+def loop_im2col(x: np.ndarray, case: Case) -> np.ndarray:
+    """Element by element: position · stride + tap · dilation - low, zero outside the image."""
+    arguments, pads = case.lax_arguments(), explicit_pads(case)
+    strides, dilation = arguments["window_strides"], arguments["rhs_dilation"]
+    n, *spatial, c = x.shape
+    out_spatial = [
+        max(0, (size + lo + hi - (k - 1) * d - 1) // stride + 1)
+        for size, (lo, hi), k, d, stride in zip(
+            spatial, pads, case.kernel_shape, dilation, strides, strict=True
+        )
+    ]
+    taps = list(itertools.product(*map(range, case.kernel_shape)))
+    out = np.zeros((n, *out_spatial, len(taps) * c), x.dtype)
+    for position in itertools.product(*map(range, out_spatial)):
+        for i, tap in enumerate(taps):
+            at = [
+                p * stride + t * d - lo
+                for p, stride, t, d, (lo, _) in zip(
+                    position, strides, tap, dilation, pads, strict=True
+                )
+            ]
+            if all(0 <= a < size for a, size in zip(at, spatial, strict=True)):
+                out[(slice(None), *position, slice(i * c, (i + 1) * c))] = x[:, *at]
+    return out
+
+
+@EVERY_CASE
+def test_im2col_is_the_loop(case: Case) -> None:
+    x = integers(case.x_shape)
+    out = case.gather(x)
+    assert isinstance(out, jax.Array)
+    np.testing.assert_array_equal(out, loop_im2col(x, case), strict=True)
+
+
+def test_im2col_is_tap_major_then_channel() -> None:
+    x = np.arange(12.0).reshape(1, 2, 3, 2)
+    expected = [0, 1, 2, 3, 6, 7, 8, 9], [2, 3, 4, 5, 8, 9, 10, 11]
+    np.testing.assert_array_equal(im2col(x, (2, 2)), np.reshape(expected, (1, 1, 2, 8)))
+
+
+@EVERY_CASE
+def test_patches_times_kernel_is_the_convolution(case: Case) -> None:
+    x = integers(case.x_shape)
+    w = integers((*case.kernel_shape, case.x_shape[-1], 4), seed=1)
+    out = jax.jit(case.gather)(x) @ jnp.asarray(w.reshape(-1, w.shape[-1]))
+    expected = lax.conv_general_dilated(x, w, **case.lax_arguments())
+    np.testing.assert_array_equal(out, expected, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool", "bfloat16", "complex64"])
+@pytest.mark.parametrize("name", ["1d loop", "2d padded"])
+def test_im2col_of_any_dtype(name: str, dtype: str) -> None:
+    case, dtype = CASES[name], jnp.dtype(dtype)
+    x = np.abs(integers(case.x_shape)).astype(dtype)
+    out = jax.jit(case.gather)(x)
+    assert out.dtype == dtype
+    np.testing.assert_array_equal(np.asarray(out), loop_im2col(x, case), strict=True)
+
+
+@pytest.mark.parametrize("name", ["0d", "1d causal", "2d same", "3d", "no output"])
+def test_unbatched_is_one_image_of_a_batch(name: str) -> None:
+    case = CASES[name]
+    x = integers(case.x_shape)
+    p = jax.jit(case.gather)(x)
+    image = case._replace(x_shape=case.x_shape[1:])
+    np.testing.assert_array_equal(jax.jit(image.gather)(x[0]), p[0], strict=True)
+    expected = jax.jit(case.scatter)(p)[0]
+    np.testing.assert_array_equal(jax.jit(image.scatter)(p[0]), expected, strict=True)
+
+
+@pytest.mark.parametrize("kernel_shape", [[3, 2], np.array([3, 2])], ids=type)
+def test_sequences_and_numpy_integers_are_accepted(kernel_shape: Any) -> None:
+    x = integers((2, 6, 7, 3))
+    options = {"strides": np.int64(2), "padding": np.int32(1), "dilation": [1, 2]}
+    out = im2col(x, kernel_shape, **options)
+    expected = im2col(x, (3, 2), 2, ((1, 1), (1, 1)), (1, 2))
+    np.testing.assert_array_equal(out, expected, strict=True)
+    back = col2im(out, list(x.shape), kernel_shape, **options)
+    assert back.shape == x.shape
+
+
+@EVERY_CASE
+def test_col2im_is_the_adjoint(case: Case) -> None:
+    x = integers(case.x_shape, np.int32)
+    patches = jax.jit(case.gather)(x)
+    p = integers(patches.shape, np.int32, seed=1)
+    back = jax.jit(case.scatter)(p)
+    assert back.shape == x.shape
+    assert back.dtype == x.dtype
+    assert np.sum(patches * p) == np.sum(x * back)
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"1d loop of many"}))
+def test_each_is_the_linear_transpose_of_the_other(name: str) -> None:
+    case = CASES[name]
+    x = jnp.asarray(integers(case.x_shape))
+    p = jnp.asarray(integers(jax.eval_shape(case.gather, x).shape, seed=1))
+
+    @jax.jit
+    def transposes(x: jax.Array, p: jax.Array) -> Any:
+        gather, scatter = (
+            jax.linear_transpose(case.gather, x),
+            jax.linear_transpose(case.scatter, p),
+        )
+        return (case.gather(x), *scatter(x)), (case.scatter(p), *gather(p))
+
+    for out, expected in transposes(x, p):
+        np.testing.assert_array_equal(out, expected, strict=True)
+
+
+def test_col2im_counts_overlaps() -> None:
+    ones = np.ones((1, 4, 5, 1))
+    counts = col2im(im2col(ones, (3, 3)), ones.shape, (3, 3))[0, ..., 0]
+    np.testing.assert_array_equal(counts, np.outer([1, 2, 2, 1], [1, 2, 3, 2, 1]))
+    counts = col2im(im2col(ones, (2, 2), 2), ones.shape, (2, 2), 2)[0, ..., 0]
+    np.testing.assert_array_equal(counts, np.outer([1, 1, 1, 1], [1, 1, 1, 1, 0]))
+
+
+def test_col2im_wraps_integers() -> None:
+    x = np.full((1, 5, 1), 100, np.int8)
+    back = col2im(im2col(x, (2,)), x.shape, (2,))
+    assert back.dtype == np.int8
+    np.testing.assert_array_equal(back.ravel(), [100, -56, -56, -56, 100])
+
+
+@pytest.mark.parametrize("name", ["1d loop", "2d padded", "3d"])
+@pytest.mark.parametrize("direction", ["gather", "scatter"])
+def test_jit_vmap_and_grad(direction: str, name: str) -> None:
+    case = CASES[name]
+    shape = jax.eval_shape(case.gather, jax.ShapeDtypeStruct(case.x_shape, np.float64)).shape
+    fun, adjoint, given, returned = case.gather, case.scatter, case.x_shape, shape
+    if direction == "scatter":
+        fun, adjoint, given, returned = adjoint, fun, returned, given
+    v = jnp.asarray(integers(given))
+    c = jnp.asarray(integers(returned, seed=3))
+
+    @jax.jit
+    def transformed(v: jax.Array, c: jax.Array) -> Any:
+        batch = jnp.stack([v, 2 * v, -v])
+        gradient = jax.grad(lambda v: jnp.vdot(fun(v), c))(v)
+        return jax.vmap(fun)(batch), jax.vmap(fun, 1, 1)(batch.swapaxes(0, 1)), gradient
+
+    first, second, gradient = transformed(v, c)
+    out = np.asarray(jax.jit(fun)(v))
+    np.testing.assert_array_equal(first, np.stack([out, 2 * out, -out]), strict=True)
+    np.testing.assert_array_equal(second.swapaxes(0, 1), first, strict=True)
+    # It is linear: the gradient of ⟨fun(v), c⟩ is the adjoint at c.
+    np.testing.assert_array_equal(gradient, jax.jit(adjoint)(c), strict=True)
+
+
+@pytest.mark.parametrize("name", ["1d", "2d", "2d same", "2d negative padding", "3d"])
+def test_relation_to_lax_patches(name: str) -> None:
+    case = CASES[name]
+    x = integers(case.x_shape)
+    out = jax.jit(case.gather)(x)
+    n, *out_spatial, _ = out.shape
+    c, taps = x.shape[-1], int(np.prod(case.kernel_shape))
+    p = out.reshape(n, -1, taps, c)
+    expected = lax.conv_general_dilated_patches(x, case.kernel_shape, **case.lax_arguments())
+    np.testing.assert_array_equal(
+        p.swapaxes(2, 3).reshape(n, *out_spatial, c * taps), expected, strict=True
+    )
+
+
+UNFOLDS = [  # image (n, h, w, c), kernel, and torch's dilation, padding and stride
+    ((2, 6, 7, 3), (3, 2), {"dilation": 1, "padding": 0, "stride": 1}),
+    ((1, 7, 6, 2), (2, 3), {"dilation": 2, "padding": 1, "stride": 2}),
+]
+
+
+def loop_unfold(
+    x: np.ndarray, kernel: tuple[int, int], dilation: int, padding: int, stride: int
+) -> np.ndarray:
+    """``torch.nn.functional.unfold`` as its page has it: (n, c, h, w) → (n, c·taps, positions)."""
+    n, _, h, w = x.shape
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    rows, columns = (
+        range(0, size + 2 * padding - dilation * (k - 1), stride)
+        for size, k in zip((h, w), kernel, strict=True)
+    )
+    blocks = [
+        x[:, :, i : i + dilation * kernel[0] : dilation, j : j + dilation * kernel[1] : dilation]
+        for i in rows
+        for j in columns
+    ]
+    return np.stack([block.reshape(n, -1) for block in blocks], -1)
+
+
+def loop_fold(
+    p: np.ndarray,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    dilation: int,
+    padding: int,
+    stride: int,
+) -> np.ndarray:
+    """``torch.nn.functional.fold`` as its page has it: the sum of all blocks, where they lie."""
+    n = len(p)
+    c = p.shape[1] // (kernel[0] * kernel[1])
+    out = np.zeros((n, c, size[0] + 2 * padding, size[1] + 2 * padding), p.dtype)
+    column = 0
+    for i in range(0, out.shape[2] - dilation * (kernel[0] - 1), stride):
+        for j in range(0, out.shape[3] - dilation * (kernel[1] - 1), stride):
+            rows, columns = (
+                slice(at, at + dilation * k, dilation) for at, k in zip((i, j), kernel, strict=True)
+            )
+            out[:, :, rows, columns] += p[:, :, column].reshape(n, c, *kernel)
+            column += 1
+    assert column == p.shape[2]
+    return out[:, :, padding : padding + size[0], padding : padding + size[1]]
+
+
+def torch_unfold(x: np.ndarray, kernel: tuple[int, int], **options: int) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    return torch.nn.functional.unfold(torch.tensor(x), kernel, **options).numpy()
+
+
+def torch_fold(
+    p: np.ndarray, size: tuple[int, int], kernel: tuple[int, int], **options: int
+) -> np.ndarray:
+    torch = pytest.importorskip("torch")
+    return torch.nn.functional.fold(torch.tensor(p), size, kernel, **options).numpy()
+
+
+@pytest.mark.parametrize(("x_shape", "kernel", "options"), UNFOLDS)
+@pytest.mark.parametrize(
+    ("unfold", "fold"),
+    [(loop_unfold, loop_fold), (torch_unfold, torch_fold)],
+    ids=["loop", "torch"],
+)
+def test_relation_to_unfold_and_fold(
+    unfold: Any,
+    fold: Any,
+    x_shape: tuple[int, ...],
+    kernel: tuple[int, int],
+    options: dict[str, int],
+) -> None:
+    ours = (options["stride"], options["padding"], options["dilation"])
+    x = integers(x_shape)
+    n, *size, c = x_shape
+    taps = kernel[0] * kernel[1]
+    out = im2col(x, kernel, *ours)
+    p = out.reshape(n, -1, taps, c)
+    channel_major = np.asarray(p.transpose(0, 3, 2, 1).reshape(n, c * taps, p.shape[1]))
+    expected = unfold(x.transpose(0, 3, 1, 2), kernel, **options)
+    np.testing.assert_array_equal(channel_major, expected, strict=True)
+
+    folded = fold(channel_major, tuple(size), kernel, **options).transpose(0, 2, 3, 1)
+    np.testing.assert_array_equal(col2im(out, x_shape, kernel, *ours), folded, strict=True)

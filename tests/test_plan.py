@@ -1,0 +1,370 @@
+"""``plan``: a value that says what is chosen and why, and a table that teaches."""
+
+import dataclasses
+import html
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from cases import CASES, LAST, Case
+from jax import lax
+
+import jaxconv
+from jaxconv import ALGORITHMS
+from jaxconv.algorithms.base import refusal
+from jaxconv.planner import Plan, plan_spec
+
+
+def struct(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def planned(
+    lhs: tuple[int, ...],
+    rhs: tuple[int, ...],
+    padding: Any = "SAME",
+    dtype: str = "float32",
+    platform: str | None = "cpu",
+    **arguments: Any,
+) -> Plan:
+    """The plan of a channels-last convolution, of stride 1 unless told."""
+    ndim = len(lhs) - 2
+    arguments = {"window_strides": (1,) * ndim, "dimension_numbers": LAST[ndim]} | arguments
+    operands = struct(*lhs, dtype=dtype), struct(*rhs, dtype=dtype)
+    return jaxconv.plan(*operands, padding=padding, platform=platform, **arguments)
+
+
+def case_plan(case: Case, platform: str = "cpu", dtype: str = "float32") -> Plan:
+    operands = struct(*case.lhs_shape, dtype=dtype), struct(*case.rhs_shape, dtype=dtype)
+    return jaxconv.plan(*operands, **case.arguments, platform=platform)
+
+
+EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+# What a plan is
+
+
+def test_plan_is_a_hashable_value() -> None:
+    first, again, other = (planned((1, 8, 8, c), (3, 3, c, 4)) for c in (3, 3, 5))
+    plan_spec.cache_clear()
+    fresh = planned((1, 8, 8, 3), (3, 3, 3, 4))
+    assert first == again == fresh
+    assert first is not fresh
+    assert hash(first) == hash(fresh)
+    assert len({first, again, fresh, other}) == 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.algorithm = "xla"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_arrays_and_structs_give_the_same_plan() -> None:
+    case = CASES["grouped"]
+    lhs, rhs = case.operands(np.float32)
+    plans = {
+        jaxconv.plan(lhs, rhs, **case.arguments),
+        jaxconv.plan(jax.numpy.asarray(lhs), jax.numpy.asarray(rhs), **case.arguments),
+        jaxconv.plan(struct(*lhs.shape), struct(*rhs.shape), **case.arguments),
+    }
+    assert len(plans) == 1
+
+
+def test_layouts_of_one_convolution_have_one_plan() -> None:
+    last = planned((2, 9, 8, 16), (3, 3, 16, 24))
+    first = jaxconv.plan(
+        struct(2, 16, 9, 8), struct(24, 16, 3, 3), (1, 1), ((1, 1), (1, 1)), platform="cpu"
+    )
+    assert first == last
+
+
+def test_nothing_is_run() -> None:
+    """An image of an exabyte has a plan, and tracers have one."""
+    huge = planned((1 << 20, 1 << 20, 1 << 18, 64), (3, 3, 64, 64))
+    assert huge.algorithm in ALGORITHMS
+    plans = []
+
+    @jax.jit
+    def f(x: jax.Array, w: jax.Array) -> jax.Array:
+        plans.append(jaxconv.plan(x, w, (1, 1), "SAME"))
+        return x
+
+    jaxpr = jax.make_jaxpr(f)(struct(1, 4, 8, 8), struct(5, 4, 3, 3))
+    assert plans == [jaxconv.plan(struct(1, 4, 8, 8), struct(5, 4, 3, 3), (1, 1), "SAME")]
+    assert "conv" not in str(jaxpr)
+
+
+def test_platform_is_jaxs_default() -> None:
+    default = planned((1, 8, 8, 3), (3, 3, 3, 4), platform=None)
+    assert default.platform == jax.default_backend()
+    assert default == planned((1, 8, 8, 3), (3, 3, 3, 4), platform=jax.default_backend())
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_algorithm_can_be_given_back(platform: str, case: Case) -> None:
+    plan = case_plan(case, platform)
+    spec = case.spec(np.float32)
+    assert plan.spec == spec
+    assert plan.algorithm in ALGORITHMS
+    assert refusal(ALGORITHMS[plan.algorithm], spec) is None
+    lhs, rhs = (struct(*s) for s in (case.lhs_shape, case.rhs_shape))
+    out = jax.eval_shape(
+        lambda lhs, rhs: jaxconv.conv_general_dilated(
+            lhs, rhs, **case.arguments, algorithm=plan.algorithm
+        ),
+        lhs,
+        rhs,
+    )
+    assert out == jax.eval_shape(case.lax, lhs, rhs)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_candidates_are_all_algorithms_with_reason_or_figures(platform: str, case: Case) -> None:
+    plan = case_plan(case, platform)
+    assert [c.name for c in plan.candidates] == list(ALGORITHMS)
+    for candidate in plan.candidates:
+        reason = refusal(ALGORITHMS[candidate.name], plan.spec)
+        assert candidate.reason == reason
+        if reason is not None:
+            assert candidate.name != plan.algorithm
+        elif plan.spec.is_empty:
+            assert (candidate.flops, candidate.workspace, candidate.seconds) == (0, 0, 0)
+        else:
+            assert candidate.flops > 0
+            assert candidate.workspace >= 0
+            assert candidate.seconds > 0
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("name", ["im2col", "xla"])
+def test_gemm_accounts_for_the_flops(name: str, case: Case) -> None:
+    plan = case_plan(case)
+    (candidate,) = (c for c in plan.candidates if c.name == name)
+    if plan.spec.is_empty:
+        assert candidate.gemm is None
+        return
+    count, m, n, k = candidate.gemm
+    assert 2 * count * m * n * k == candidate.flops == plan.spec.flops
+    # Counted from the shapes: every output element sums taps · channels of its group.
+    lhs, rhs = (struct(*shape, dtype="float64") for shape in (case.lhs_shape, case.rhs_shape))
+    dnums = lax.conv_dimension_numbers(
+        case.lhs_shape, case.rhs_shape, case.arguments["dimension_numbers"]
+    )
+    outputs = np.prod(jax.eval_shape(case.lax, lhs, rhs).shape)
+    terms = np.prod([rhs.shape[d] for d in dnums.rhs_spec[1:]])
+    assert candidate.flops == 2 * outputs * terms
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_phase_multiplies_no_inserted_zeros(stride: int) -> None:
+    plan = planned((8, 16, 16, 32), (6, 6, 32, 16), ((5, 5),) * 2, lhs_dilation=(stride, stride))
+    flops = {c.name: c.flops for c in plan.candidates}
+    # About one product in stride² meets an element; the phases' borders are not all of one size.
+    assert 0.9 < flops["phase"] * stride**2 / flops["xla"] < 1.3
+
+
+# What is chosen on a CPU, where the measured ratio is 2 and more
+
+
+def forward(*arguments: Any, **keywords: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return arguments, keywords
+
+
+def depthwise(
+    shape: tuple[int, ...], kernel: tuple[int, ...], **keywords: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    c = shape[-1]
+    return (shape, (*kernel, 1, c)), {"feature_group_count": c, **keywords}
+
+
+CHOICES = {
+    "depthwise 3×3": (depthwise((1, 56, 56, 128), (3, 3)), "shift"),
+    "depthwise 7×7": (depthwise((8, 56, 56, 96), (7, 7)), "shift"),
+    "depthwise 3×3 of stride 2": (
+        depthwise((1, 112, 112, 96), (3, 3), window_strides=(2, 2)),
+        "shift",
+    ),
+    "causal depthwise": (depthwise((4, 4096, 512), (4,), padding=((3, 0),)), "shift"),
+    "5×5 blur of RGB": (depthwise((1, 512, 512, 3), (5, 5)), "shift"),
+    "1×1": (forward((8, 28, 28, 256), (1, 1, 256, 512)), "pointwise"),
+    "1×1 of stride 2": (
+        forward((1, 56, 56, 64), (1, 1, 64, 128), window_strides=(2, 2)),
+        "pointwise",
+    ),
+    "patches of a ViT": (
+        forward((1, 224, 224, 3), (16, 16, 3, 768), "VALID", window_strides=(16, 16)),
+        "pointwise",
+    ),
+    "matrix product": (forward((64, 128), (128, 32), ()), "pointwise"),
+    "transposed": (
+        forward((1, 28, 28, 128), (4, 4, 128, 64), ((2, 2),) * 2, lhs_dilation=(2, 2)),
+        "phase",
+    ),
+    "transposed in 3-D": (
+        forward((1, 8, 8, 8, 32), (3, 3, 3, 32, 16), ((1, 2),) * 3, lhs_dilation=(2, 2, 2)),
+        "phase",
+    ),
+    "dense 3×3, large": (forward((8, 56, 56, 64), (3, 3, 64, 64)), "xla"),
+    "dense 3×3, one large image": (forward((1, 224, 224, 64), (3, 3, 64, 64)), "xla"),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choice_on_cpu(name: str) -> None:
+    (arguments, keywords), algorithm = CHOICES[name]
+    plan = planned(*arguments, **keywords)
+    assert plan.algorithm == algorithm
+    assert len(plan.why.split()) > 3
+
+
+XLA_IS_SLOW = {  # a scalar loop, or one thin GEMM per group
+    "int32": forward((1, 56, 56, 64), (3, 3, 64, 64), dtype="int32"),
+    "11×11 blur": forward((1, 1024, 1024, 1), (11, 11, 1, 1)),
+    "65×65": forward((1, 1024, 1024, 1), (65, 65, 1, 1)),
+    "small image, many channels": forward((1, 7, 7, 512), (3, 3, 512, 512)),
+    "weight gradient of groups": forward(
+        (256, 28, 28, 4), (28, 28, 4, 256), ((1, 1), (1, 1)), batch_group_count=32
+    ),
+}
+
+
+@pytest.mark.parametrize("name", XLA_IS_SLOW)
+def test_choice_on_cpu_avoids_xlas_loops(name: str) -> None:
+    arguments, keywords = XLA_IS_SLOW[name]
+    assert planned(*arguments, **keywords).algorithm != "xla"
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+def test_highest_precision_keeps_the_products(dtype: str, case: Case) -> None:
+    arguments = case.arguments | {"precision": "highest"}
+    lhs, rhs = (struct(*s, dtype=dtype) for s in (case.lhs_shape, case.rhs_shape))
+    plan = jaxconv.plan(lhs, rhs, **arguments, platform="cpu")
+    assert not re.search("winograd|fft", plan.algorithm)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8"])
+def test_choice_on_accelerators(dtype: str, platform: str, case: Case) -> None:
+    plan = case_plan(case, platform, dtype)
+    if platform == "gpu" and dtype.startswith("int"):
+        candidate = next(c for c in plan.candidates if c.name == plan.algorithm)
+        assert plan.algorithm != "xla"
+        assert candidate.gemm is not None or plan.spec.is_empty
+        assert "integer" in plan.why
+    else:
+        assert plan.algorithm == "xla"
+
+
+# How it prints
+
+
+@pytest.mark.parametrize("name", ["3x3", "depthwise", "transposed", "no output", "matmul"])
+def test_str_is_a_table(name: str) -> None:
+    plan = case_plan(CASES[name])
+    convolution, product, choice, head, *rows = str(plan).splitlines()
+    groups, m, n, k = plan.spec.gemm
+    assert convolution == str(plan.spec)
+    assert f"{m}×{k} · {k}×{n}" in product
+    assert (f"{groups} times" in product) == (groups > 1)
+    assert choice == f"on cpu: {plan.algorithm}, since {plan.why}"
+    assert {"algorithm", "MFLOP", "workspace", "predicted"} <= set(head.split())
+    assert len(rows) == len(ALGORITHMS)
+    for row, candidate in zip(rows, plan.candidates, strict=True):
+        mark, name, *_ = ("", *row.split()) if row.startswith(" ") else row.split()
+        assert name == candidate.name
+        assert mark == ("▸" if name == plan.algorithm else "")
+        if candidate.reason is not None:
+            assert row.endswith(f"can't: {candidate.reason}")
+        else:
+            assert row.endswith(ALGORITHMS[name].summary)
+            assert f"{candidate.flops / 1e6:,.1f}" in row.split()
+            if candidate.gemm is not None:
+                count, *shape = candidate.gemm
+                assert f"{count} × {'×'.join(map(str, shape))}" in row
+
+
+class Table(HTMLParser):
+    """The text of each cell by row, with a check that the tags match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.bold: list[bool] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "br":
+            return
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+            self.bold.append("bold" in (dict(attrs).get("style") or ""))
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open[-1:] in (["td"], ["th"]):
+            self.rows[-1][-1] += data
+
+
+def parsed(plan: Plan) -> Table:
+    table = Table()
+    table.feed(plan._repr_html_())
+    table.close()
+    assert not table.open
+    return table
+
+
+@pytest.mark.parametrize("name", ["3x3", "depthwise", "transposed", "no output"])
+def test_html_is_the_same_table(name: str) -> None:
+    plan = case_plan(CASES[name])
+    table = parsed(plan)
+    head, *body = table.rows
+    assert {len(row) for row in table.rows} == {len(head)}
+    assert [row[1] for row in body] == list(ALGORITHMS)
+    chosen = [name == plan.algorithm for name in ALGORITHMS]
+    assert [row[0] == "▸" for row in body] == table.bold[1:] == chosen
+    for row, candidate in zip(body, plan.candidates, strict=True):
+        assert candidate.reason is None or row[-1] == f"can't: {candidate.reason}"
+    assert str(plan.spec) in table.text
+    assert plan.why in table.text
+    # Whatever is in a cell of one is in a line of the other.
+    for row, line in zip(table.rows, str(plan).splitlines()[3:], strict=True):
+        assert all(cell in line for cell in row)
+
+
+def test_html_is_escaped() -> None:
+    text = "a < b & <b>c</b>"
+    plan = case_plan(CASES["3x3"])
+    refused = dataclasses.replace(plan.candidates[0], reason=text)
+    plan = dataclasses.replace(plan, why=text, candidates=(refused, *plan.candidates[1:]))
+    assert text not in plan._repr_html_()
+    assert plan._repr_html_().count(html.escape(text)) == 2
+    assert parsed(plan).rows[1][-1] == f"can't: {text}"
+
+
+# The table of algorithms
+
+
+def test_algorithms_is_read_only() -> None:
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        ALGORITHMS["xla"] = ALGORITHMS["im2col"]  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(TypeError, match="does not support item deletion"):
+        del ALGORITHMS["xla"]  # pyright: ignore[reportIndexIssue]
+
+
+def test_algorithms_have_names_and_summaries() -> None:
+    assert [algorithm.name for algorithm in ALGORITHMS.values()] == list(ALGORITHMS)
+    summaries = {algorithm.summary for algorithm in ALGORITHMS.values()}
+    assert len(summaries) == len(ALGORITHMS)
+    assert all(0 < len(summary) <= 80 for summary in summaries)
