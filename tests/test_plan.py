@@ -196,7 +196,7 @@ CHOICES = {
     ),
     "patches of a ViT": (
         forward((1, 224, 224, 3), (16, 16, 3, 768), "VALID", window_strides=(16, 16)),
-        "pointwise",
+        "xla",
     ),
     "matrix product": (forward((64, 128), (128, 32), ()), "pointwise"),
     "transposed": (
