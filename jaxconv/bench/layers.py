@@ -89,14 +89,19 @@ LAYERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A layer's times: ``pairs`` of seconds, lax and jaxconv, and the plans that jaxconv made.
+    """A layer's times.
 
-    ``error`` is the largest difference from lax, over the largest value.
+    Attributes:
+      algorithms: what "auto" took, for each convolution.
+      pairs: seconds of lax and of jaxconv, called in turn.
+      compile_seconds: of lax and of jaxconv: tracing, lowering and compiling.
+      error: the largest difference from lax, over the largest value.
     """
 
     layer: Layer
     algorithms: tuple[str, ...]
     pairs: tuple[tuple[float, float], ...]
+    compile_seconds: tuple[float, float]
     error: float
 
     @property
@@ -125,7 +130,9 @@ def run(
         # Both sum thousands of products in float32, each in an order of its own.
         if not error < 1e-4:
             raise RuntimeError(f"{layer}: off by {error:.1e} of the largest value")
-        yield Result(layer, planned(function, *operands), tuple(measured), error)
+        compiling = baseline.compile_seconds, subject.compile_seconds
+        algorithms = planned(function, *operands)
+        yield Result(layer, algorithms, tuple(measured), compiling, error)
 
 
 def planned(function: Callable[..., Any], *args: Any) -> tuple[str, ...]:
