@@ -6,7 +6,7 @@ comes out are replaced by this primitive. So each derived convolution is planned
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jaxconv.compat import (
     apply_primitive,
     batching,
     conv_general_dilated_p,
+    is_constant_shape,
     jaxpr_as_fun,
     mlir,
 )
@@ -37,7 +38,14 @@ def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
 
 
 def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
-    """``fun(*args)`` with lax's convolutions replaced by this primitive.
+    """``fun(*args)`` with lax's convolutions replaced by this primitive."""
+    closed, tree = _replaced(algorithm, fun, *map(jax.typeof, args))
+    return jax.tree.unflatten(tree, jaxpr_as_fun(closed)(*args))
+
+
+@lru_cache(maxsize=4096)
+def _replaced(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
+    """The jaxpr of ``fun`` with this primitive in place of lax's, and the tree of its outputs.
 
     An algorithm that can't do a derived convolution gives way to "auto".
     """
@@ -46,50 +54,67 @@ def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
         if eqn.primitive is not conv_general_dilated_p:
             return eqn
         lhs, rhs = eqn.invars
+        if not is_constant_shape((*lhs.aval.shape, *rhs.aval.shape)):
+            return eqn  # symbolic sizes of jax.export: lax's own, as in api
         spec = ConvSpec.from_params(lhs.aval, rhs.aval, eqn.params)
         capable = algorithm in ALGORITHMS and refusal(ALGORITHMS[algorithm], spec) is None
         params = {**eqn.params, "algorithm": algorithm if capable else "auto"}
         return eqn.replace(primitive=conv_p, params=params)
 
-    closed, out = jax.make_jaxpr(fun, return_shape=True)(*args)
+    closed, out = jax.make_jaxpr(fun, return_shape=True)(*avals)
     jaxpr = closed.jaxpr.replace(eqns=[replaced(eqn) for eqn in closed.jaxpr.eqns])
-    outputs = jaxpr_as_fun(closed.replace(jaxpr=jaxpr))(*jax.tree.leaves(args))
-    return jax.tree.unflatten(jax.tree.structure(out), outputs)
+    return closed.replace(jaxpr=jaxpr), jax.tree.structure(out)
+
+
+Params = tuple[tuple[str, Any], ...]
+
+
+# These give the same function for the same arguments, so that JAX finds its trace again.
+@lru_cache(maxsize=4096)
+def _transpose(operand: int, aval: Any, params: Params) -> Callable[..., Any]:
+    def transpose(cotangent: Array, other: Array) -> Any:
+        operands: list[Any] = [other, other]
+        operands[operand] = ad.UndefinedPrimal(aval)
+        rule = ad.get_primitive_transpose(conv_general_dilated_p)
+        return rule(cotangent, *operands, **dict(params))[operand]
+
+    return transpose
 
 
 def _transpose_lhs(cotangent: Array, lhs: Any, rhs: Array, *, algorithm: str, **params: Any) -> Any:
-    def transpose(cotangent: Array, rhs: Array) -> Any:
-        rule = ad.get_primitive_transpose(conv_general_dilated_p)
-        return rule(cotangent, ad.UndefinedPrimal(lhs.aval), rhs, **params)[0]
-
-    return _planned(algorithm, transpose, cotangent, rhs)
+    return _planned(algorithm, _transpose(0, lhs.aval, tuple(params.items())), cotangent, rhs)
 
 
 def _transpose_rhs(cotangent: Array, lhs: Array, rhs: Any, *, algorithm: str, **params: Any) -> Any:
     if 0 in cotangent.shape:
         return ad.Zero(rhs.aval)
-
-    def transpose(cotangent: Array, lhs: Array) -> Any:
-        rule = ad.get_primitive_transpose(conv_general_dilated_p)
-        return rule(cotangent, lhs, ad.UndefinedPrimal(rhs.aval), **params)[1]
-
-    return _planned(algorithm, transpose, cotangent, lhs)
+    return _planned(algorithm, _transpose(1, rhs.aval, tuple(params.items())), cotangent, lhs)
 
 
 ad.defbilinear(conv_p, _transpose_lhs, _transpose_rhs)
 
 
-def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: Any) -> Any:
-    out_dim = None
+@lru_cache(maxsize=4096)
+def _batched(
+    axis_data: Any, dims: Any, params: Params, *avals: Any
+) -> tuple[Callable[..., Any], list[int | None]]:
+    """The batched convolution, and where it puts the batch, known once it has been traced."""
+    out_dims = []
 
-    def batched(*args: Array) -> Array:
-        nonlocal out_dim
+    def batched(lhs: Array, rhs: Array) -> Any:
         rule = batching.fancy_primitive_batchers[conv_general_dilated_p]
-        out, out_dim = rule(axis_data, args, dims, **params)
+        out, out_dim = rule(axis_data, (lhs, rhs), dims, **dict(params))
+        out_dims.append(out_dim)
         return out
 
+    return batched, out_dims
+
+
+def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: Any) -> Any:
+    avals = map(jax.typeof, args)
+    batched, out_dims = _batched(axis_data, tuple(dims), tuple(params.items()), *avals)
     out = _planned(algorithm, batched, *args)
-    return out, out_dim
+    return out, out_dims[-1]
 
 
 batching.fancy_primitive_batchers[conv_p] = _batch

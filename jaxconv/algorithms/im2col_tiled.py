@@ -1,6 +1,7 @@
 """im2col by tiles of output rows, so that the patch matrix stays in cache."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout
@@ -79,7 +80,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
 
     out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
-    return lax.fori_loop(jnp.int32(0), jnp.int32(spec.out_shape[0] * tiles), add_tile, out)
+    return lax.fori_loop(np.int32(0), np.int32(spec.out_shape[0] * tiles), add_tile, out)
 
 
 IM2COL_TILED = Algorithm(

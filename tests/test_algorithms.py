@@ -1,0 +1,378 @@
+"""Every algorithm on every case: values, derivatives, batches and loops, and what it refuses.
+
+Expected are lax and a loop in NumPy, both in float64, and for derivatives lax's own.
+"""
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from cases import CASES, LAST, Case
+from hypothesis import strategies as st
+from jax import Array, lax
+
+import jaxconv
+from jaxconv import layout
+from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.planner import run
+
+Conv = Callable[[Any, Any], Array]
+
+# The cases that an algorithm takes; one that is not here takes all of them.
+TAKES = {
+    "im2col_tiled": CASES.keys() - {"matmul"},
+    "pointwise": {
+        "matmul",
+        "1x1",
+        "1x1 stride 2",
+        "1x1 padded",
+        "patchify",
+        "whole image",
+        "grouped 1x1",
+        "no output",
+        "no channels",
+    },
+    "phase": {"transposed", "all dilations", "3d transposed", "no output", "no channels"},
+}
+PAIRS = [(name, case) for name in ("auto", *jaxconv.ALGORITHMS) for case in CASES]
+TAKEN = [(name, case) for name, case in PAIRS if case in TAKES.get(name, CASES)]
+REFUSED = [pair for pair in PAIRS if pair not in TAKEN]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly() -> Iterator[None]:
+    """Hundreds of tiny programs run once each here; optimising them doubles the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops take over from what is written out after four terms, so that small cases meet them."""
+    monkeypatch.setattr(layout, "UNROLL", 4)
+
+
+def conv_by(name: str, case: Case, **arguments: Any) -> Conv:
+    arguments = case.arguments | arguments
+    return lambda lhs, rhs: jaxconv.conv_general_dilated(lhs, rhs, **arguments, algorithm=name)
+
+
+def loop_conv(case: Case, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
+    spec = case.spec()
+    return oracles.loop_conv(
+        lhs,
+        rhs,
+        spec.window_strides,
+        spec.padding,
+        spec.lhs_dilation,
+        spec.rhs_dilation,
+        case.arguments["dimension_numbers"],
+        spec.feature_group_count,
+        spec.batch_group_count,
+    )
+
+
+def derivatives(conv: Conv) -> Callable[..., dict[str, Array]]:
+    """The convolution and its derivatives: multilinear in five arguments, without a minus sign."""
+
+    def fun(lhs: Any, rhs: Any, lhs_tangent: Any, rhs_tangent: Any, cotangent: Any) -> Any:
+        out, transpose = jax.vjp(conv, lhs, rhs)
+        lhs_gradient, rhs_gradient = transpose(cotangent)
+        _, tangent = jax.jvp(conv, (lhs, rhs), (lhs_tangent, rhs_tangent))
+        gradients = {"lhs gradient": lhs_gradient, "rhs gradient": rhs_gradient}
+        return {"out": out, "tangent": tangent} | gradients
+
+    return fun
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    value: np.ndarray
+    magnitude: np.ndarray  # the same of the arguments' absolute values
+    length: int  # products that an element sums
+
+    def check(self, out: Any, dtype: Any = np.float64) -> None:
+        oracles.check(out, self.value, self.magnitude, self.length, dtype)
+
+
+@functools.cache
+def expected_derivatives(name: str) -> tuple[list[np.ndarray], dict[str, Expected]]:
+    """Arguments for ``derivatives`` of a case, and what lax makes of them."""
+    case = CASES[name]
+    rng = np.random.default_rng(1)
+    out_shape = jax.eval_shape(case.lax, *case.operands()).shape
+    args = list(map(rng.standard_normal, (case.lhs_shape, case.rhs_shape) * 2 + (out_shape,)))
+    by_lax = jax.jit(derivatives(case.lax))
+    values, magnitudes = by_lax(*args), by_lax(*map(np.abs, args))
+    lengths = by_lax(*map(np.ones_like, args))  # of ones, a sum counts its products
+    return args, {
+        key: Expected(
+            np.asarray(values[key]),
+            np.asarray(magnitudes[key]),
+            int(np.max(lengths[key], initial=0)),
+        )
+        for key in values
+    }
+
+
+@pytest.mark.parametrize(("name", "case"), TAKEN)
+def test_values_and_derivatives(name: str, case: str) -> None:
+    args, expected = expected_derivatives(case)
+    outs = jax.jit(derivatives(conv_by(name, CASES[case])))(*args)
+    for key, out in outs.items():
+        assert out.dtype == np.float64
+        expected[key].check(out)
+    lhs, rhs = args[:2]
+    by_loop = dataclasses.replace(expected["out"], value=loop_conv(CASES[case], lhs, rhs))
+    by_loop.check(outs["out"])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_oracles_agree(case: str) -> None:
+    args, expected = expected_derivatives(case)
+    by_loop = dataclasses.replace(expected["out"], value=loop_conv(CASES[case], *args[:2]))
+    by_loop.check(expected["out"].value)
+
+
+def batches_and_loops(conv: Conv) -> Callable[[Any, Any], dict[str, Array]]:
+    """Batches of two images, of two kernels (inside a loop over the images), and of two of both."""
+
+    def fun(lhs: Any, rhs: Any) -> dict[str, Array]:
+        kernels = jax.vmap(conv, (None, 0))
+        return {
+            "vmap lhs": jax.vmap(conv, (0, None))(lhs, rhs[1]),
+            "vmap both": jax.vmap(conv)(lhs, rhs),
+            "vmap rhs in scan": lax.scan(lambda _, x: (None, kernels(x, rhs)), None, lhs)[1],
+        }
+
+    return fun
+
+
+@functools.cache
+def expected_batches(name: str) -> tuple[np.ndarray, np.ndarray, list[list[Expected]]]:
+    """Two of each operand of a case, and what lax makes of each pair."""
+    case = CASES[name]
+    lhs, rhs = (np.stack(pair) for pair in zip(case.operands(), case.operands(seed=1), strict=True))
+    length = expected_derivatives(name)[1]["out"].length
+
+    def expected(x: np.ndarray, w: np.ndarray) -> Expected:
+        magnitude = oracles.lax_conv(np.abs(x), np.abs(w), **case.arguments)
+        return Expected(oracles.lax_conv(x, w, **case.arguments), magnitude, length)
+
+    return lhs, rhs, [[expected(x, w) for w in rhs] for x in lhs]
+
+
+@pytest.mark.usefixtures("_loops")
+@pytest.mark.parametrize(("name", "case"), TAKEN)
+def test_vmap_and_scan(name: str, case: str) -> None:
+    lhs, rhs, expected = expected_batches(case)
+    outs = jax.jit(batches_and_loops(conv_by(name, CASES[case])))(lhs, rhs)
+    for i, j in itertools.product(range(2), range(2)):
+        expected[i][j].check(outs["vmap rhs in scan"][i, j])
+    for i in range(2):
+        expected[i][1].check(outs["vmap lhs"][i])
+        expected[i][i].check(outs["vmap both"][i])
+
+
+@pytest.mark.parametrize(("name", "case"), REFUSED)
+def test_refuses_with_its_reason(name: str, case: str) -> None:
+    spec = CASES[case].spec()
+    reason = jaxconv.ALGORITHMS[name].supports(prepared(spec))
+    assert reason
+    operands = CASES[case].operands()
+    with pytest.raises(jaxconv.UnsupportedConvError, match=re.escape(reason)) as raised:
+        conv_by(name, CASES[case])(*operands)
+    assert re.search(rf"conv_general_dilated.*'{name}'.*algorithm='auto'", str(raised.value))
+    with pytest.raises(jaxconv.UnsupportedConvError, match=re.escape(reason)):
+        jax.eval_shape(
+            lambda lhs, rhs: apply(jaxconv.ALGORITHMS[name], lhs, rhs, spec, unreachable),
+            *(np.zeros(shape) for shape in (spec.lhs_shape, spec.rhs_shape)),
+        )
+
+
+def unreachable(lhs: Array, rhs: Array, spec: Any) -> Array:
+    raise AssertionError("nothing is handed on here")
+
+
+@pytest.mark.usefixtures("_loops")
+@pytest.mark.parametrize("name", jaxconv.ALGORITHMS)
+def test_an_algorithm_is_differentiable_jax(name: str) -> None:
+    """Without the primitive, under JAX's own rules for what the function is made of."""
+    case = {"pointwise": "patchify", "phase": "transposed"}.get(name, "grouped")
+    spec = CASES[case].spec()
+    args, expected = expected_derivatives(case)
+
+    def conv(lhs: Any, rhs: Any) -> Array:
+        def convolve(lhs: Array, rhs: Array, part: Any) -> Array:
+            return run(lhs, rhs, part, "im2col", "cpu")
+
+        return apply(jaxconv.ALGORITHMS[name], lhs, rhs, spec, convolve)
+
+    jaxpr = jax.make_jaxpr(conv)(*args[:2])
+    assert "jaxconv" not in {eqn.primitive.name for eqn in jaxpr.eqns}
+    for key, out in jax.jit(derivatives(conv))(*args).items():
+        expected[key].check(out)
+    gradients = jax.grad(lambda *operands: jnp.vdot(conv(*operands), args[-1]), (0, 1))(*args[:2])
+    expected["lhs gradient"].check(gradients[0])
+    expected["rhs gradient"].check(gradients[1])
+
+
+DTYPES = [
+    ("float32", None),
+    ("bfloat16", None),
+    ("float16", None),
+    ("complex64", None),
+    ("int8", None),
+    ("int32", None),
+    ("uint8", None),
+    ("bool", None),
+    ("float32", "float64"),
+    ("bfloat16", "float32"),
+    ("complex64", "complex128"),
+    ("int8", "int32"),
+    ("int32", "float32"),
+    ("bool", "int32"),
+]
+
+
+def operands_of(dtype: Any, case: Case, small: bool) -> list[np.ndarray]:
+    rng = np.random.default_rng(2)
+    made = []
+    for shape in (case.lhs_shape, case.rhs_shape):
+        if dtype == np.bool_:
+            x = rng.random(shape) < 0.3
+        elif jnp.issubdtype(dtype, jnp.integer):
+            # Sums overflow and must wrap around, except where they are rounded to floats.
+            info = jnp.iinfo(dtype)
+            low, high = (-9, 9) if small else (int(info.min), int(info.max))
+            x = rng.integers(low, high, shape, endpoint=True)
+        else:
+            x = rng.standard_normal(shape)
+            if jnp.issubdtype(dtype, jnp.complexfloating):
+                x = x + 1j * rng.standard_normal(shape)
+        made.append(x.astype(dtype))
+    return made
+
+
+@pytest.mark.usefixtures("_loops")
+@pytest.mark.parametrize(("dtype", "preferred"), DTYPES)
+@pytest.mark.parametrize("name", ["auto", *jaxconv.ALGORITHMS])
+def test_dtypes(name: str, dtype: str, preferred: str | None) -> None:
+    integers = not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+    if name == "xla" and integers and jax.default_backend() == "gpu":
+        pytest.skip("XLA itself refuses integer convolutions on GPU")
+    cases = [CASES[case] for case in ("grouped 1x1", "batch groups", "transposed")]
+    arguments = {"preferred_element_type": preferred}
+    if jax.default_backend() != "cpu":
+        arguments["precision"] = "highest"  # an accelerator rounds float32 operands otherwise
+    algorithm = jaxconv.ALGORITHMS.get(name)
+    cases = [
+        case
+        for case in cases
+        if algorithm is None or refusal(algorithm, case.spec(jnp.dtype(dtype))) is None
+    ]
+    assert cases
+    small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
+    operands = [operands_of(jnp.dtype(dtype), case, small) for case in cases]
+    outs = jax.jit(
+        lambda operands: [
+            conv_by(name, case, **arguments)(*pair)
+            for case, pair in zip(cases, operands, strict=True)
+        ]
+    )(operands)
+    for case, (lhs, rhs), out in zip(cases, operands, outs, strict=True):
+        assert out.dtype == (preferred or dtype)
+        magnitude = loop_conv(case, np.abs(lhs), np.abs(rhs))
+        length = case.spec().taps * case.spec().rhs_shape[-2]
+        for value in (
+            loop_conv(case, lhs, rhs),
+            oracles.lax_conv(lhs, rhs, **case.arguments),
+        ):
+            oracles.check(out, value, magnitude, length, jnp.dtype(dtype))
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, padded: bool = True) -> tuple[str, Case]:
+    """An algorithm and a convolution that it takes, one or two spatial dimensions."""
+    ndim = draw(st.integers(1, 2))
+    numbers = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(ndim))  # noqa: E731
+    kernel, strides, lhs_dilation, rhs_dilation = (numbers(1, n) for n in (3, 3, 2, 2))
+    spatial = numbers(5, 8)
+    pads = tuple(zip(numbers(-2, 3), numbers(-2, 3), strict=True)) if padded else ((0, 0),) * ndim
+    groups = draw(st.sampled_from((1, 1, 2)))
+    n, c, o = (draw(st.integers(1, 3)) for _ in range(3))
+    arguments = {
+        "window_strides": strides,
+        "padding": pads,
+        "lhs_dilation": lhs_dilation,
+        "rhs_dilation": rhs_dilation,
+        "dimension_numbers": LAST[ndim],
+        "feature_group_count": groups,
+    }
+    case = Case("drawn", (n, *spatial, groups * c), (*kernel, c, groups * o), arguments)
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, case.spec()) is None]
+    return draw(st.sampled_from(["auto", *able])), case
+
+
+few = hypothesis.settings(max_examples=12, derandomize=True, deadline=None)
+
+
+@few
+@hypothesis.given(convolutions())
+def test_linear_in_each_operand(drawn: tuple[str, Case]) -> None:
+    name, case = drawn
+    (x, w), (y, v) = case.operands(), case.operands(seed=1)
+    conv = jax.jit(conv_by(name, case))
+    np.testing.assert_allclose(
+        conv(2 * x - 3 * y, w), 2 * conv(x, w) - 3 * conv(y, w), rtol=1e-10, atol=1e-10
+    )
+    np.testing.assert_allclose(
+        conv(x, 2 * w - 3 * v), 2 * conv(x, w) - 3 * conv(x, v), rtol=1e-10, atol=1e-10
+    )
+
+
+@few
+@hypothesis.given(convolutions(padded=False))
+def test_shift_equivariant(drawn: tuple[str, Case]) -> None:
+    """``stride`` elements of a dilated image less are ``dilation`` outputs less."""
+    name, case = drawn
+    lhs, rhs = case.operands()
+    strides, dilation = case.arguments["window_strides"], case.arguments["lhs_dilation"]
+    less = lhs[(slice(None), *(slice(stride, None) for stride in strides))]
+    out = conv_by(name, case)(lhs, rhs)
+    hypothesis.assume(all(d < size for d, size in zip(dilation, out.shape[1:-1], strict=True)))
+    np.testing.assert_allclose(
+        conv_by(name, case)(less, rhs),
+        out[(slice(None), *(slice(d, None) for d in dilation))],
+        rtol=1e-10,
+        atol=1e-10,
+    )
+
+
+@few
+@hypothesis.given(convolutions())
+def test_transpose_is_the_adjoint(drawn: tuple[str, Case]) -> None:
+    """⟨conv(x, w), y⟩ = ⟨x, convᵀ(y)⟩ for all x, w and y, in both operands."""
+    name, case = drawn
+    lhs, rhs = case.operands()
+
+    def products(lhs: Array, rhs: Array) -> tuple[Array, Array, Array]:
+        conv = conv_by(name, case)
+        out = conv(lhs, rhs)
+        y = jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape)
+        (lhs_transpose,) = jax.linear_transpose(lambda lhs: conv(lhs, rhs), lhs)(y)
+        (rhs_transpose,) = jax.linear_transpose(lambda rhs: conv(lhs, rhs), rhs)(y)
+        return jnp.vdot(out, y), jnp.vdot(lhs, lhs_transpose), jnp.vdot(rhs, rhs_transpose)
+
+    product, *transposed = jax.jit(products)(lhs, rhs)
+    np.testing.assert_allclose(transposed, [product] * 2, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,254 @@
+"""What is compiled: no convolution but XLA's own, few products, bounded memory and program text."""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from cases import CASES, LAST, Case
+from jax import Array
+
+import jaxconv
+from jaxconv.algorithms.base import apply, refusal
+from jaxconv.planner import run
+from jaxconv.spec import ConvSpec
+
+on_cpu = pytest.mark.skipif(
+    jax.default_backend() != "cpu",
+    reason="other backends rewrite products to library calls and plan memory in their own way",
+)
+
+
+def case_of(lhs: tuple[int, ...], rhs: tuple[int, ...], **arguments: Any) -> Case:
+    ndim = len(lhs) - 2
+    defaults = {"window_strides": (1,) * ndim, "padding": "SAME", "dimension_numbers": LAST[ndim]}
+    return Case("", lhs, rhs, defaults | arguments)
+
+
+TRANSPOSED = case_of(
+    (1, 16, 16, 64),
+    (3, 3, 64, 64),
+    padding=((1, 2), (1, 2)),
+    lhs_dilation=(2, 2),
+)
+LARGE = case_of((1, 224, 224, 64), (3, 3, 64, 64))
+LARGE_KERNEL = case_of((1, 128, 128, 1), (65, 65, 1, 1))
+
+# Forward and gradients stay with these algorithms for these; float32, where XLA's own
+# convolution would be the choice for what they leave to "auto".
+DENSE = {
+    "naive": ("3x3 stride 2", "grouped"),
+    "im2col": ("3x3 stride 2", "grouped", "1d", "3d", "nchw", "batch groups"),
+    "im2col_tiled": ("3x3 stride 2", "grouped", "1d", "3d", "nchw", "batch groups"),
+    "implicit": ("3x3 stride 2", "grouped", "1d", "3d", "nchw", "batch groups"),
+    "pointwise": ("1x1", "1x1 stride 2", "1x1 padded", "grouped 1x1", "matmul"),
+    "shift": ("3x3 stride 2", "depthwise", "1d causal depthwise", "grouped"),
+}
+FORWARD = {"phase": ("transposed", "all dilations", "3d transposed"), "pointwise": ("patchify",)}
+
+
+def shapes(case: Case, dtype: Any = np.float32) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(shape, dtype) for shape in (case.lhs_shape, case.rhs_shape)]
+
+
+def programs(fun: Any, *args: Any) -> tuple[str, str]:
+    """As JAX gives it to XLA, and as XLA runs it."""
+    lowered = jax.jit(fun).lower(*args)
+    return lowered.as_text(), lowered.compile().as_text()
+
+
+def convolve(case: Case, algorithm: str, lhs: Any, rhs: Any) -> Array:
+    return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=algorithm)
+
+
+def gradients(case: Case, algorithm: str, lhs: Any, rhs: Any) -> tuple[Array, Array, Array]:
+    out, transpose = jax.vjp(functools.partial(convolve, case, algorithm), lhs, rhs)
+    return out, *transpose(out)
+
+
+def has_convolution(fun: Any, case: Case, algorithm: str) -> bool:
+    before, after = programs(functools.partial(fun, case, algorithm), *shapes(case))
+    found = "stablehlo.convolution" in before
+    assert (" convolution(" in after) == found
+    return found
+
+
+def test_every_algorithm_is_checked() -> None:
+    assert {*DENSE, *FORWARD, "xla"} == set(jaxconv.ALGORITHMS)
+
+
+@on_cpu
+@pytest.mark.parametrize("name", ["3x3 stride 2", "grouped", "nchw"])
+def test_xla_compiles_to_a_convolution(name: str) -> None:
+    """Else the tests below would look for a name that XLA no longer has."""
+    assert has_convolution(convolve, CASES[name], "xla")
+    assert has_convolution(gradients, CASES[name], "xla")
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [(algorithm, name) for algorithm in DENSE for name in DENSE[algorithm]]
+)
+def test_no_convolution_forward_and_in_gradients(algorithm: str, name: str) -> None:
+    assert not has_convolution(gradients, CASES[name], algorithm)
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("algorithm", "name"),
+    [(algorithm, name) for algorithm in FORWARD for name in FORWARD[algorithm]],
+)
+def test_no_convolution_forward(algorithm: str, name: str) -> None:
+    assert not has_convolution(convolve, CASES[name], algorithm)
+
+
+@on_cpu
+def test_no_convolution_in_a_dense_transposed_one() -> None:
+    """XLA would choose itself for the dense phases; what is named is what runs."""
+    assert not has_convolution(convolve, TRANSPOSED, "phase")
+
+
+# ---- products ----
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from equations(inner)
+
+
+def products(fun: Any, *args: Any) -> list[Any]:
+    """The dot_generals in ``fun``, which has no convolution."""
+    eqns = list(equations(jax.make_jaxpr(fun)(*args)))
+    assert "conv_general_dilated" not in {eqn.primitive.name for eqn in eqns}
+    return [eqn for eqn in eqns if eqn.primitive.name == "dot_general"]
+
+
+def canonical_products(case: Case, algorithm: str) -> list[Any]:
+    """Of the function that ``algorithm`` is, on arrays in the canonical layout."""
+    spec = case.spec(np.float32)
+
+    def handed_on(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
+        return run(lhs, rhs, part, "implicit", "cpu")
+
+    return products(
+        lambda lhs, rhs: apply(jaxconv.ALGORITHMS[algorithm], lhs, rhs, spec, handed_on),
+        *(jax.ShapeDtypeStruct(shape, spec.dtype) for shape in (spec.lhs_shape, spec.rhs_shape)),
+    )
+
+
+WITHOUT_OVERLAP = {
+    "1x1": case_of((2, 5, 4, 64), (1, 1, 64, 32)),
+    "1x1 stride 2": case_of((2, 5, 4, 64), (1, 1, 64, 32), window_strides=(2, 2)),
+    "1x1 padded": case_of((2, 5, 4, 64), (1, 1, 64, 32), padding=((1, 0), (0, 2))),
+    "1x1 in groups": case_of((2, 5, 4, 64), (1, 1, 32, 32), feature_group_count=2),
+    "patchify": case_of((2, 8, 8, 3), (4, 4, 3, 64), window_strides=(4, 4)),
+    "whole image": case_of((2, 4, 4, 32), (4, 4, 32, 64), padding="VALID"),
+    "matmul": case_of((20, 32), (32, 64), padding="VALID"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_OVERLAP)
+def test_windows_that_do_not_overlap_are_one_product(name: str) -> None:
+    case = WITHOUT_OVERLAP[name]
+    assert len(canonical_products(case, "pointwise")) == 1
+    spec = case.spec(np.float32)
+    operands = [jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape)]
+    assert len(products(lambda lhs, rhs: run(lhs, rhs, spec, "auto", "cpu"), *operands)) == 1
+
+
+def test_a_1x1_is_nothing_but_its_product() -> None:
+    image, kernel = shapes(WITHOUT_OVERLAP["1x1"])
+    spec = WITHOUT_OVERLAP["1x1"].spec(np.float32)
+    matrix = jax.ShapeDtypeStruct(kernel.shape[-2:], kernel.dtype)
+    for fun, rhs in (
+        (lambda lhs, rhs: run(lhs, rhs, spec, "pointwise", "cpu"), kernel),
+        (jaxconv.pointwise, matrix),
+    ):
+        names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(fun)(image, rhs))]
+        assert names.count("dot_general") == 1
+        # Slices of everything, reshapes and casts to the same type: nothing that runs.
+        nothing = {
+            "slice",
+            "reshape",
+            "squeeze",
+            "transpose",
+            "convert_element_type",
+            "jit",
+            "pjit",
+        }
+        assert set(names) - nothing == {"dot_general"}
+
+
+# How many products each algorithm makes of a 3×3 kernel on 5×6 outputs.
+PRODUCTS = {"naive": 1, "im2col": 1, "im2col_tiled": 1, "implicit": 9, "phase": 9}
+
+
+@pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("algorithm", PRODUCTS)
+def test_groups_are_a_batch_dimension(algorithm: str, groups: int, kind: str) -> None:
+    arguments: dict[str, Any] = {kind: groups}
+    if algorithm == "phase":
+        arguments |= {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}
+    n, c = (6, 2 * groups) if kind == "feature_group_count" else (6, 2)
+    case = case_of((n, 5, 6, c), (3, 3, 2, 6), **arguments)
+    found = canonical_products(case, algorithm)
+    assert len(found) == PRODUCTS[algorithm]
+    for eqn in found:
+        (_, _), (batch, _) = eqn.params["dimension_numbers"]
+        sizes = [eqn.invars[0].aval.shape[axis] for axis in batch]
+        assert math.prod(sizes) == groups
+        assert len(batch) == (groups > 1)
+
+
+@pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])
+def test_grouped_pointwise_is_one_batched_product(kind: str) -> None:
+    c = 12 if kind == "feature_group_count" else 2
+    (eqn,) = canonical_products(case_of((6, 5, 6, c), (1, 1, 2, 6), **{kind: 6}), "pointwise")
+    assert [len(axes) for axes in eqn.params["dimension_numbers"][1]] == [1, 1]
+
+
+def test_multiply_add_has_no_product() -> None:
+    assert canonical_products(CASES["depthwise"], "shift") == []
+
+
+# ---- memory and program text ----
+
+
+@on_cpu
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_tiles_bound_the_workspace(padding: str) -> None:
+    """Above the output, 8 MiB; the whole patch matrix is 110 MiB."""
+
+    def workspace(algorithm: str) -> int:
+        case = case_of(LARGE.lhs_shape, LARGE.rhs_shape, padding=padding)
+        lowered = jax.jit(functools.partial(convolve, case, algorithm)).lower(*shapes(case))
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert workspace("im2col_tiled") <= 8 << 20
+    assert workspace("im2col") > 100 << 20
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    "algorithm",
+    [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, LARGE_KERNEL.spec()) is None],
+)
+def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
+    """Written out, 4225 taps are megabytes of program and minutes of compiling."""
+
+    def lengths(size: int) -> tuple[int, ...]:
+        case = case_of(LARGE_KERNEL.lhs_shape, (size, size, 1, 1))
+        texts = programs(functools.partial(convolve, case, algorithm), *shapes(case))
+        return tuple(map(len, texts))
+
+    for large, smaller in zip(lengths(65), lengths(33), strict=True):
+        assert large < min(1.1 * smaller, 1_000_000)

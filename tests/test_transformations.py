@@ -1,0 +1,516 @@
+"""jaxconv under JAX's transformations gives what lax gives, and nothing is traced twice."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, LAST, Case
+from jax import Array, export, lax
+
+import jaxconv
+
+Conv = Callable[[Any, Any], Array]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly() -> Iterator[None]:
+    """Hundreds of tiny programs run once each here; optimising them doubles the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def conv_by(case: Case, algorithm: str = "auto") -> Conv:
+    return functools.partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=algorithm)
+
+
+def energy(conv: Conv) -> Conv:
+    """A function of both operands that has derivatives of every order."""
+    return lambda lhs, rhs: jnp.sum(jnp.sin(conv(lhs, rhs)))
+
+
+def by(conv: Conv, scale: float) -> Conv:
+    return lambda lhs, rhs: conv(scale * lhs, rhs)
+
+
+def with_custom_vjp(conv: Conv) -> Conv:
+    @jax.custom_vjp
+    def fun(lhs: Array, rhs: Array) -> Array:
+        return conv(lhs, rhs)
+
+    def forward(lhs: Array, rhs: Array) -> tuple[Array, Callable[[Array], Any]]:
+        return jax.vjp(conv, lhs, rhs)
+
+    def backward(transpose: Callable[[Array], Any], cotangent: Array) -> tuple[Array, Array]:
+        lhs, rhs = transpose(cotangent)
+        return 2 * lhs, 3 * rhs
+
+    fun.defvjp(forward, backward)
+    return fun
+
+
+def with_custom_jvp(conv: Conv) -> Conv:
+    @jax.custom_jvp
+    def fun(lhs: Array, rhs: Array) -> Array:
+        return conv(lhs, rhs)
+
+    @fun.defjvp
+    def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        out, tangent = jax.jvp(conv, primals, tangents)
+        return out, 2 * tangent
+
+    return fun
+
+
+def relaxed(conv: Conv) -> Conv:
+    """A while loop whose end depends on the convolutions in it."""
+
+    def fun(lhs: Array, rhs: Array) -> Any:
+        def go_on(state: tuple[Array, Array]) -> Array:
+            return jnp.logical_and(state[0] < 4, jnp.sum(jnp.abs(state[1])) > 1e-3)
+
+        def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
+            i, x = state
+            return i + 1, x * jnp.tanh(jnp.mean(conv(x, rhs)))
+
+        return lax.while_loop(go_on, step, (0, lhs))
+
+    return fun
+
+
+def branched(conv: Conv) -> Conv:
+    def fun(lhs: Array, rhs: Array) -> list[Array]:
+        branches = (by(conv, 1.0), by(conv, -2.0))
+        return [lax.cond(jnp.sum(lhs) > bound, *branches, lhs, rhs) for bound in (-1e9, 1e9)]
+
+    return fun
+
+
+def scanned(conv: Conv) -> Conv:
+    def fun(lhs: Array, rhs: Array) -> Any:
+        def step(total: Array, scale: Array) -> tuple[Array, Array]:
+            out = conv(scale * lhs, rhs)
+            return total + jnp.sum(out), out
+
+        return lax.scan(step, jnp.zeros(()), jnp.arange(3.0))
+
+    return fun
+
+
+def pushed(conv: Conv) -> Conv:
+    """jvp, linearize and linear_transpose."""
+
+    def fun(lhs: Array, rhs: Array) -> Any:
+        tangents = jnp.cos(lhs), jnp.sin(rhs)
+        out, linear = jax.linearize(conv, lhs, rhs)
+        transposed = jax.linear_transpose(lambda lhs: conv(lhs, rhs), lhs)
+        one_sided = jax.jvp(lambda rhs: conv(lhs, rhs), (rhs,), tangents[1:])
+        both = jax.jvp(conv, (lhs, rhs), tangents)
+        return both, one_sided, linear(*tangents), transposed(out)
+
+    return fun
+
+
+def second(conv: Conv) -> Conv:
+    """Hessian times vector, forward over reverse and reverse over reverse."""
+
+    def fun(lhs: Array, rhs: Array) -> Any:
+        gradient = jax.grad(energy(conv), (0, 1))
+        vectors = jnp.cos(lhs), jnp.sin(rhs)
+        _, forward = jax.jvp(gradient, (lhs, rhs), vectors)
+        _, transpose = jax.vjp(gradient, lhs, rhs)
+        return forward, transpose(vectors)
+
+    return fun
+
+
+def hessian(conv: Conv) -> Conv:
+    """jacfwd over jacrev, of both operands: the batches of all derivatives' derivatives."""
+    return lambda lhs, rhs: jax.jacfwd(jax.jacrev(energy(conv), 1), 0)(lhs, rhs)
+
+
+def stacked(x: Array, axis: int, size: int = 3) -> Array:
+    return jnp.stack([(1.0 + i) * x for i in range(size)], axis)
+
+
+def batched(in_axes: tuple[int | None, ...], out_axes: int = 0, size: int = 3) -> Callable:
+    """vmap, and its gradient, with operands stacked along ``in_axes``."""
+
+    def transform(conv: Conv) -> Conv:
+        vmapped = jax.vmap(conv, in_axes, out_axes)
+
+        def fun(lhs: Array, rhs: Array) -> Any:
+            operands = [
+                x if axis is None else stacked(x, axis, size)
+                for x, axis in zip((lhs, rhs), in_axes, strict=True)
+            ]
+            return vmapped(*operands), jax.grad(energy(vmapped), (0, 1))(*operands)
+
+        return fun
+
+    return transform
+
+
+def nested(conv: Conv) -> Conv:
+    """All pairs of three images and two kernels, and a batch of both inside one of images."""
+
+    def fun(lhs: Array, rhs: Array) -> Any:
+        pairs = jax.vmap(jax.vmap(conv, (None, 0)), (0, None))
+        twice = jax.vmap(jax.vmap(conv, (1, 0)), (0, None))
+        images, kernels = stacked(lhs, 0), stacked(rhs, 0, 2)
+        return pairs(images, kernels), twice(stacked(images, 2, 2), kernels)
+
+    return fun
+
+
+def empty_batches(conv: Conv) -> Conv:
+    def fun(lhs: Array, rhs: Array) -> Any:
+        lhs0, rhs0 = (jnp.zeros((0, *x.shape)) for x in (lhs, rhs))
+        results = []
+        for args, axes in (((lhs0, rhs), (0, None)), ((lhs, rhs0), (None, 0)), ((lhs0, rhs0), 0)):
+            vmapped = jax.vmap(conv, axes)
+            results.append((vmapped(*args), jax.grad(energy(vmapped), (0, 1))(*args)))
+        return results
+
+    return fun
+
+
+def remat(policy: Any = None) -> Callable[[Conv], Conv]:
+    def transform(conv: Conv) -> Conv:
+        layers = jax.checkpoint(lambda lhs, rhs: jnp.tanh(conv(jnp.tanh(lhs), rhs)), policy=policy)
+        return jax.value_and_grad(energy(layers), (0, 1))
+
+    return transform
+
+
+def grad_of(transform: Callable[[Conv], Conv]) -> Callable[[Conv], Conv]:
+    """Gradient of the sum of whatever ``transform`` returns."""
+
+    def composed(conv: Conv) -> Conv:
+        def total(lhs: Array, rhs: Array) -> Array:
+            leaves = jax.tree.leaves(transform(conv)(lhs, rhs))
+            return functools.reduce(jnp.add, [jnp.sum(jnp.sin(leaf)) for leaf in leaves])
+
+        return jax.value_and_grad(total, (0, 1))
+
+    return composed
+
+
+TRANSFORMATIONS: dict[str, Callable[[Conv], Conv]] = {
+    "value and grad": lambda conv: jax.value_and_grad(energy(conv), (0, 1)),
+    "jvp, linearize, transpose": pushed,
+    "second derivatives": second,
+    "hessian": hessian,
+    "vmap lhs": batched((0, None)),
+    "vmap rhs": batched((None, 0)),
+    "vmap both": batched((0, 0)),
+    "vmap other axes": batched((2, 1), out_axes=1),
+    "vmap last axes": batched((-1, -1), out_axes=-1),
+    "vmap of one": batched((1, None), size=1),
+    "vmap of none": empty_batches,
+    "nested vmap": nested,
+    "scan": scanned,
+    "grad of scan": grad_of(scanned),
+    "while": relaxed,
+    "jvp of while": lambda conv: (
+        lambda lhs, rhs: jax.jvp(lambda rhs: relaxed(conv)(lhs, rhs)[1], (rhs,), (jnp.sin(rhs),))
+    ),
+    "vmap of while": lambda conv: (
+        lambda lhs, rhs: jax.vmap(relaxed(conv), (0, None))(stacked(lhs, 0), rhs)
+    ),
+    "cond": branched,
+    "grad of cond": grad_of(branched),
+    "vmap of cond": lambda conv: (
+        lambda lhs, rhs: jax.vmap(branched(conv), (None, 0))(lhs, stacked(rhs, 0))
+    ),
+    "remat": remat(),
+    "remat, dots saved": remat(jax.checkpoint_policies.dots_saveable),
+    "remat, all saved": remat(jax.checkpoint_policies.everything_saveable),
+    "custom_vjp": lambda conv: jax.value_and_grad(energy(with_custom_vjp(conv)), (0, 1)),
+    "custom_jvp": grad_of(with_custom_jvp),
+    "jit in jit": grad_of(jax.jit),
+}
+# The Hessian of larger ones has a million elements and says nothing new.
+COMBINATIONS = [
+    (transformation, case)
+    for transformation in TRANSFORMATIONS
+    for case in {
+        "hessian": ("1d causal depthwise",),
+        "value and grad": ("3x3 stride 2", "batch groups", "all dilations", "nchw"),
+        "vmap lhs": ("3x3 stride 2", "batch groups", "all dilations"),
+        "vmap rhs": ("3x3 stride 2", "batch groups", "all dilations"),
+        "vmap both": ("3x3 stride 2", "batch groups", "all dilations"),
+    }.get(transformation, ("3x3 stride 2", "all dilations"))
+]
+
+
+def assert_same(fun: Callable, expected: Callable, *args: Any) -> None:
+    outs, values = fun(*args), expected(*args)
+    assert jax.tree.structure(outs) == jax.tree.structure(values)
+    for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(values), strict=True):
+        assert (out.shape, out.dtype) == (value.shape, value.dtype)
+        scale = float(np.max(np.abs(value), initial=1.0))
+        np.testing.assert_allclose(out, value, rtol=1e-11, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize(("transformation", "name"), COMBINATIONS)
+def test_under_jit(transformation: str, name: str) -> None:
+    case, transform = CASES[name], TRANSFORMATIONS[transformation]
+    assert_same(jax.jit(transform(conv_by(case))), jax.jit(transform(case.lax)), *case.operands())
+
+
+@pytest.mark.parametrize(
+    "transformation", ["value and grad", "jvp, linearize, transpose", "vmap both", "remat", "scan"]
+)
+def test_without_jit(transformation: str) -> None:
+    case, transform = CASES["grouped"], TRANSFORMATIONS[transformation]
+    operands = map(jnp.asarray, case.operands())
+    assert_same(transform(conv_by(case)), transform(case.lax), *operands)
+
+
+def test_gradients_keep_the_operands_dtype() -> None:
+    """With preferred_element_type the cotangent is wider than the operands."""
+    case = CASES["3x3 stride 2"]
+    operands = [jnp.asarray(x, jnp.bfloat16) for x in case.operands()]
+
+    def gradients(conv: Callable[..., Array]) -> tuple[Array, Array]:
+        wide = functools.partial(conv, **case.arguments, preferred_element_type=np.float32)
+        return jax.jit(jax.grad(lambda *args: jnp.sum(wide(*args)), (0, 1)))(*operands)
+
+    by_lax = gradients(lax.conv_general_dilated)
+    for out, expected in zip(gradients(jaxconv.conv_general_dilated), by_lax, strict=True):
+        assert out.dtype == expected.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            out.astype(np.float64), expected.astype(np.float64), rtol=2**-6, atol=2**-6
+        )
+
+
+@pytest.mark.parametrize("name", ["1x1", "3x3"])
+def test_donated_operand_is_reused(name: str) -> None:
+    case = CASES[name]
+    rhs = jnp.asarray(
+        np.resize(case.operands()[1], (*case.rhs_shape[:-2], *case.lhs_shape[-1:] * 2))
+    )
+    lhs, kept = (jnp.asarray(case.operands()[0]) for _ in range(2))
+    out = jax.jit(conv_by(case), donate_argnums=0)(lhs, rhs)
+    assert lhs.is_deleted()
+    assert not kept.is_deleted()
+    np.testing.assert_allclose(out, case.lax(kept, rhs), rtol=1e-12, atol=1e-12)
+
+
+# ---- export ----
+
+
+def exported(
+    fun: Callable, *args: Any, platforms: tuple[str, ...] | None = None
+) -> export.Exported:
+    """``fun`` exported and brought back from bytes."""
+    pytest.importorskip("flatbuffers", reason="jax.export needs it to serialize")
+    made = export.export(jax.jit(fun), platforms=platforms)(*args)
+    return export.deserialize(made.serialize(vjp_order=1))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *jaxconv.ALGORITHMS])
+def test_export(algorithm: str) -> None:
+    case = CASES["1x1 stride 2" if algorithm == "pointwise" else "transposed"]
+    args = case.operands()
+    again = exported(conv_by(case, algorithm), *args)
+    assert_same(jax.jit(again.call), jax.jit(case.lax), *args)
+    assert_same(
+        jax.jit(jax.grad(energy(again.call), (0, 1))),
+        jax.jit(jax.grad(energy(case.lax), (0, 1))),
+        *args,
+    )
+
+
+def test_export_for_several_platforms() -> None:
+    case = CASES["depthwise"]
+    again = exported(conv_by(case), *case.operands(), platforms=("cpu", "cuda", "tpu"))
+    assert again.platforms == ("cpu", "cuda", "tpu")
+    assert_same(jax.jit(again.call), jax.jit(case.lax), *case.operands())
+
+
+def same_2d(conv: Callable[..., Array], **arguments: Any) -> Conv:
+    return functools.partial(
+        conv, window_strides=(1, 1), padding="SAME", dimension_numbers=LAST[2], **arguments
+    )
+
+
+SYMBOLIC: dict[str, tuple[str, Callable[[Conv], Conv]]] = {
+    "batch": ("b, 5, 6, 3", lambda conv: conv),
+    "space": ("2, h, w, 3", lambda conv: conv),
+    "grad": ("b, h, 6, 3", lambda conv: jax.grad(energy(conv), (0, 1))),
+    "vmap": ("b, 2, 5, 6, 3", lambda conv: jax.vmap(conv, (0, None))),
+    "grad of vmap": (
+        "b, 2, 5, 6, 3",
+        lambda conv: jax.grad(energy(jax.vmap(conv, (0, None))), (0, 1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SYMBOLIC)
+def test_symbolic_shapes(what: str) -> None:
+    shape, transform = SYMBOLIC[what]
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 4))
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape(shape), np.float64)
+    conv, by_lax = (
+        transform(same_2d(fun)) for fun in (jaxconv.conv_general_dilated, lax.conv_general_dilated)
+    )
+    made = export.export(jax.jit(conv))(symbolic, kernel)
+    for batch in (1, 4):
+        sizes = {"b": batch, "h": 3 + batch, "w": 7}
+        image = np.random.default_rng(1).standard_normal(
+            [sizes.get(size) or int(size) for size in shape.split(", ")]
+        )
+        assert_same(jax.jit(made.call), jax.jit(by_lax), image, kernel)
+
+
+def test_symbolic_shapes_come_back_from_bytes() -> None:
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 3, 4))
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape("b, h, w, 3"), np.float64)
+    again = exported(same_2d(jaxconv.conv_general_dilated), symbolic, kernel)
+    image = np.random.default_rng(1).standard_normal((2, 4, 5, 3))
+    assert_same(jax.jit(again.call), jax.jit(same_2d(lax.conv_general_dilated)), image, kernel)
+
+
+def test_a_named_algorithm_refuses_symbolic_shapes() -> None:
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape("b, 5, 6, 3"), np.float64)
+    kernel = jax.ShapeDtypeStruct((3, 3, 3, 4), np.float64)
+    named = same_2d(jaxconv.conv_general_dilated, algorithm="im2col")
+    with pytest.raises(jaxconv.UnsupportedConvError, match=r"symbolic shapes are for .*'im2col'"):
+        jax.eval_shape(named, symbolic, kernel)
+    by_xla = same_2d(jaxconv.conv_general_dilated, algorithm="xla")
+    assert str(jax.eval_shape(by_xla, symbolic, kernel).shape) == "(b, 5, 6, 4)"
+
+
+# ---- which primitives, and which algorithms, come out ----
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else (value,):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    yield from equations(inner)
+
+
+def algorithms_in(fun: Callable, *args: Any) -> list[str]:
+    """Of each convolution in ``fun``: its algorithm, "lax" where it is lax's own."""
+    names = {
+        "jaxconv": lambda eqn: eqn.params["algorithm"],
+        "conv_general_dilated": lambda _: "lax",
+    }
+    return [
+        names[eqn.primitive.name](eqn)
+        for eqn in equations(jax.make_jaxpr(fun)(*args))
+        if eqn.primitive.name in names
+    ]
+
+
+# Algorithm and case; what does the convolution, its gradients by lhs and rhs, its vmaps by lhs, by
+# rhs and by both, as far as another algorithm than the named one does.
+SURVIVAL = {
+    ("im2col", "3x3 stride 2"): {},
+    ("im2col_tiled", "grouped"): {},
+    ("naive", "batch groups"): {},
+    ("implicit", "all dilations"): {},
+    ("xla", "nchw"): {},
+    ("shift", "depthwise"): {},
+    ("shift", "many outputs"): {"lhs gradient": "auto"},
+    ("pointwise", "1x1 stride 2"): {},
+    ("pointwise", "patchify"): {"lhs gradient": "auto", "rhs gradient": "auto"},
+    ("phase", "transposed"): {"lhs gradient": "auto"},
+    ("auto", "3x3 stride 2"): {},
+}
+MANY_OUTPUTS = Case("many outputs", (1, 5, 5, 2), (3, 3, 2, 20), CASES["3x3"].arguments)
+
+
+@pytest.mark.parametrize(("algorithm", "name"), SURVIVAL)
+def test_a_named_algorithm_survives_where_it_can(algorithm: str, name: str) -> None:
+    case = CASES.get(name, MANY_OUTPUTS)
+    lhs, rhs = case.operands()
+    conv = conv_by(case, algorithm)
+    lhs2, rhs2 = np.stack([lhs] * 2), np.stack([rhs] * 2)
+    cotangent = np.zeros(jax.eval_shape(conv, lhs, rhs).shape)
+    found = {
+        "conv": algorithms_in(conv, lhs, rhs),
+        "lhs gradient": algorithms_in(jax.linear_transpose(lambda x: conv(x, rhs), lhs), cotangent),
+        "rhs gradient": algorithms_in(jax.linear_transpose(lambda w: conv(lhs, w), rhs), cotangent),
+        "vmap lhs": algorithms_in(jax.vmap(conv, (0, None)), lhs2, rhs),
+        "vmap rhs": algorithms_in(jax.vmap(conv, (None, 0)), lhs, rhs2),
+        "vmap both": algorithms_in(jax.vmap(conv), lhs2, rhs2),
+    }
+    others = SURVIVAL[algorithm, name]
+    assert found == {what: [others.get(what, algorithm)] for what in found}
+
+
+@pytest.mark.parametrize(
+    "transformation", [name for name in TRANSFORMATIONS if name != "vmap of none"]
+)
+def test_no_convolution_of_lax_is_left(transformation: str) -> None:
+    case = CASES["3x3 stride 2"] if transformation != "hessian" else CASES["1d causal depthwise"]
+    transform = TRANSFORMATIONS[transformation]
+    assert set(algorithms_in(transform(case.lax), *case.operands())) == {"lax"}
+    assert set(algorithms_in(transform(conv_by(case)), *case.operands())) == {"auto"}
+
+
+# ---- nothing twice ----
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The names of JAX's tracing, lowering and compiling events, as they happen."""
+    events: list[str] = []
+
+    def record(event: str, duration: float, **details: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            events.append(event.removeprefix("/jax/core/compile/"))
+
+    jax.monitoring.register_event_duration_secs_listener(record)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(record)
+
+
+REPEATED: dict[str, Callable[[Conv], Callable]] = {
+    "eager": lambda conv: conv,
+    "eager grad": lambda conv: jax.grad(energy(conv), (0, 1)),
+    "eager vmap": lambda conv: jax.vmap(conv, (0, None)),
+    "eager vmap both": lambda conv: jax.vmap(conv),
+    "jit": jax.jit,
+    "jit grad": lambda conv: jax.jit(jax.grad(energy(conv), (0, 1))),
+    "jit vmap both": lambda conv: jax.jit(jax.vmap(conv)),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "im2col_tiled", "xla"])
+@pytest.mark.parametrize("how", REPEATED)
+def test_a_second_call_traces_and_compiles_nothing(
+    how: str, algorithm: str, compiled: list[str]
+) -> None:
+    # A shape of its own, since JAX's caches live as long as the process.
+    size = 5 + list(REPEATED).index(how)
+    rng = np.random.default_rng(0)
+
+    lhs_shape, rhs_shape = (2, size, 6, 3), (3, 3, 3, 4)
+    if "vmap" in how:
+        lhs_shape = (2, *lhs_shape)
+    if "both" in how:
+        rhs_shape = (2, *rhs_shape)
+
+    def operands() -> list[Array]:
+        return [jax.device_put(rng.standard_normal(shape)) for shape in (lhs_shape, rhs_shape)]
+
+    fun = REPEATED[how](same_2d(jaxconv.conv_general_dilated, algorithm=algorithm))
+    first, second = operands(), operands()
+    compiled.clear()
+    jax.block_until_ready(fun(*first))
+    assert "backend_compile_duration" in compiled
+    compiled.clear()
+    jax.block_until_ready(fun(*second))
+    assert compiled == []
