@@ -22,7 +22,7 @@ def main() -> None:
         before, after = (f"{1e3 * seconds:.0f}" for seconds in result.compile_seconds)
         print(
             f"| {layer.name} | {layer.direction} | `{'`, `'.join(result.algorithms)}`"
-            f" | {lax_ms:.3g} ms | {own_ms:.3g} ms | **{median:.3g}×** ({low:.3g}–{high:.3g})"
+            f" | {lax_ms:.2f} ms | {own_ms:.2f} ms | **{median:.3g}×** ({low:.3g}–{high:.3g})"
             f" | {before} → {after} ms |",
             flush=True,
         )
