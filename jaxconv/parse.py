@@ -4,6 +4,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -19,9 +20,11 @@ def fail(
     raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}.")
 
 
-def check_array(function: str, name: str, x: Any) -> None:
-    """Raises where ``x`` has no shape and dtype."""
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+def check_array(function: str, name: str, x: Any, concrete: bool = False) -> None:
+    """Raises where ``x`` has no shape and dtype or, if it must be ``concrete``, no values."""
+    has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
+    has_type = hasattr(x, "shape") and hasattr(x, "dtype")
+    if not (has_values if concrete else has_type):
         fail(
             function,
             f"{name} must be an array",

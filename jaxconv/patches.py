@@ -4,13 +4,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
-from jaxconv.parse import fail, parse
+from jaxconv.parse import check_array, fail, parse
 from jaxconv.spec import ConvSpec
 
 Padding = str | int | Sequence[tuple[int, int]]
@@ -18,14 +17,7 @@ Padding = str | int | Sequence[tuple[int, int]]
 
 def operand(function: str, name: str, x: Any) -> Array:
     """``x`` as an array of JAX; a list is refused."""
-    if not (isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")):
-        fail(
-            function,
-            f"{name} must be an array",
-            type(x).__name__,
-            "convert it with jnp.asarray",
-            TypeError,
-        )
+    check_array(function, name, x, concrete=True)
     return jnp.asarray(x)
 
 
