@@ -25,7 +25,7 @@ from jaxconv.spec import ConvSpec, dilate
 def _bind(
     function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any, *args: Any
 ) -> Array:
-    """Checks lax-style arguments and binds the primitive; ``args`` as in ``spec.parse``."""
+    """Checks lax-style arguments and binds the primitive; ``args``: the rest of ``parse``'s."""
     lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
     if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
         return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, *args)
@@ -163,7 +163,10 @@ def conv(
             TypeError,
         )
     batched = x.ndim == w.ndim
+    strides = per_axis("conv", "strides", strides, ndim)
+    strides = positive("conv", "strides", strides, ndim, ValueError)
     dilation = per_axis("conv", "dilation", dilation, ndim)
+    dilation = positive("conv", "dilation", dilation, ndim, TypeError)
     axes = tuple(range(1, ndim + 1))
     channels_last = (0, ndim + 1, *axes)
     out = _bind(
@@ -172,7 +175,7 @@ def conv(
         w,
         algorithm,
         None,
-        per_axis("conv", "strides", strides, ndim),
+        strides,
         resolve_padding("conv", padding, w.shape[:-2], dilation),
         None,
         dilation,

@@ -1,4 +1,4 @@
-"""Measured constants as data: what the planner's predictions and rules rest on.
+"""Measured constants as data: what the planner's predictions rest on.
 
 Origin: medians on 2 cores of an AVX-512 server CPU (AMD EPYC, Zen 5), JAX 0.10.2 and 0.12.0.1.
 They give the order of magnitude elsewhere, which is what a predicted time in a plan's table is for.
@@ -21,7 +21,7 @@ CPU_RATES = MappingProxyType(
 CPU_BANDWIDTH = 10e9  # bytes per second of intermediate arrays that leave the cache
 CPU_STEP = 2e-6  # seconds per iteration of a loop: naive 3×3 on 1×56×56×64, 6 ms
 
-# An accelerator's convolution is bound by launches and memory at the sizes that this table teaches.
+# Estimates, not measured: an accelerator's convolution is bound by launches and memory at the sizes that this table teaches.
 ACCELERATOR_RATE = 50e12
 ACCELERATOR_BANDWIDTH = 2e12
 ACCELERATOR_STEP = 10e-6

@@ -1,4 +1,4 @@
-"""Every import that depends on the JAX version, and nothing else.
+"""What depends on the JAX version, and nothing else.
 
 What is taken from ``jax._src`` has no public counterpart in JAX 0.10.2 to 0.12; each name says
 beside it what it is for.
@@ -16,7 +16,6 @@ from jax._src.core import (
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
 from jax._src.lax.lax import canonicalize_precision
-from jax._src.sharding_impls import canonicalize_sharding
 from jax.interpreters import ad, batching, mlir
 from jax.lax import conv_general_dilated_p
 
@@ -27,7 +26,6 @@ __all__ = [
     "auto_insert_reshard",
     "batching",
     "canonicalize_precision",
-    "canonicalize_sharding",
     "check_and_canonicalize_user_dtype",
     "conv_general_dilated_p",
     "has_explicit_sharding",

@@ -97,7 +97,7 @@ def _kernel_shape(function: str, kernel_shape: Sequence[int]) -> tuple[int, ...]
     except TypeError:
         fail(
             function,
-            "kernel_shape must be integers",
+            "kernel_shape must be a sequence of integers",
             repr(kernel_shape),
             "give one for each spatial dimension",
             TypeError,

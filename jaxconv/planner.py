@@ -120,7 +120,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 
 
 def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
-    if platform != "tpu" and jnp.issubdtype(spec.dtype, np.integer):
+    if platform == "gpu" and jnp.issubdtype(spec.dtype, np.integer):
         why = "XLA refuses integer convolutions on GPU"
         return [("pointwise", why), ("implicit", why)]
     return [("xla", "the platform's own convolution is fast for most shapes")]
@@ -143,7 +143,7 @@ SMALL_KERNEL, SMALL_PATCH_MATRIX = 200, 4_000_000
 
 
 def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
-    """Candidates in order of preference, from what was measured (see ``calibration``)."""
+    """Candidates in order of preference, from what was measured (figures above)."""
     groups, m, n, k = spec.gemm
     channels = spec.rhs_shape[-2]
     gradient = spec.positions < spec.taps
@@ -305,6 +305,8 @@ def plan(
         preferred_element_type,
     )
     platform = jax.default_backend() if platform is None else platform
+    if platform not in ("cpu", "gpu", "tpu", jax.default_backend()):
+        fail("plan", "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), "use one of these")
     return plan_spec(ConvSpec.from_params(lhs, rhs, params), platform)
 
 

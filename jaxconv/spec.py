@@ -162,7 +162,7 @@ class ConvSpec:
         return np.dtype(np.float32)
 
     def __str__(self) -> str:
-        """The convolution in a line: ``f32[1,56,56,128] * [3,3,1,128] → …``."""
+        """The convolution in a line: ``float32[1,8,8,3] * float32[3,3,3,4] → …``."""
 
         def shape(dtype: np.dtype, dims: tuple[int, ...]) -> str:
             return f"{dtype.name}[{','.join(map(str, dims))}]"

@@ -346,6 +346,17 @@ REFUSED = {
         ValueError,
         r"'CAUSAL' is for one spatial dimension, got 2 of them; give \(low, high\) pairs",
     ),
+    "conv stride of 0": Refused("conv", (X, W, 0), {}, ValueError, r"\bstrides must .*\(0, 0\); "),
+    "conv dilation of 0": Refused(
+        "conv", (X, W), {"dilation": 0}, TypeError, r"\bdilation must .*, got \(0, 0\); "
+    ),
+    "plan on no platform": Refused(
+        "plan",
+        (zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), (1, 1), "SAME"),
+        {"platform": "CPU"},
+        ValueError,
+        "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; use one of these",
+    ),
     "conv padding": Refused("conv", (X, W, 1, "FULL"), {}, ValueError, "or .* pairs, got 'FULL'; "),
     "conv pads": Refused("conv", (X, W, 1, 1.5), {}, ValueError, "pairs of integers, got 1.5; "),
     "conv crops": Refused("conv", (X, W, 1, -4), {}, ValueError, CROPS.format("-4, -4")),
