@@ -21,7 +21,8 @@ CPU_RATES = MappingProxyType(
 CPU_BANDWIDTH = 10e9  # bytes per second of intermediate arrays that leave the cache
 CPU_STEP = 2e-6  # seconds per iteration of a loop: naive 3×3 on 1×56×56×64, 6 ms
 
-# Estimates, not measured: an accelerator's convolution is bound by launches and memory at the sizes that this table teaches.
+# Estimates, not measured: an accelerator's convolution is bound by launches and memory at the sizes
+# that this table teaches.
 ACCELERATOR_RATE = 50e12
 ACCELERATOR_BANDWIDTH = 2e12
 ACCELERATOR_STEP = 10e-6
