@@ -138,7 +138,7 @@ def patches(x: Array, spec: ConvSpec) -> Array:
     """The patch matrix, before its axes are flattened, of a padded ``x``.
 
     x: (N, spatial…, c) → (N, out spatial…, kernel…, c). One axis after the other, so that a k×k
-    kernel takes 2·k slices instead of k² (2 to 3× faster on 8×28×28×128), and no gather.
+    kernel takes 2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128), and no gather.
     """
     ndim = spec.spatial_ndim
     for d in reversed(range(ndim)):
