@@ -1,17 +1,23 @@
 """Convolution as matrix multiplication, in pure JAX."""
 
+from jaxconv.acceleration import accelerate
 from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
+from jaxconv.enabling import disable, enable, enabled
 from jaxconv.patches import col2im, im2col
 from jaxconv.planner import plan
 
 __all__ = [
     "ALGORITHMS",
     "UnsupportedConvError",
+    "accelerate",
     "col2im",
     "conv",
     "conv_general_dilated",
     "conv_transpose",
+    "disable",
+    "enable",
+    "enabled",
     "im2col",
     "plan",
     "pointwise",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -31,7 +32,7 @@ def _bind(
         return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, *args)
     params = parse(function, lhs, rhs, *args)
     check_algorithm(function, algorithm, ConvSpec.from_params(lhs, rhs, params))
-    if out_sharding is not None or compat.has_explicit_sharding(lhs, rhs):
+    if out_sharding is not None or compat.has_explicit_sharding(*map(jax.typeof, (lhs, rhs))):
         return _lax(function, "shardings in types", lhs, rhs, algorithm, out_sharding, *args)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
     return conv_p.bind(lhs, rhs, **params, out_sharding=None, algorithm=algorithm)

@@ -6,21 +6,33 @@ beside it what it is for.
 
 from typing import Any
 
-import jax
+from jax._src import (
+    core,
+    linear_util,  # the functions that custom_jvp and custom_vjp hand on
+)
 from jax._src.core import (
     Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
+    Trace,  # what accelerate stands on
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
+    eval_trace,  # the one that is current outside all transformations
     is_constant_shape,  # False for the symbolic dimensions of jax.export
     jaxpr_as_fun,
+    set_current_trace,
 )
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
+from jax._src.interpreters import mlir as lowerings
+from jax._src.interpreters.remat import rules as remat_rules
 from jax._src.lax.lax import canonicalize_precision
+from jax._src.util import weakref_lru_cache
+from jax._src.xla_bridge import expand_platform_alias  # "gpu" is "cuda" and "rocm"
 from jax.interpreters import ad, batching, mlir
 from jax.lax import conv_general_dilated_p
 
 __all__ = [
+    "JAXPRS",
     "Primitive",
+    "Trace",
     "ad",
     "apply_primitive",
     "auto_insert_reshard",
@@ -28,13 +40,54 @@ __all__ = [
     "canonicalize_precision",
     "check_and_canonicalize_user_dtype",
     "conv_general_dilated_p",
+    "current_trace",
+    "eval_trace",
     "has_explicit_sharding",
     "is_constant_shape",
     "jaxpr_as_fun",
+    "linear_util",
+    "lowering_rule",
     "mlir",
+    "platform_rules",
+    "remat_rules",
+    "set_current_trace",
+    "weakref_lru_cache",
+    "with_eqns",
 ]
 
+# Up to JAX 0.11 a jaxpr with its constants is another class.
+JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
-def has_explicit_sharding(*arrays: Any) -> bool:
-    """Whether the types of ``arrays`` carry a sharding (JAX's explicit sharding mode)."""
-    return any(entry is not None for x in arrays for entry in jax.typeof(x).sharding.spec)
+
+def current_trace() -> Any:
+    """What binding a primitive would be handed to now."""
+    return core.trace_ctx.trace
+
+
+def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
+    """``jaxpr`` with other equations, its constants kept."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    if inner is jaxpr:
+        return jaxpr.replace(eqns=eqns)
+    return jaxpr.replace(jaxpr=inner.replace(eqns=eqns))
+
+
+def lowering_rule(primitive: Any, platform: str) -> Any:
+    """The rule by which ``primitive`` is lowered for ``platform``."""
+    for name in expand_platform_alias(platform):
+        if primitive in lowerings._platform_specific_lowerings[name]:
+            return lowerings._platform_specific_lowerings[name][primitive].rule
+    return lowerings._lowerings[primitive].rule
+
+
+def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
+    """The tables of the rules for ``platform`` alone, to be read and restored."""
+    return {
+        name: lowerings._platform_specific_lowerings[name]
+        for name in expand_platform_alias(platform)
+    }
+
+
+def has_explicit_sharding(*avals: Any) -> bool:
+    """Whether types of arrays carry a sharding (JAX's explicit sharding mode)."""
+    return any(entry is not None for aval in avals for entry in aval.sharding.spec)

@@ -233,13 +233,18 @@ def _run(
     return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
 
 
-def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
-    """Raises where ``algorithm`` is unknown or can't do ``spec``."""
-    if algorithm == "auto":
-        return
-    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+def check_name(function: str, algorithm: str) -> None:
+    """Raises where ``algorithm`` is unknown."""
+    if not isinstance(algorithm, str) or algorithm not in ("auto", *ALGORITHMS):
         names = ", ".join(ALGORITHMS)
         fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), "use one")
+
+
+def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
+    """Raises where ``algorithm`` is unknown or can't do ``spec``."""
+    check_name(function, algorithm)
+    if algorithm == "auto":
+        return
     reason = refusal(ALGORITHMS[algorithm], spec)
     if reason is not None:
         fail(

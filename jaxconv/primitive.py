@@ -21,9 +21,11 @@ from jaxconv.compat import (
     apply_primitive,
     batching,
     conv_general_dilated_p,
+    has_explicit_sharding,
     is_constant_shape,
     jaxpr_as_fun,
     mlir,
+    with_eqns,
 )
 from jaxconv.planner import run
 from jaxconv.spec import ConvSpec
@@ -37,6 +39,31 @@ def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
     return conv_general_dilated_p.abstract_eval(lhs, rhs, **params)
 
 
+def planned_params(
+    lhs: Any, rhs: Any, params: dict[str, Any], algorithm: str
+) -> dict[str, Any] | None:
+    """This primitive's parameters for lax's convolution of these types; None to leave it to lax.
+
+    An algorithm that can't do the convolution gives way to "auto".
+    """
+    if not plannable(lhs, rhs, params):
+        return None
+    if algorithm != "auto":
+        spec = ConvSpec.from_params(lhs, rhs, params)
+        algorithm = algorithm if refusal(ALGORITHMS[algorithm], spec) is None else "auto"
+    return {**params, "algorithm": algorithm}
+
+
+def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
+    """Whether a convolution of these types is static: no symbolic sizes, no sharding in types."""
+    out = params["out_sharding"]  # lax's derivatives give one that shards nothing
+    return (
+        is_constant_shape((*lhs.shape, *rhs.shape))
+        and (out is None or not any(out.spec))
+        and not has_explicit_sharding(lhs, rhs)
+    )
+
+
 def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
     """``fun(*args)`` with lax's convolutions replaced by this primitive."""
     closed, tree = _replaced(algorithm, fun, *map(jax.typeof, args))
@@ -45,25 +72,17 @@ def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
 
 @lru_cache(maxsize=4096)
 def _replaced(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
-    """The jaxpr of ``fun`` with this primitive in place of lax's, and the tree of its outputs.
-
-    An algorithm that can't do a derived convolution gives way to "auto".
-    """
+    """The jaxpr of ``fun`` with this primitive in place of lax's, and the tree of its outputs."""
 
     def replaced(eqn: Any) -> Any:
         if eqn.primitive is not conv_general_dilated_p:
             return eqn
         lhs, rhs = eqn.invars
-        if not is_constant_shape((*lhs.aval.shape, *rhs.aval.shape)):
-            return eqn  # symbolic sizes of jax.export: lax's own, as in api
-        spec = ConvSpec.from_params(lhs.aval, rhs.aval, eqn.params)
-        capable = algorithm in ALGORITHMS and refusal(ALGORITHMS[algorithm], spec) is None
-        params = {**eqn.params, "algorithm": algorithm if capable else "auto"}
-        return eqn.replace(primitive=conv_p, params=params)
+        params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
+        return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
 
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*avals)
-    jaxpr = closed.jaxpr.replace(eqns=[replaced(eqn) for eqn in closed.jaxpr.eqns])
-    return closed.replace(jaxpr=jaxpr), jax.tree.structure(out)
+    return with_eqns(closed, [replaced(eqn) for eqn in closed.eqns]), jax.tree.structure(out)
 
 
 Params = tuple[tuple[str, Any], ...]
@@ -120,20 +139,19 @@ def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: An
 batching.fancy_primitive_batchers[conv_p] = _batch
 
 
-def _lowered(lhs: Array, rhs: Array, *, algorithm: str, platform: str, **params: Any) -> Array:
-    spec = ConvSpec.from_params(lhs, rhs, params)
-    dimension_numbers = params["dimension_numbers"]
-    lhs, rhs = layout.to_canonical(lhs, rhs, dimension_numbers)
-    return layout.from_canonical(run(lhs, rhs, spec, algorithm, platform), dimension_numbers)
+def lowering(platform: str) -> Callable[..., Any]:
+    """The lowering rule of a convolution for ``platform``: by ``algorithm``, or planned."""
+
+    def lowered(lhs: Array, rhs: Array, *, algorithm: str = "auto", **params: Any) -> Array:
+        spec = ConvSpec.from_params(lhs, rhs, params)
+        dimension_numbers = params["dimension_numbers"]
+        lhs, rhs = layout.to_canonical(lhs, rhs, dimension_numbers)
+        return layout.from_canonical(run(lhs, rhs, spec, algorithm, platform), dimension_numbers)
+
+    return mlir.lower_fun(lowered, multiple_results=False)
 
 
 for _platform in ("cpu", "gpu", "tpu"):
-    mlir.register_lowering(
-        conv_p,
-        mlir.lower_fun(partial(_lowered, platform=_platform), multiple_results=False),
-        platform=_platform,
-    )
+    mlir.register_lowering(conv_p, lowering(_platform), platform=_platform)
 # Any other platform: treated as an accelerator, where XLA's convolution is the choice.
-mlir.register_lowering(
-    conv_p, mlir.lower_fun(partial(_lowered, platform="other"), multiple_results=False)
-)
+mlir.register_lowering(conv_p, lowering("other"))

@@ -1,0 +1,263 @@
+"""``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
+
+``fn`` runs as it is, with its own arguments: what changes is what binding lax's convolution means
+while it runs. A trace that stands before the one that is current (as ``vmap``'s does) binds
+jaxconv's primitive there instead, and passes everything else on. So tracers, static arguments,
+effects and state are those of ``fn``. Jaxprs that other primitives carry are rewritten, once each.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+
+from jaxconv import compat
+from jaxconv.compat import conv_general_dilated_p, current_trace, set_current_trace
+from jaxconv.parse import fail
+from jaxconv.planner import check_name
+from jaxconv.primitive import conv_p, planned_params
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Primitives that run the jaxprs they carry as these are written, so that another convolution in
+# them changes nothing else.
+TRANSPARENT = frozenset(
+    {
+        "closed_call",
+        "cond",
+        "core_call",
+        "custom_jvp_call",
+        "custom_linear_solve",
+        "custom_vjp_call",
+        "custom_vmap_call",
+        "jit",
+        "linear_call",
+        "remat2",
+        "run_state",
+        "scan",
+        "shard_map",
+        "while",
+    }
+)
+
+
+def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
+    """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
+
+    Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whoever calls it (Flax,
+    Equinox, Haiku, Keras, ``jax.numpy``, ``jax.scipy``), under ``jit``, ``grad``, ``scan``,
+    ``while_loop``, ``cond``, ``checkpoint``, ``custom_jvp``, ``custom_vjp`` and ``shard_map``
+    too. It goes with every transformation in any order: ``jax.jit(accelerate(step))`` and
+    ``accelerate(jax.jit(step))`` compile the same. Accelerating twice is accelerating once.
+
+    Where a primitive that jaxconv does not know carries convolutions (a Pallas kernel, say), they
+    are left to lax, and a warning says so once.
+
+    Args:
+      fn: any function: arguments, results, static arguments, donation and effects stay as they
+        are. Best the whole training step, so that the gradients are inside.
+      algorithm: "auto", or a name in ``ALGORITHMS``, which is used wherever it can do the
+        convolution; "auto" does the others.
+
+    Returns:
+      A function of the same arguments and results.
+
+    Raises:
+      TypeError: ``fn`` can't be called.
+      ValueError: ``algorithm`` is unknown.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxconv
+      >>> def loss(image, kernel):
+      ...     return jax.lax.conv(image, kernel, (1, 1), "SAME").sum()
+      >>> step = jax.jit(jaxconv.accelerate(jax.grad(loss, argnums=1)))
+      >>> step(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))).shape
+      (4, 3, 3, 3)
+    """
+    if not callable(fn):
+        fail("accelerate", "fn must be a function", repr(fn), "pass the function itself", TypeError)
+    check_name("accelerate", algorithm)
+    return functools.wraps(fn, updated=())(_under(fn, algorithm))
+
+
+def _under(fn: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
+    def accelerated(*args: Any, **kwargs: Any) -> Any:
+        with set_current_trace(_trace(current_trace(), algorithm)):
+            return fn(*args, **kwargs)
+
+    return accelerated
+
+
+class _AccelerateTrace(compat.Trace):
+    """Stands before ``parent``: convolutions become jaxconv's, the rest is bound there as it is."""
+
+    def __init__(self, parent: Any, algorithm: str) -> None:
+        super().__init__()
+        self.parent, self.algorithm = parent, algorithm
+        self.requires_low = False  # parent lowers what it must
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.parent, name)
+
+    def stage_value(self, val: Any) -> Any:
+        return self.parent.stage_value(val)
+
+    def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
+        if primitive is conv_general_dilated_p:
+            lhs, rhs = map(jax.typeof, tracers)
+            planned = planned_params(lhs, rhs, params, self.algorithm)
+            if planned is not None:
+                primitive, params = conv_p, planned
+        else:
+            params = _rewritten_params(primitive, params, self.algorithm)
+        with set_current_trace(self.parent):
+            return primitive.bind(*tracers, **params)
+
+    def _bind(self, primitive: Any, functions: Any, tracers: Any, params: Any) -> Any:
+        subfuns = tuple(_wrapped(f, self.algorithm) for f in functions)
+        with set_current_trace(self.parent):
+            return primitive.bind(*tracers, subfuns=subfuns, **params)
+
+    def process_custom_jvp_call(
+        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **params: Any
+    ) -> Any:
+        return self._bind(primitive, (fun, jvp), tracers, params)
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **params: Any
+    ) -> Any:
+        return self._bind(primitive, (fun, fwd, bwd), tracers, params)
+
+    def process_call(self, primitive: Any, fun: Any, tracers: Any, params: Any, /) -> Any:
+        return self._bind(primitive, (fun,), tracers, params)
+
+    def process_shard_map(self, primitive: Any, fun: Any, tracers: Any, **params: Any) -> Any:
+        return self._bind(primitive, (fun,), tracers, params)
+
+
+@functools.lru_cache
+def _eager(algorithm: str) -> _AccelerateTrace:
+    return _AccelerateTrace(compat.eval_trace, algorithm)
+
+
+def _trace(parent: Any, algorithm: str) -> Any:
+    """The trace before ``parent``. Outside all others always the same: jit's cache goes by it."""
+    if isinstance(parent, _AccelerateTrace) and parent.algorithm == algorithm:
+        return parent
+    return _eager(algorithm) if parent is compat.eval_trace else _AccelerateTrace(parent, algorithm)
+
+
+def _wrapped(f: Any, algorithm: str) -> Any:
+    """``f``, a function or one of JAX's wrapped ones, accelerated."""
+    if isinstance(f, compat.linear_util.WrappedFun):
+        return _transformed(f, algorithm)
+    return _under(f, algorithm)
+
+
+@compat.linear_util.transformation2
+def _transformed(f: Callable[..., Any], algorithm: str, *args: Any, **kwargs: Any) -> Any:
+    return _under(f, algorithm)(*args, **kwargs)
+
+
+@compat.linear_util.transformation2
+def _rewritten_result(f: Callable[..., Any], algorithm: str, *args: Any) -> Any:
+    """The result of a thunk that gives a jaxpr and other things."""
+    jaxpr, *others = f(*args)
+    return _rewritten(jaxpr, algorithm) or jaxpr, *others
+
+
+def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any]:
+    """``params`` with the convolutions in their jaxprs replaced; itself where there are none."""
+    changed = {}
+    for key, value in params.items():
+        replaced = _rewritten_value(value, algorithm)
+        if replaced is not None:
+            changed[key] = replaced
+    if primitive.name not in TRANSPARENT:
+        if changed:
+            _warn(primitive.name)
+        return params
+    for thunk in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk"):
+        if thunk in params:
+            changed[thunk] = _rewritten_result(params[thunk], algorithm)
+    if "bwd" in params:
+        changed["bwd"] = _wrapped(params["bwd"], algorithm)
+    if changed and "transpose_thunk" in params:
+        changed["transpose_thunk"] = _transpose_thunk(params["transpose_thunk"], algorithm)
+    if changed and params.get("policy") is not None:
+        changed["policy"] = _policy(params["policy"])
+    return {**params, **changed} if changed else params
+
+
+def _rewritten_value(value: Any, algorithm: str) -> Any:
+    """``value`` with its convolutions replaced, where it is a jaxpr or a tuple of some; or None."""
+    if isinstance(value, compat.JAXPRS):
+        return _rewritten(value, algorithm)
+    if isinstance(value, tuple):
+        items = [_rewritten_value(item, algorithm) for item in value]
+        if any(item is not None for item in items):
+            items = [old if new is None else new for old, new in zip(value, items, strict=True)]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return None
+
+
+@compat.weakref_lru_cache
+def _rewritten(jaxpr: Any, algorithm: str) -> Any:
+    """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
+    eqns = [_rewritten_eqn(eqn, algorithm) for eqn in jaxpr.eqns]
+    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
+        return None
+    return compat.with_eqns(jaxpr, eqns)
+
+
+def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
+    if eqn.primitive is conv_general_dilated_p:
+        lhs, rhs = eqn.invars
+        params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
+        return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
+    params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
+    return eqn if params is eqn.params else eqn.replace(params=params)
+
+
+def _transpose_thunk(thunk: Callable[[], Any], algorithm: str) -> Callable[[], Any]:
+    def rewritten() -> Any:
+        jaxpr, consts = thunk()
+        return _rewritten(jaxpr, algorithm) or jaxpr, consts
+
+    return rewritten
+
+
+@functools.lru_cache
+def _policy(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """A rematerialisation policy that sees lax's convolution where jaxconv's stands."""
+
+    def lax_policy(primitive: Any, *avals: Any, **params: Any) -> Any:
+        if primitive is conv_p:
+            primitive = conv_general_dilated_p
+            params = {key: value for key, value in params.items() if key != "algorithm"}
+        return policy(primitive, *avals, **params)
+
+    return lax_policy
+
+
+@functools.lru_cache
+def _warn(primitive: str) -> None:
+    warnings.warn(
+        f"jaxconv.accelerate: the convolutions inside {primitive!r} are left to lax, since jaxconv"
+        " does not know how that primitive runs them; accelerate the function inside it instead",
+        stacklevel=2,
+    )
+
+
+def _remat(trace: Any, lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
+    rule = _under(compat.remat_rules[conv_general_dilated_p], algorithm)
+    out, saved, rest = rule(trace, lhs, rhs, **params)
+    return out, saved, _under(rest, algorithm)
+
+
+# Newer JAX asks policies by a rule for each primitive; older JAX has none for convolutions.
+if conv_general_dilated_p in compat.remat_rules:
+    compat.remat_rules[conv_p] = _remat

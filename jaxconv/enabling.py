@@ -1,0 +1,142 @@
+"""``enable``: all of lax's convolutions of a process planned by jaxconv, with no code changed."""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
+from jaxconv.parse import fail
+from jaxconv.primitive import lowering, plannable
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+_lock = threading.RLock()
+# By platform: the rules that were there, while jaxconv's is.
+_originals: dict[str, dict[str, Any]] = {}
+# By platform: the open ``enabled()`` blocks; and the platforms that ``enable()`` was called for.
+_blocks: Counter[str] = Counter()
+_standing: set[str] = set()
+
+
+def enable(platforms: Sequence[str] = ("cpu",)) -> None:
+    """Lets jaxconv plan every convolution that this process compiles from now on.
+
+    What it does to the process: the rule by which JAX compiles ``lax.conv_general_dilated`` is
+    replaced on the platforms named, in all threads, for all libraries; and JAX's caches are cleared
+    (``jax.clear_caches``), so that functions compiled before are compiled anew, by jaxconv, when
+    they are called next. ``disable`` puts back what was there. Calling it twice changes nothing.
+    Programs, gradients and jaxprs stay what they are: only what they compile to changes.
+
+    Args:
+      platforms: any of "cpu", "gpu", "tpu". The default is CPU, where it pays: on the others
+        "auto" leaves nearly all convolutions to XLA.
+
+    Raises:
+      ValueError: an unknown platform.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxconv
+      >>> jaxconv.enable()
+      >>> jax.lax.conv(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3)), (1, 1), "SAME").shape
+      (1, 4, 8, 8)
+      >>> jaxconv.disable()
+    """
+    names = _checked("enable", platforms)
+    with _lock:
+        _standing.update(names)
+        _apply()
+
+
+def disable() -> None:
+    """Undoes ``enable`` on all platforms, and open ``enabled()`` blocks with it.
+
+    JAX's rule for ``lax.conv_general_dilated`` is exactly what it was before, and JAX's caches are
+    cleared. Where nothing was enabled, nothing happens.
+
+    Example:
+      >>> import jaxconv
+      >>> jaxconv.disable()
+    """
+    with _lock:
+        _standing.clear()
+        _blocks.clear()
+        _apply()
+
+
+@contextlib.contextmanager
+def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
+    """``with enabled():`` is ``enable`` for the block; afterwards all is as it was before it.
+
+    It holds for the whole process meanwhile, other threads included. Blocks may be nested and may
+    overlap between threads: the last one to end restores.
+
+    Args:
+      platforms: as in ``enable``.
+
+    Returns:
+      A context manager.
+
+    Raises:
+      ValueError: an unknown platform.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxconv
+      >>> with jaxconv.enabled():
+      ...     y = jax.lax.conv(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3)), (1, 1), "SAME")
+      >>> y.shape
+      (1, 4, 8, 8)
+    """
+    names = _checked("enabled", platforms)
+    with _lock:
+        _blocks.update(names)
+        _apply()
+    try:
+        yield
+    finally:
+        with _lock:
+            _blocks.subtract({name for name in names if _blocks[name] > 0})
+            _apply()
+
+
+def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
+    names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
+    if not set(names) <= set(PLATFORMS):
+        fail(function, "platforms must be among 'cpu', 'gpu' and 'tpu'", repr(names), "use these")
+    return frozenset(names)
+
+
+def _apply() -> None:
+    """Makes JAX's rules what ``_standing`` and ``_blocks`` ask for."""
+    wanted = _standing | {platform for platform, count in _blocks.items() if count > 0}
+    if wanted == set(_originals):
+        return
+    for platform in wanted - set(_originals):
+        tables = platform_rules(platform)
+        _originals[platform] = {
+            name: table.get(conv_general_dilated_p) for name, table in tables.items()
+        }
+        mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
+    for platform in set(_originals) - wanted:
+        tables = platform_rules(platform)
+        for name, entry in _originals.pop(platform).items():
+            if entry is None:
+                del tables[name][conv_general_dilated_p]
+            else:
+                tables[name][conv_general_dilated_p] = entry
+    jax.clear_caches()
+
+
+def _rule(platform: str) -> Callable[..., Any]:
+    planned = lowering(platform)
+    original = lowering_rule(conv_general_dilated_p, platform)
+
+    def rule(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+        lhs_aval, rhs_aval = ctx.avals_in
+        lower = planned if plannable(lhs_aval, rhs_aval, params) else original
+        return lower(ctx, lhs, rhs, **params)
+
+    return rule
