@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import calibration
+from jaxconv import calibration, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import Cost, apply, prepared, refusal
 from jaxconv.parse import fail, parse
@@ -69,8 +69,8 @@ class Plan:
                 rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
                 continue
             gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
-            mflop, workspace = f"{c.flops / 1e6:,.1f}", f"{c.workspace / 2**20:,.1f} MiB"
-            seconds = f"{c.seconds * 1e3:,.2f} ms"
+            mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
+            seconds = tables.milliseconds(c.seconds)
             summary = ALGORITHMS[c.name].summary
             rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
         return rows
@@ -80,28 +80,16 @@ class Plan:
         product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
         lines = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
         lines.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
-        rows = self._rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        for row in rows:
-            # Names and sentences to the left, figures to the right.
-            cells = [
-                cell.rjust(width) if 2 <= i <= 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
+        lines.append(tables.as_text(self._rows(), right=range(2, 6)))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        head, *body = self._rows()
-        table = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        for row in body:
-            style = " style='font-weight: bold'" if row[0] else ""
-            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-            table += f"</tr><tr{style}>{cells}"
+        rows = self._rows()
+        chosen = [i for i, row in enumerate(rows) if row[0]]
         return (
             f"<p><code>{html.escape(str(self.spec))}</code><br>on {self.platform}:"
             f" <b>{self.algorithm}</b>, since {html.escape(self.why)}</p>"
-            f"<table><tr>{table}</tr></table>"
+            + tables.as_html(rows, bold=chosen)
         )
 
 
@@ -309,10 +297,15 @@ def plan(
         precision,
         preferred_element_type,
     )
+    return plan_spec(ConvSpec.from_params(lhs, rhs, params), checked_platform("plan", platform))
+
+
+def checked_platform(function: str, platform: str | None) -> str:
+    """``platform``, or that of JAX's default backend; raises where it is unknown."""
     platform = jax.default_backend() if platform is None else platform
     if platform not in ("cpu", "gpu", "tpu", jax.default_backend()):
-        fail("plan", "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), "use one of these")
-    return plan_spec(ConvSpec.from_params(lhs, rhs, params), platform)
+        fail(function, "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), "use one of these")
+    return platform
 
 
 @lru_cache(maxsize=4096)

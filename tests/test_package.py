@@ -104,7 +104,7 @@ MODULES = {
 }
 # Of the columns spec ← layout ← base ← … the number; nothing imports from a column to its right.
 LAYERS = (
-    ("jaxconv.compat", "jaxconv.calibration"),
+    ("jaxconv.compat", "jaxconv.calibration", "jaxconv.tables"),
     ("jaxconv.spec",),
     ("jaxconv.parse",),
     ("jaxconv.layout",),

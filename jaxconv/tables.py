@@ -1,0 +1,37 @@
+"""Tables of text: in columns for a terminal, in HTML for a notebook."""
+
+import html
+from collections.abc import Collection, Sequence
+
+Rows = Sequence[Sequence[str]]
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3f} ms"
+
+
+def mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def as_text(rows: Rows, right: Collection[int]) -> str:
+    """A line for each row; the columns numbered in ``right``, the figures, end at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def as_html(rows: Rows, bold: Collection[int]) -> str:
+    """An HTML table; the first row is its head, those numbered in ``bold`` stand out."""
+    lines = []
+    for i, row in enumerate(rows):
+        tag = "td" if i else "th"
+        style = " style='font-weight: bold'" if i in bold else ""
+        cells = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+        lines.append(f"<tr{style}>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
