@@ -26,22 +26,29 @@ R = TypeVar("R")
 # them changes nothing else.
 TRANSPARENT = frozenset(
     {
+        "call",
         "closed_call",
+        "composite",
         "cond",
-        "core_call",
         "custom_jvp_call",
+        "custom_lin",
         "custom_linear_solve",
         "custom_vjp_call",
         "custom_vmap_call",
+        "eval_jaxpr",
         "jit",
         "linear_call",
         "remat2",
+        "remat_opt",
         "run_state",
         "scan",
         "shard_map",
         "while",
     }
 )
+# Their parameters that are rules, functions of arrays; and those that give a jaxpr when called.
+RULES = ("bwd", "rule")
+THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
 
 
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
@@ -117,7 +124,7 @@ class _AccelerateTrace(compat.Trace):
             return primitive.bind(*tracers, **params)
 
     def _bind(self, primitive: Any, functions: Any, tracers: Any, params: Any) -> Any:
-        subfuns = tuple(_wrapped(f, self.algorithm) for f in functions)
+        subfuns = tuple(_by(_under, f, self.algorithm) for f in functions)
         with set_current_trace(self.parent):
             return primitive.bind(*tracers, subfuns=subfuns, **params)
 
@@ -150,46 +157,58 @@ def _trace(parent: Any, algorithm: str) -> Any:
     return _eager(algorithm) if parent is compat.eval_trace else _AccelerateTrace(parent, algorithm)
 
 
-def _wrapped(f: Any, algorithm: str) -> Any:
-    """``f``, a function or one of JAX's wrapped ones, accelerated."""
+def _by(transform: Callable[..., Any], f: Any, algorithm: str) -> Any:
+    """``transform(f, algorithm)``, of a function or of one of JAX's wrapped ones."""
     if isinstance(f, compat.linear_util.WrappedFun):
-        return _transformed(f, algorithm)
-    return _under(f, algorithm)
+        return _transformed(f, transform, algorithm)
+    return transform(f, algorithm)
 
 
 @compat.linear_util.transformation2
-def _transformed(f: Callable[..., Any], algorithm: str, *args: Any, **kwargs: Any) -> Any:
-    return _under(f, algorithm)(*args, **kwargs)
+def _transformed(f: Any, transform: Callable[..., Any], algorithm: str, *args: Any) -> Any:
+    return transform(f, algorithm)(*args)
 
 
-@compat.linear_util.transformation2
-def _rewritten_result(f: Callable[..., Any], algorithm: str, *args: Any) -> Any:
-    """The result of a thunk that gives a jaxpr and other things."""
-    jaxpr, *others = f(*args)
-    return _rewritten(jaxpr, algorithm) or jaxpr, *others
+def _rewriting(thunk: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
+    def rewriting(*args: Any) -> Any:
+        jaxpr, *others = thunk(*args)
+        return _rewritten(jaxpr, algorithm) or jaxpr, *others
+
+    return rewriting
 
 
 def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any]:
     """``params`` with the convolutions in their jaxprs replaced; itself where there are none."""
-    changed = {}
-    for key, value in params.items():
-        replaced = _rewritten_value(value, algorithm)
-        if replaced is not None:
-            changed[key] = replaced
     if primitive.name not in TRANSPARENT:
-        if changed:
+        if any(map(_convolves, params.values())):
             _warn(primitive.name)
         return params
-    for thunk in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk"):
-        if thunk in params:
-            changed[thunk] = _rewritten_result(params[thunk], algorithm)
-    if "bwd" in params:
-        changed["bwd"] = _wrapped(params["bwd"], algorithm)
-    if changed and "transpose_thunk" in params:
-        changed["transpose_thunk"] = _transpose_thunk(params["transpose_thunk"], algorithm)
+    changed = {}
+    for key, value in params.items():
+        if key in RULES:
+            changed[key] = _by(_under, value, algorithm)
+        elif key in THUNKS:
+            changed[key] = _by(_rewriting, value, algorithm)
+        elif (replaced := _rewritten_value(value, algorithm)) is not None:
+            changed[key] = replaced
     if changed and params.get("policy") is not None:
         changed["policy"] = _policy(params["policy"])
     return {**params, **changed} if changed else params
+
+
+def _convolves(value: Any) -> bool:
+    """Whether ``value`` is or holds a jaxpr with convolutions of lax."""
+    if isinstance(value, tuple):
+        return any(map(_convolves, value))
+    return isinstance(value, compat.JAXPRS) and _has_convolutions(value)
+
+
+@compat.weakref_lru_cache
+def _has_convolutions(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive is conv_general_dilated_p or any(map(_convolves, eqn.params.values()))
+        for eqn in jaxpr.eqns
+    )
 
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
@@ -220,14 +239,6 @@ def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
         return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
     params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
     return eqn if params is eqn.params else eqn.replace(params=params)
-
-
-def _transpose_thunk(thunk: Callable[[], Any], algorithm: str) -> Callable[[], Any]:
-    def rewritten() -> Any:
-        jaxpr, consts = thunk()
-        return _rewritten(jaxpr, algorithm) or jaxpr, consts
-
-    return rewritten
 
 
 @functools.lru_cache

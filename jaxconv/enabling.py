@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ PLATFORMS = ("cpu", "gpu", "tpu")
 _lock = threading.RLock()
 # By platform: the rules that were there, while jaxconv's is.
 _originals: dict[str, dict[str, Any]] = {}
-# By platform: the open ``enabled()`` blocks; and the platforms that ``enable()`` was called for.
-_blocks: Counter[str] = Counter()
+# The platforms that ``enable()`` was called for; and those of each open ``enabled()`` block.
 _standing: set[str] = set()
+_blocks: dict[object, frozenset[str]] = {}
 
 
 def enable(platforms: Sequence[str] = ("cpu",)) -> None:
@@ -91,14 +90,15 @@ def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
       (1, 4, 8, 8)
     """
     names = _checked("enabled", platforms)
+    block = object()
     with _lock:
-        _blocks.update(names)
+        _blocks[block] = names
         _apply()
     try:
         yield
     finally:
         with _lock:
-            _blocks.subtract({name for name in names if _blocks[name] > 0})
+            _blocks.pop(block, None)  # disable() may have ended it
             _apply()
 
 
@@ -111,7 +111,7 @@ def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
 
 def _apply() -> None:
     """Makes JAX's rules what ``_standing`` and ``_blocks`` ask for."""
-    wanted = _standing | {platform for platform, count in _blocks.items() if count > 0}
+    wanted = _standing.union(*_blocks.values())
     if wanted == set(_originals):
         return
     for platform in wanted - set(_originals):
