@@ -4,6 +4,7 @@ from jaxconv.acceleration import accelerate
 from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
 from jaxconv.enabling import disable, enable, enabled
+from jaxconv.explanation import explain
 from jaxconv.patches import col2im, im2col
 from jaxconv.planner import plan
 
@@ -18,6 +19,7 @@ __all__ = [
     "disable",
     "enable",
     "enabled",
+    "explain",
     "im2col",
     "plan",
     "pointwise",

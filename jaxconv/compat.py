@@ -6,9 +6,11 @@ beside it what it is for.
 
 from typing import Any
 
+import jax
 from jax._src import (
     core,
     linear_util,  # the functions that custom_jvp and custom_vjp hand on
+    source_info_util,
 )
 from jax._src.core import (
     Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
@@ -16,17 +18,18 @@ from jax._src.core import (
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
     eval_trace,  # the one that is current outside all transformations
     is_constant_shape,  # False for the symbolic dimensions of jax.export
-    jaxpr_as_fun,
+    jaxprs_in_params,
     set_current_trace,
 )
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
 from jax._src.interpreters import mlir as lowerings
 from jax._src.interpreters.remat import rules as remat_rules
-from jax._src.lax.lax import canonicalize_precision
+from jax._src.lax.lax import canonicalize_precision, rev_p
+from jax._src.source_info_util import user_frames  # a traceback's, without those inside JAX
 from jax._src.util import weakref_lru_cache
 from jax._src.xla_bridge import expand_platform_alias  # "gpu" is "cuda" and "rocm"
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, partial_eval
 from jax.lax import conv_general_dilated_p
 
 __all__ = [
@@ -41,18 +44,23 @@ __all__ = [
     "check_and_canonicalize_user_dtype",
     "conv_general_dilated_p",
     "current_trace",
+    "current_traceback",
+    "eval_jaxpr",
     "eval_trace",
     "has_explicit_sharding",
     "is_constant_shape",
-    "jaxpr_as_fun",
+    "jaxprs_in_params",
     "linear_util",
     "lowering_rule",
     "mlir",
     "platform_rules",
     "remat_rules",
+    "rev_p",
     "set_current_trace",
+    "user_frames",
     "weakref_lru_cache",
     "with_eqns",
+    "without_dead_code",
 ]
 
 # Up to JAX 0.11 a jaxpr with its constants is another class.
@@ -62,6 +70,24 @@ JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr)
 def current_trace() -> Any:
     """What binding a primitive would be handed to now."""
     return core.trace_ctx.trace
+
+
+def current_traceback() -> Any:
+    """Where in the user's program the operation was written that JAX is tracing or lowering."""
+    return source_info_util.current().traceback
+
+
+def eval_jaxpr(closed: Any, *args: Any) -> Any:
+    """Runs a jaxpr; its operations get the source lines of whoever runs it, not their own."""
+    with jax.debug_nans(False):  # operations that work with NaNs were traced under this already
+        return core.eval_jaxpr(
+            getattr(closed, "jaxpr", closed), closed.consts, *args, propagate_source_info=False
+        )
+
+
+def without_dead_code(jaxpr: Any) -> Any:
+    """``jaxpr`` without the operations whose results nothing uses, which XLA drops as well."""
+    return partial_eval.dce_jaxpr(getattr(jaxpr, "jaxpr", jaxpr), used_outputs=True)[0]
 
 
 def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:

@@ -21,9 +21,9 @@ from jaxconv.compat import (
     apply_primitive,
     batching,
     conv_general_dilated_p,
+    eval_jaxpr,
     has_explicit_sharding,
     is_constant_shape,
-    jaxpr_as_fun,
     mlir,
     with_eqns,
 )
@@ -67,7 +67,7 @@ def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
 def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
     """``fun(*args)`` with lax's convolutions replaced by this primitive."""
     closed, tree = _replaced(algorithm, fun, *map(jax.typeof, args))
-    return jax.tree.unflatten(tree, jaxpr_as_fun(closed)(*args))
+    return jax.tree.unflatten(tree, eval_jaxpr(closed, *args))
 
 
 @lru_cache(maxsize=4096)
@@ -139,11 +139,17 @@ def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: An
 batching.fancy_primitive_batchers[conv_p] = _batch
 
 
+# Called with each convolution that is lowered: its spec, ``algorithm`` and the platform.
+observers: list[Callable[[ConvSpec, str, str], None]] = []
+
+
 def lowering(platform: str) -> Callable[..., Any]:
     """The lowering rule of a convolution for ``platform``: by ``algorithm``, or planned."""
 
     def lowered(lhs: Array, rhs: Array, *, algorithm: str = "auto", **params: Any) -> Array:
         spec = ConvSpec.from_params(lhs, rhs, params)
+        for observe in observers:
+            observe(spec, algorithm, platform)
         dimension_numbers = params["dimension_numbers"]
         lhs, rhs = layout.to_canonical(lhs, rhs, dimension_numbers)
         return layout.from_canonical(run(lhs, rhs, spec, algorithm, platform), dimension_numbers)

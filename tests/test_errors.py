@@ -357,6 +357,12 @@ REFUSED = {
         ValueError,
         "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; use one of these",
     ),
+    "explain of no function": Refused(
+        "explain", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
+    ),
+    "explain on no platform": Refused(
+        "explain", (jnp.sin,), {"platform": "CPU"}, ValueError, "platform must .* got 'CPU'; use"
+    ),
     "conv padding": Refused("conv", (X, W, 1, "FULL"), {}, ValueError, "or .* pairs, got 'FULL'; "),
     "conv pads": Refused("conv", (X, W, 1, 1.5), {}, ValueError, "pairs of integers, got 1.5; "),
     "conv crops": Refused("conv", (X, W, 1, -4), {}, ValueError, CROPS.format("-4, -4")),
@@ -534,6 +540,17 @@ def test_symbolic_shapes_are_for_xla() -> None:
     assert symbolic("xla").out_avals[0].shape[1:] == (4, 6, 6)
 
 
+def explain_symbolic() -> None:
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32)
+    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}))(x)
+
+
+def test_explain_refuses_symbolic_shapes() -> None:
+    match = r"shapes must be numbers, got \(b, 4, 6, 6\) and .*; give the sizes"
+    checked("explain", explain_symbolic, ValueError, match)
+
+
 def apply_unsupported() -> None:
     spec = CASES["3x3"].spec()
     lhs, rhs = map(jnp.asarray, CASES["3x3"].operands())
@@ -566,7 +583,7 @@ def test_refuses_while_tracing() -> None:
         jax.vmap(total)(jnp.asarray(X))
 
 
-MODULES = ("parse", "api", "patches", "planner", "algorithms.base")
+MODULES = ("parse", "api", "patches", "planner", "explanation", "algorithms.base")
 
 
 def sites(path: Path) -> set[range]:
@@ -607,7 +624,7 @@ def test_every_refusal_has_a_test() -> None:
         lambda row=row: getattr(jaxconv, row.function)(*row.arguments, **row.keywords)
         for row in REFUSED.values()
     ]
-    calls += [lambda: symbolic("im2col"), apply_unsupported]
+    calls += [lambda: symbolic("im2col"), explain_symbolic, apply_unsupported]
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
     missing = []

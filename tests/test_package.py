@@ -26,6 +26,7 @@ PUBLIC = [
     "disable",
     "enable",
     "enabled",
+    "explain",
     "im2col",
     "plan",
     "pointwise",
@@ -114,7 +115,7 @@ LAYERS = (
     ("jaxconv.algorithms",),
     ("jaxconv.planner",),
     ("jaxconv.primitive",),
-    ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling"),
+    ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling", "jaxconv.explanation"),
     ("jaxconv",),
     ("jaxconv.bench",),
     ("jaxconv.compare",),
@@ -201,7 +202,7 @@ print(tried)
 
 def test_docstring_examples_run() -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
-    names = ("acceleration", "api", "enabling", "patches", "planner")
+    names = ("acceleration", "api", "enabling", "explanation", "patches", "planner")
     assert modules == [f"jaxconv.{name}" for name in names]
     # Each function's example has an import and at least one line more.
     assert int(run(DOCTEST, *modules)) >= 2 * len(FUNCTIONS)

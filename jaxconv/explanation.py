@@ -1,0 +1,333 @@
+"""``explain``: the convolutions of a whole function, forward and backward, and the plan of each."""
+
+import dataclasses
+import html
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import jax
+import numpy as np
+
+from jaxconv import tables
+from jaxconv.compat import (
+    conv_general_dilated_p,
+    current_traceback,
+    is_constant_shape,
+    jaxprs_in_params,
+    rev_p,
+    user_frames,
+    without_dead_code,
+)
+from jaxconv.parse import fail
+from jaxconv.planner import checked_platform, plan_spec
+from jaxconv.primitive import conv_p, plannable
+from jaxconv.spec import ConvSpec
+
+P = ParamSpec("P")
+
+PACKAGE = os.path.dirname(__file__) + os.sep
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A convolution of a function, or several that are alike in all but the count.
+
+    Attributes:
+      spec: the convolution, in the canonical layout.
+      where: the source line that it or, in a gradient, its forward convolution comes from:
+        "file:line (function)"; empty where it is not known.
+      direction: "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
+        ``jax.checkpoint`` runs again; "backward" where the backward pass has one of another kind.
+      algorithm: the one that runs.
+      why: the reason for it.
+      seconds: predicted time of one of them, an order of magnitude: measure before you trust it.
+      lax_seconds: likewise, of lax's convolution.
+      workspace: bytes of intermediate arrays of one of them.
+      count: how often it is run, those in a scan once for each step.
+      within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it is
+        for a branch being taken; else empty.
+    """
+
+    spec: ConvSpec
+    where: str
+    direction: str
+    algorithm: str
+    why: str
+    seconds: float
+    lax_seconds: float
+    workspace: int
+    count: int = 1
+    within: str = ""
+
+
+HEADER: tuple[str, ...] = (
+    "where",
+    "direction",
+    "algorithm",
+    "count",
+    "predicted",
+    "lax",
+    "× lax",
+    "workspace",
+    "convolution",
+)
+FIGURES = range(3, 8)
+BY_NAME = "it was asked for by name"
+CAUTION = "Predicted times are for one of each, orders of magnitude: measure before you trust them."
+WITHIN = "while: count of one iteration. cond: count if this branch is taken."
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """The convolutions of a function. ``str()`` is a table; so is the value in a notebook.
+
+    Attributes:
+      platform: what they are planned for: "cpu", "gpu", "tpu", …
+      rows: the convolutions, in the order of the program.
+    """
+
+    platform: str
+    rows: tuple[Row, ...]
+
+    @property
+    def count(self) -> int:
+        """How many convolutions are run; for each ``while_loop`` one iteration, all branches."""
+        return sum(row.count for row in self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time of them all."""
+        return sum(row.count * row.seconds for row in self.rows)
+
+    @property
+    def lax_seconds(self) -> float:
+        """The predicted time of them all by lax."""
+        return sum(row.count * row.lax_seconds for row in self.rows)
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of intermediate arrays of the convolution that has the most."""
+        return max((row.workspace for row in self.rows), default=0)
+
+    def _lines(self) -> list[str]:
+        """The sentences around the table."""
+        if not self.rows:
+            return ["There is no convolution in this function.", ""]
+        within = any(row.within for row in self.rows)
+        return [f"Planned for {self.platform}. {CAUTION}", WITHIN if within else ""]
+
+    def _table(self) -> list[tuple[str, ...]]:
+        figures = _figures(self.seconds, self.lax_seconds, self.workspace)
+        return [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
+
+    def __str__(self) -> str:
+        above, below = self._lines()
+        if not self.rows:
+            return above
+        return f"{above}\n{tables.as_text(self._table(), FIGURES)}\n{below}".rstrip()
+
+    def _repr_html_(self) -> str:
+        above, below = (f"<p>{html.escape(line)}</p>" if line else "" for line in self._lines())
+        if not self.rows:
+            return above
+        return above + tables.as_html(self._table(), bold=[len(self.rows) + 1]) + below
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    count = f"{row.count} {row.within}".rstrip()
+    figures = _figures(row.seconds, row.lax_seconds, row.workspace)
+    return row.where, row.direction, row.algorithm, count, *figures, str(row.spec)
+
+
+def _figures(seconds: float, lax_seconds: float, workspace: int) -> tuple[str, ...]:
+    times = f"{lax_seconds / seconds:.1f}" if seconds else "–"
+    predicted = map(tables.milliseconds, (seconds, lax_seconds))
+    return *predicted, times, tables.mebibytes(workspace)
+
+
+def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P, Explanation]:
+    """Says how each convolution in ``fn`` is planned, without running anything.
+
+    Those that are lax's are planned as ``accelerate`` and ``enable`` would, those of jaxconv as
+    they are. Give it the whole training step or the gradient: backward convolutions are found
+    where ``fn`` has them. Convolutions whose result nothing uses are left out, as XLA leaves them
+    out. Inside ``shard_map`` the shapes are those on one device.
+
+    Args:
+      fn: any function, jitted and accelerated ones too.
+      platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
+
+    Returns:
+      A function of the arguments of ``fn`` that returns an ``Explanation``, a table of the
+      convolutions: source line, direction, algorithm, predicted times, workspace. Arrays may also
+      be ``jax.ShapeDtypeStruct``s. What is no array (numbers, strings, …) reaches ``fn`` as it is,
+      so that static arguments stay static.
+
+    Raises:
+      TypeError: ``fn`` can't be called.
+      ValueError: an unknown platform; symbolic shapes.
+
+    Example:
+      >>> import jax, jaxconv
+      >>> def loss(image, kernel):
+      ...     return (jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2).sum()
+      >>> image = jax.ShapeDtypeStruct((1, 3, 8, 8), "float32")
+      >>> kernel = jax.ShapeDtypeStruct((4, 3, 3, 3), "float32")
+      >>> found = jaxconv.explain(jax.jit(jax.grad(loss, argnums=1)))(image, kernel)
+      >>> [row.direction for row in found.rows]
+      ['forward', 'weight gradient']
+    """
+    if not callable(fn):
+        fail(
+            "explain",
+            "fn must be a function",
+            type(fn).__name__,
+            "pass the function itself",
+            TypeError,
+        )
+    platform = checked_platform("explain", platform)
+
+    def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:
+        counts = Counter[Row]()
+        for row in _walk(_jaxpr(fn, args, kwargs), platform):
+            counts[dataclasses.replace(row, count=1)] += row.count
+        rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
+        return Explanation(platform, tuple(rows))
+
+    return explained
+
+
+def _jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+    traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
+
+    def of_arrays(arrays: dict[int, Any]) -> list[Any]:
+        args, kwargs = jax.tree.unflatten(
+            tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        )
+        return [x for x in jax.tree.leaves(fn(*args, **kwargs)) if isinstance(x, jax.Array)]
+
+    return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
+
+
+def _walk(
+    jaxpr: Any, platform: str, stack: str = "", times: int = 1, within: str = ""
+) -> Iterator[Row]:
+    """The convolutions of ``jaxpr`` and the jaxprs in it.
+
+    Args:
+      stack: JAX's names of the transformations that ``jaxpr`` has been through.
+      times: how often it is run.
+    """
+    makers: dict[Any, Any] = {}
+    for eqn in jaxpr.eqns:
+        makers.update(dict.fromkeys(eqn.outvars, eqn))
+        names = f"{stack}/{eqn.source_info.name_stack}"
+        if eqn.primitive in (conv_general_dilated_p, conv_p):
+            direction = _direction(eqn, names, makers)
+            where = source_line(eqn.source_info.traceback)
+            yield _row(*_choice(eqn), platform, where, direction, times, within)
+        kind = eqn.primitive.name
+        inner = (
+            times * eqn.params["length"] if kind == "scan" else times,
+            kind if kind in ("while", "cond") else within,
+        )
+        for carried in jaxprs_in_params(eqn.params):
+            yield from _walk(carried, platform, names, *inner)
+
+
+class Compiled:
+    """An observer of what is compiled. ``str()`` is a table: each convolution once."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[tuple[ConvSpec, str, str]]()
+        self._where: dict[tuple[ConvSpec, str, str], str] = {}
+
+    def __call__(self, spec: ConvSpec, algorithm: str, platform: str) -> None:
+        self._counts[spec, algorithm, platform] += 1
+        self._where.setdefault((spec, algorithm, platform), source_line(current_traceback()))
+
+    def __str__(self) -> str:
+        rows = {platform: [HEADER] for _, _, platform in self._counts}
+        for (spec, algorithm, platform), count in self._counts.items():
+            where = self._where[spec, algorithm, platform]
+            row = _row(spec, algorithm, BY_NAME, platform, where, count=count)
+            rows[platform].append(_cells(row))
+        direction = HEADER.index("direction")  # compiling doesn't know it
+        figures = [i - 1 for i in FIGURES]
+        lines = []
+        for platform, table in rows.items():
+            table = [row[:direction] + row[direction + 1 :] for row in table]
+            lines += [f"Compiled for {platform}. {CAUTION}", tables.as_text(table, figures)]
+        return "\n".join(lines) or "No convolution was compiled."
+
+
+def _choice(eqn: Any) -> tuple[ConvSpec, str, str]:
+    """The spec of a convolution, its ``algorithm``, and why that one if it has a name."""
+    lhs, rhs = (operand.aval for operand in eqn.invars)
+    if not is_constant_shape((*lhs.shape, *rhs.shape)):
+        shapes = f"{lhs.shape} and {rhs.shape}"
+        fail("explain", "shapes must be numbers", shapes, "give the sizes that you will use")
+    spec = ConvSpec.from_params(lhs, rhs, eqn.params)
+    if not plannable(lhs, rhs, eqn.params):
+        return spec, "xla", "shardings in types are left to lax"
+    return spec, eqn.params.get("algorithm", "auto"), BY_NAME
+
+
+def _row(
+    spec: ConvSpec,
+    algorithm: str,
+    why: str,
+    platform: str,
+    where: str,
+    direction: str = "",
+    count: int = 1,
+    within: str = "",
+) -> Row:
+    plan = plan_spec(spec, platform)
+    if algorithm == "auto":
+        algorithm, why = plan.algorithm, plan.why
+    candidates = {candidate.name: candidate for candidate in plan.candidates}
+    cost, lax_cost = candidates[algorithm], candidates["xla"]
+    costs = cost.seconds, lax_cost.seconds, cost.workspace
+    return Row(spec, where, direction, algorithm, why, *costs, count, within)
+
+
+def _direction(eqn: Any, names: str, makers: dict[Any, Any]) -> str:
+    """As far as it can be told, from what JAX's derivatives of a convolution look like."""
+    if "transpose(" not in names:
+        return "forward"
+    lhs_spec, rhs_spec, _ = eqn.params["dimension_numbers"]
+    # A weight gradient sums over the batch: lhs and rhs have it and the channels exchanged, and
+    # layouts have the batch before the channels.
+    if lhs_spec[0] > lhs_spec[1] and rhs_spec[0] > rhs_spec[1]:
+        return "weight gradient"
+    # The kernel of an input gradient was reversed just before, whatever its size.
+    maker = _maker(eqn.invars[1], makers)
+    while maker is not None and maker.primitive is not rev_p and len(maker.invars) == 1:
+        maker = _maker(maker.invars[0], makers)
+    if maker is not None and maker.primitive is rev_p:
+        return "input gradient"
+    return "recomputed" if "rematted_computation" in names else "backward"
+
+
+def _maker(operand: Any, makers: dict[Any, Any]) -> Any:
+    """The equation that made ``operand``; None for constants and arguments."""
+    return None if hasattr(operand, "val") else makers.get(operand)
+
+
+def source_line(traceback: Any) -> str:
+    """ "file:line (function)" of the user's own frame: not jaxconv's, better not a library's."""
+    frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
+    libraries = ("site-packages", "dist-packages")
+    own = [f for f in frames if not any(name in f.file_name for name in libraries)]
+    if not frames:
+        return ""
+    frame = (own or frames)[0]
+    path = Path(frame.file_name)
+    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
+    return f"{name}:{frame.start_line} ({frame.function_name.rpartition('<locals>.')[2]})"

@@ -1,0 +1,464 @@
+"""``explain``: the convolutions of a function, forward and backward, with where they come from."""
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, lax
+from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import PartitionSpec as P
+from test_plan import Table, struct
+
+import jaxconv
+from jaxconv import ALGORITHMS
+from jaxconv.compat import conv_general_dilated_p
+from jaxconv.explanation import CAUTION, WITHIN, Compiled, Explanation
+from jaxconv.planner import plan_spec
+from jaxconv.primitive import conv_p, observers
+
+explain = partial(jaxconv.explain, platform="cpu")
+
+X, W = struct(1, 4, 8, 8), struct(4, 4, 3, 3)
+BOTH = (0, 1)
+
+
+def conv(x: Any, w: Any) -> Array:
+    return lax.conv(x, w, (1, 1), "SAME")
+
+
+def loss(x: Any, w: Any, conv: Callable[..., Array] = conv) -> Array:
+    return jnp.sum(jnp.tanh(conv(x, w)))
+
+
+def directions(explanation: Explanation) -> Counter[str]:
+    counts = Counter[str]()
+    for row in explanation.rows:
+        counts[row.direction] += row.count
+    return counts
+
+
+def line(function: Callable[..., Any], text: str) -> int:
+    """The number of the first line of ``function`` that has ``text``."""
+    lines, start = inspect.getsourcelines(function)
+    return start + next(i for i, found in enumerate(lines) if text in found)
+
+
+# Directions
+
+CONVOLUTIONS = {
+    "1-D": ((2, 4, 9), (6, 4, 3), {}),
+    "2-D": ((2, 4, 9, 8), (6, 4, 3, 3), {}),
+    "3-D": ((2, 4, 5, 6, 7), (6, 4, 3, 3, 3), {}),
+    "0-D": ((2, 4), (6, 4), {}),
+    "1×1": ((2, 4, 9, 8), (6, 4, 1, 1), {}),
+    "strided": ((2, 4, 9, 8), (6, 4, 3, 3), {"window_strides": (2, 2)}),
+    "dilated": ((2, 4, 9, 8), (6, 4, 3, 3), {"rhs_dilation": (2, 2)}),
+    "transposed": ((2, 4, 9, 8), (6, 4, 3, 3), {"lhs_dilation": (2, 2)}),
+    "depthwise": ((2, 4, 9, 8), (8, 1, 3, 3), {"feature_group_count": 4}),
+    "grouped": ((2, 4, 9, 8), (6, 2, 3, 3), {"feature_group_count": 2}),
+    "batch groups": ((4, 4, 9, 8), (6, 4, 3, 3), {"batch_group_count": 2}),
+    "one image, one channel": ((1, 1, 9, 8), (1, 1, 3, 3), {}),
+}
+LETTERS = "DHW"
+ONCE = {"forward": 1, "input gradient": 1, "weight gradient": 1}
+TRANSFORMED: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+    "grad": (lambda f: jax.value_and_grad(f, BOTH), ONCE),
+    "jit(grad)": (lambda f: jax.jit(jax.value_and_grad(f, BOTH)), ONCE),
+    "grad(jit)": (lambda f: jax.value_and_grad(jax.jit(f), BOTH), ONCE),
+    "accelerate(grad)": (lambda f: jaxconv.accelerate(jax.value_and_grad(f, BOTH)), ONCE),
+    "grad(accelerate)": (lambda f: jax.value_and_grad(jaxconv.accelerate(f), BOTH), ONCE),
+    "grad(checkpoint)": (
+        lambda f: jax.value_and_grad(jax.checkpoint(f), BOTH),
+        {**ONCE, "recomputed": 1},
+    ),
+    "grad(scan)": (
+        lambda f: jax.value_and_grad(
+            lambda x, w: lax.scan(
+                lambda c, x: (c + f(x, w), None), jnp.zeros((), x.dtype), jnp.stack([x] * 3)
+            )[0],
+            BOTH,
+        ),
+        {key: 3 * count for key, count in ONCE.items()},
+    ),
+    "vmap(grad)": (
+        lambda f: (
+            lambda x, w: jax.vmap(jax.value_and_grad(f, BOTH))(
+                jnp.stack([x] * 3), jnp.stack([w] * 3)
+            )
+        ),
+        ONCE,
+    ),
+    "grad(vmap)": (
+        lambda f: jax.value_and_grad(
+            lambda x, w: jax.vmap(f, (0, None))(jnp.stack([x] * 3), w).sum(), BOTH
+        ),
+        ONCE,
+    ),
+}
+
+
+@pytest.mark.parametrize("transformed", TRANSFORMED)
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_directions(name: str, last: bool, transformed: str) -> None:
+    lhs, rhs, arguments = CONVOLUTIONS[name]
+    ndim = len(lhs) - 2
+    letters = LETTERS[:ndim]
+    numbers = (f"NC{letters}", f"OI{letters}", f"NC{letters}")
+    if last:
+        lhs, rhs = (lhs[0], *lhs[2:], lhs[1]), (*rhs[2:], rhs[1], rhs[0])
+        numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
+    arguments = {"window_strides": (1,) * ndim, "padding": ((1, 1),) * ndim} | arguments
+    convolve = partial(lax.conv_general_dilated, **arguments, dimension_numbers=numbers)
+    transform, expected = TRANSFORMED[transformed]
+    found = explain(transform(partial(loss, conv=convolve)))(struct(*lhs), struct(*rhs))
+    assert directions(found) == expected
+    assert {row.where.rpartition(" ")[2] for row in found.rows} == {"(loss)"}
+
+
+def test_flips_beside_a_convolution_are_told_from_an_input_gradient() -> None:
+    def flipped(x: Any, w: Any) -> Array:
+        return jnp.flip(conv(x, jnp.flip(w, (2, 3))), (2, 3))
+
+    found = explain(jax.value_and_grad(partial(loss, conv=flipped), BOTH))(X, W)
+    assert directions(found) == ONCE
+
+
+def test_a_backward_rule_of_the_users_own() -> None:
+    """Its convolutions look like forward ones, and are not."""
+
+    @jax.custom_vjp
+    def layer(x: Any, w: Any) -> Array:
+        return conv(x, w)
+
+    layer.defvjp(
+        lambda x, w: (conv(x, w), (x, w)),
+        lambda saved, g: (conv(g, saved[1]), saved[1] * conv(*saved).sum()),
+    )
+    found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+    assert directions(found) == {"forward": 1, "backward": 2}
+
+
+def test_second_derivatives_have_backward_convolutions() -> None:
+    def penalty(x: Any, w: Any) -> Array:
+        return jnp.sum(jax.grad(loss)(x, w) ** 2)
+
+    found = directions(explain(jax.grad(penalty, 1))(X, W))
+    assert found["forward"] == 1
+    assert found["weight gradient"] >= 2
+    assert set(found) <= {"forward", "input gradient", "weight gradient", "backward"}
+
+
+# Where
+
+
+def test_where_is_the_users_line() -> None:
+    def network(x: Any, w: Any) -> Array:
+        x = jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")  # first
+        return conv(x, w)
+
+    found = explain(jax.grad(lambda x, w: jnp.sum(jnp.sin(network(x, w))), BOTH))(X, W)
+    path = Path(__file__)
+    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
+    first = f"{name}:{line(network, 'first')} ({network.__name__})"
+    second = f"{name}:{line(conv, 'lax.conv')} (conv)"
+    assert [(row.where, row.direction) for row in found.rows] == [
+        (first, "forward"),
+        (second, "forward"),
+        (second, "weight gradient"),
+        (second, "input gradient"),
+        (first, "weight gradient"),
+        (first, "input gradient"),
+    ]
+
+
+def test_derivatives_of_equal_convolutions_keep_their_lines() -> None:
+    def one(x: Any, w: Any) -> Array:
+        return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
+
+    def other(x: Any, w: Any) -> Array:
+        return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
+
+    for layer in (one, other):
+        found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+        assert {row.where.rpartition(" ")[2] for row in found.rows} == {f"({layer.__name__})"}
+
+
+LIBRARY = """
+def layer(x, w):
+    return conv(x, w)
+"""
+
+
+def library(path: str) -> Callable[..., Array]:
+    """A function of a file that lies in ``path``."""
+    namespace: dict[str, Any] = {"conv": partial(lax.conv, window_strides=(1, 1), padding="SAME")}
+    exec(compile(LIBRARY, path, "exec"), namespace)
+    return namespace["layer"]
+
+
+def test_where_is_not_in_a_library() -> None:
+    layer = library("/env/lib/site-packages/library/layers.py")
+
+    def network(x: Any, w: Any) -> Array:
+        return layer(x, w)
+
+    (row,) = explain(network)(X, W).rows
+    assert row.where.endswith(f":{line(network, 'layer(')} ({network.__name__})")
+
+
+def test_where_has_the_name_alone_of_a_file_outside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (outside,) = explain(library(str(tmp_path / "layers.py")))(X, W).rows
+    assert outside.where == "layers.py:3 (layer)"
+    (inside,) = explain(library(str(tmp_path / "here" / "nets" / "layers.py")))(X, W).rows
+    assert Path(inside.where) == Path("nets") / "layers.py:3 (layer)"
+
+
+# Counts
+
+
+def test_equal_convolutions_of_a_line_are_a_row() -> None:
+    def network(x: Any, w: Any) -> Array:
+        for _ in range(3):
+            x = conv(x, w)
+        return conv(x, w[:, :, :1])
+
+    found = explain(network)(X, W)
+    assert [row.count for row in found.rows] == [3, 1]
+    assert found.count == 4
+
+
+def test_a_scan_counts_each_step() -> None:
+    def network(x: Any, w: Any) -> Array:
+        def steps(x: Array, _: Any) -> tuple[Array, None]:
+            return lax.fori_loop(0, 5, lambda _, x: conv(x, w), x), None
+
+        return lax.scan(steps, x, None, length=7)[0]
+
+    (row,) = explain(network)(X, W).rows
+    assert (row.count, row.within) == (35, "")
+
+
+def test_a_while_loop_counts_one_iteration() -> None:
+    def network(x: Any, w: Any) -> Array:
+        return lax.while_loop(lambda x: x.sum() < 1, lambda x: conv(conv(x, w), w), x)
+
+    found = explain(network)(X, W)
+    assert [(row.count, row.within) for row in found.rows] == [(2, "while")]
+    assert "2 while" in str(found)
+    assert str(found).endswith(WITHIN)
+
+
+def test_all_branches_are_listed() -> None:
+    def network(x: Any, w: Any) -> Array:
+        return lax.cond(x.sum() < 1, conv, lambda x, w: conv(conv(x, w), w), x, w)
+
+    found = explain(network)(X, W)
+    assert {row.within for row in found.rows} == {"cond"}
+    assert found.count == 3
+
+
+def test_shapes_in_shard_map_are_those_on_a_device() -> None:
+    mesh = AbstractMesh((4,), ("devices",), axis_types=(AxisType.Auto,))
+    sharded = jax.shard_map(
+        conv, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices"), check_vma=False
+    )
+    (row,) = explain(sharded)(struct(8, 4, 6, 6), W).rows
+    assert row.spec.lhs_shape == (2, 6, 6, 4)
+
+
+def test_what_nothing_uses_is_left_out() -> None:
+    def network(x: Any, w: Any) -> Array:
+        conv(x, w)
+        return jax.jit(lambda x: (conv(x, w), x))(x)[1]
+
+    assert explain(network)(X, W).rows == ()
+
+
+# What is planned
+
+
+def test_rows_agree_with_plan() -> None:
+    found = explain(jax.grad(loss, BOTH))(X, W)
+    assert len(found.rows) == 3
+    for row in found.rows:
+        plan = plan_spec(row.spec, "cpu")
+        costs = {candidate.name: candidate for candidate in plan.candidates}
+        assert (row.algorithm, row.why) == (plan.algorithm, plan.why)
+        assert row.seconds == costs[plan.algorithm].seconds
+        assert row.workspace == costs[plan.algorithm].workspace
+        assert row.lax_seconds == costs["xla"].seconds
+
+
+def test_totals() -> None:
+    def network(x: Any, w: Any) -> Array:
+        for _ in range(3):
+            x = conv(x, w)
+        return jaxconv.conv_general_dilated(x, w, (2, 2), "SAME", algorithm="im2col")
+
+    found = explain(network)(X, W)
+    three, one = found.rows
+    assert found.seconds == 3 * three.seconds + one.seconds
+    assert found.lax_seconds == 3 * three.lax_seconds + one.lax_seconds
+    assert found.workspace == one.workspace > three.workspace
+
+
+@pytest.mark.parametrize("algorithm", ["im2col", "xla"])
+def test_algorithms_by_name_are_kept(algorithm: str) -> None:
+    accelerated = jaxconv.accelerate(jax.grad(loss, BOTH), algorithm=algorithm)
+    found = explain(accelerated)(X, W)
+    assert {row.algorithm for row in found.rows} == {algorithm}
+    assert {row.why for row in found.rows} == {"it was asked for by name"}
+
+
+def test_platform() -> None:
+    assert jaxconv.explain(conv)(X, W).platform == jax.default_backend()
+    found = jaxconv.explain(conv, platform="tpu")(X, W)
+    assert (found.platform, found.rows[0].algorithm) == ("tpu", "xla")
+
+
+def test_shardings_in_types_are_left_to_lax() -> None:
+    mesh = AbstractMesh((2,), ("devices",), axis_types=(AxisType.Explicit,))
+    sharding = jax.sharding.NamedSharding(mesh, P("devices"))
+    blur = struct(4, 1, 3, 3)
+    depthwise = partial(
+        lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", feature_group_count=4
+    )
+    with jax.sharding.use_abstract_mesh(mesh):
+        x = jax.ShapeDtypeStruct((2, 4, 8, 8), "float32", sharding=sharding)
+        (row,) = explain(depthwise)(x, blur).rows
+    assert (row.algorithm, row.why) == ("xla", "shardings in types are left to lax")
+
+
+# Arguments
+
+
+def test_arguments_that_are_no_arrays_reach_the_function_as_they_are() -> None:
+    @partial(jax.jit, static_argnames=("strides", "padding"))
+    def network(params: Any, x: Any, strides: int, *, padding: str, train: bool = False) -> Any:
+        return {"out": lax.conv(x, params["w"], (strides,) * 2, padding), "train": train}
+
+    params = {"w": np.zeros((4, 4, 3, 3), np.float32), "activation": None}
+    found = explain(network)(params, X, 2, padding="VALID", train=True)
+    (row,) = found.rows
+    assert row.spec.window_strides == (2, 2)
+    assert row.spec.padding == ((0, 0), (0, 0))
+
+    def eager(x: Any, w: Any, activation: Callable[..., Any], name: str) -> tuple[Any, str]:
+        return activation(conv(x, w)) if name else x, name
+
+    assert explain(eager)(jnp.zeros(X.shape), jnp.zeros(W.shape), jnp.tanh, "net").count == 1
+
+
+def test_nothing_is_run() -> None:
+    def network(x: Any, w: Any) -> Array:
+        jax.debug.callback(lambda: pytest.fail("it ran"))
+        return conv(x, w)
+
+    assert explain(network)(struct(1 << 20, 4, 1 << 18, 1 << 18), W).count == 1
+
+
+def test_the_function_stays_what_it_is() -> None:
+    before = str(jax.make_jaxpr(loss)(X, W))
+    explain(jax.jit(loss))(X, W)
+    assert str(jax.make_jaxpr(loss)(X, W)) == before
+    assert conv_general_dilated_p.name in before
+    assert conv_p.name not in before
+
+
+# How it prints
+
+
+def test_explanations_are_values() -> None:
+    first, again = (explain(jax.grad(loss, BOTH))(X, W) for _ in range(2))
+    assert first == again
+    assert hash(first) == hash(again)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.platform = "tpu"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_str_and_html_are_the_same_table() -> None:
+    def escaped(x: Any, w: Any) -> Array:
+        return (lambda x, w: conv(x, w))(x, w)
+
+    found = explain(jax.grad(partial(loss, conv=escaped), BOTH))(X, W)
+    above, head, *lines, total = str(found).splitlines()
+    assert above == f"Planned for cpu. {CAUTION}"
+    assert head.split()[:4] == ["where", "direction", "algorithm", "count"]
+    for row, text in zip(found.rows, lines, strict=True):
+        assert text.startswith(f"{row.where}  {row.direction} ")
+        assert text.endswith(f"  {row.spec}")
+        assert f"  {row.algorithm}  " in text
+    assert total.split()[:2] == ["all", "3"]
+    table = Table()
+    table.feed(found._repr_html_())
+    table.close()
+    assert not table.open
+    assert len(table.rows) == len(lines) + 2
+    assert table.bold == [False] * (len(lines) + 1) + [True]
+    assert CAUTION in table.text
+    for cells, text in zip(table.rows, (head, *lines, total), strict=True):
+        assert all(cell in text for cell in cells)
+
+
+def test_html_is_escaped() -> None:
+    (row,) = explain(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(X, W).rows
+    assert row.where.endswith("<lambda>)")
+    page = Explanation("cpu", (row,))._repr_html_()
+    assert "<lambda>" not in page
+    assert "&lt;lambda&gt;" in page
+
+
+def test_a_function_without_convolutions() -> None:
+    found = explain(jnp.sin)(X)
+    assert (found.count, found.seconds, found.workspace) == (0, 0, 0)
+    assert str(found) == "There is no convolution in this function."
+    assert found._repr_html_() == "<p>There is no convolution in this function.</p>"
+
+
+def test_empty_convolutions_have_a_row() -> None:
+    found = explain(conv)(struct(0, 4, 8, 8), W)
+    assert found.rows[0].algorithm in ALGORITHMS
+    assert "–" in str(found)
+
+
+# What is compiled
+
+
+def test_compiled_convolutions_are_counted() -> None:
+    compiled = Compiled()
+    assert str(compiled) == "No convolution was compiled."
+
+    def program(x: Any, w: Any) -> Array:
+        x = jaxconv.conv_general_dilated(conv(x, w), w, (1, 1), "SAME")
+        return jaxconv.conv_general_dilated(x, w, (2, 2), "SAME", algorithm="im2col")
+
+    platform = jax.default_backend()
+    observers.append(compiled)
+    try:
+        with jaxconv.enabled(platform):
+            jax.jit(conv).lower(X, W)
+            jax.jit(program).lower(X, W)
+    finally:
+        observers.remove(compiled)
+    jax.jit(lambda x, w: conv(x, w)).lower(X, W)
+    above, head, *lines = str(compiled).splitlines()
+    assert above == f"Compiled for {platform}. {CAUTION}"
+    assert head.split()[:3] == ["where", "algorithm", "count"]
+    expected = jaxconv.explain(program)(X, W).rows
+    for text, row, count in zip(lines, (expected[0], expected[2]), (3, 1), strict=True):
+        assert text.startswith(row.where)
+        assert text.removeprefix(row.where).split()[:2] == [row.algorithm, str(count)]
+        assert text.endswith(f"  {row.spec}")
