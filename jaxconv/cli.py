@@ -1,7 +1,9 @@
-"""The command line: ``jaxconv compare``."""
+"""The command line: ``jaxconv compare`` and ``jaxconv run``."""
 
+import importlib.util
 import io
 import os
+import runpy
 import sys
 import tempfile
 import time
@@ -30,6 +32,9 @@ import jax
 import numpy as np
 
 from jaxconv.algorithms import ALGORITHMS
+from jaxconv.enabling import PLATFORMS, enable
+from jaxconv.explanation import Compiled
+from jaxconv.primitive import observers
 
 app = typer.Typer(
     add_completion=False,
@@ -193,3 +198,78 @@ def _stdout() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=120)
     return console
+
+
+# What comes after the script is the script's, options too.
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="A Python script.")],
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ARGS]", help="Arguments and options of the script's own."),
+    ] = None,
+    *,
+    module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT is the name of a module, as in python -m.")
+    ] = False,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where jaxconv plans: cpu, gpu or tpu; may be given more than once.",
+            show_default="cpu",
+        ),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="At the end, print the plans to stderr.")
+    ] = False,
+) -> None:
+    """Run a Python script whose convolutions jaxconv plans, with no line of it changed.
+
+    JAX is imported before the script starts: environment variables that JAX reads then, such as
+    JAX_PLATFORMS, must be set outside the script.
+    """
+    for name in platform or ():
+        if name not in PLATFORMS:
+            _fail(f"unknown platform {name!r}; known are {', '.join(PLATFORMS)}")
+    sys.argv = [script, *(args or ())]
+    if not sys.flags.safe_path:  # as Python itself does
+        sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
+    _check_script(script, module)
+    enable(platform or ("cpu",))
+    compiled = Compiled()
+    if explain:
+        observers.append(compiled)
+    try:
+        _execute(script, module)
+    finally:
+        if explain:
+            print(compiled, file=sys.stderr)
+
+
+def _check_script(script: str, module: bool) -> None:
+    """Fails where there is nothing to run."""
+    try:
+        if not module:
+            open(script, "rb").close()
+        elif importlib.util.find_spec(script) is None:
+            _fail(f"can't run {script!r}: there is no such module")
+    except (OSError, ImportError) as error:
+        _fail(f"can't run {script!r}: {getattr(error, 'strerror', None) or error}")
+
+
+def _execute(script: str, module: bool) -> None:
+    """Runs a script as Python itself would; its errors end with a traceback and exit code 1."""
+    try:
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(os.path.abspath(script), run_name="__main__")
+    except SystemExit:
+        raise
+    except BaseException as error:
+        # Not left to typer, which has its own ways with some errors, and would be in the traceback.
+        traceback = error.__traceback__
+        while traceback and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None

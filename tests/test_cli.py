@@ -1,8 +1,9 @@
-"""``jaxconv compare``: the engine on tiny photographs, and the command line from the outside."""
+"""``jaxconv compare``: the engine on tiny photographs; and the command line from the outside."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -319,8 +320,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("jaxconv ")
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    root = str(Path(jaxconv.__file__).parents[1])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
 
 
 def test_module_runs() -> None:
@@ -344,3 +353,142 @@ def test_extras_are_optional() -> None:
         "jaxconv: the command line needs the package 'typer'; install its extra:"
         ' pip install "jaxconv[cli]"\n'
     )
+
+
+# Running scripts
+
+TRAIN = """
+import argparse, sys
+import beside
+import jax, jax.numpy as jnp
+
+parser = argparse.ArgumentParser()
+parser.add_argument("-m", type=int)
+parser.add_argument("-v", "--explain", action="store_true")
+parser.add_argument("rest", nargs="*")
+arguments = parser.parse_args()
+print(__name__, parser.prog, arguments.m, arguments.explain, arguments.rest)
+
+
+def loss(image, kernel):
+    return jnp.sum(jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2)
+
+
+gradient = jax.jit(jax.grad(loss, argnums=1))
+text = gradient.lower(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))).as_text()
+print("convolutions left:", text.count("stablehlo.convolution"))
+sys.exit(arguments.m)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A folder with a script, a module beside it, and a package."""
+    (tmp_path / "train.py").write_text(TRAIN)
+    (tmp_path / "beside.py").write_text("")
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "broken.py").write_text("import beside, sys\n\nraise ValueError(sys.argv[1:])\n")
+    return tmp_path
+
+
+def test_run_script(program: Path) -> None:
+    script = str(program / "train.py")
+    done = python("-m", "jaxconv", "run", "--explain", script, "-m", "7", "--explain", "--", "-x")
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.splitlines() == [
+        "__main__ train.py 7 True ['-x']",
+        "convolutions left: 0",
+    ]
+    above, head, *rows = done.stderr.splitlines()
+    assert above.startswith("Compiled for cpu. ")
+    assert head.split()[:2] == ["where", "algorithm"]
+    assert len(rows) == 2
+    line = 1 + TRAIN.splitlines().index(next(x for x in TRAIN.splitlines() if "lax.conv" in x))
+    assert all(row.startswith(f"train.py:{line} (loss)  ") for row in rows)
+
+
+def test_run_module(program: Path) -> None:
+    """From the folder that has it, as the installed command does."""
+    main = "from jaxconv.cli import main; main()"
+    done = python("-c", main, "run", "-m", "package.broken", "-m", "--help", cwd=program)
+    assert (done.returncode, done.stdout) == (1, "")
+    first, where, *_, last = done.stderr.splitlines()
+    assert first == "Traceback (most recent call last):"
+    assert where == f'  File "{program / "package" / "broken.py"}", line 3, in <module>'
+    assert last == "ValueError: ['-m', '--help']"
+
+
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is put back to what it was before a script ran in it."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    jaxconv.disable()
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt"),
+        ("raise EOFError('end')", 1, "EOFError: end"),
+        ("x = (", 1, "SyntaxError: '(' was never closed"),
+        ("import jax.nowhere", 1, "No module named 'jax.nowhere'"),
+    ],
+)
+def test_run_ends_as_python_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, code: int, message: str
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    found, out, err = run(capsys, "run", script)
+    assert (found, out) == (code, "")
+    assert message in err
+    assert cli.__file__ not in err
+    assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
+    assert sys.path[0] == str(tmp_path)
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize("platforms", [(), ("cpu",), ("gpu", "tpu")])
+def test_run_enables_on_platforms(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    platforms: tuple[str, ...],
+) -> None:
+    enabled = []
+    monkeypatch.setattr(cli, "enable", lambda names: enabled.extend(names))
+    script = tmp_path / "script.py"
+    script.write_text("")
+    options = [text for name in platforms for text in ("--platform", name)]
+    assert run(capsys, "run", *options, script) == (0, "", "")
+    assert enabled == list(platforms or ("cpu",))
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.py",), "can't run 'missing.py': No such file or directory"),
+        ((".",), "can't run '.': Is a directory"),
+        (("-m", "nowhere"), "can't run 'nowhere': there is no such module"),
+        (("-m", "nowhere.module"), "can't run 'nowhere.module': No module named 'nowhere'"),
+        (("--platform", "abacus", "x.py"), "unknown platform 'abacus'; known are cpu, gpu, tpu"),
+    ],
+)
+def test_run_refuses(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run(capsys, "run", *arguments) == (2, "", f"jaxconv: {message}\n")
+
+
+def test_run_needs_a_script(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "run", "--explain")
+    assert (code, out) == (2, "")
+    assert "Missing argument 'SCRIPT'" in err
