@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxconv import compat
-from jaxconv.compat import conv_general_dilated_p, current_trace, set_current_trace
+from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
 from jaxconv.parse import fail
 from jaxconv.planner import check_name
 from jaxconv.primitive import conv_p, planned_params
@@ -92,10 +92,24 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
 
 def _under(fn: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
     def accelerated(*args: Any, **kwargs: Any) -> Any:
-        with set_current_trace(_trace(current_trace(), algorithm)):
+        with _binding_to(_trace(current_trace(), algorithm)):
             return fn(*args, **kwargs)
 
     return accelerated
+
+
+class _binding_to(set_current_trace):
+    """Makes a trace the current one, and lets jit's cache go by whether it accelerates."""
+
+    __slots__ = ("previous_key",)
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self.previous_key = jit_key.swap_local(getattr(self.trace, "algorithm", None))
+
+    def __exit__(self, *exception: Any) -> None:
+        jit_key.set_local(self.previous_key)
+        super().__exit__(*exception)
 
 
 class _AccelerateTrace(compat.Trace):
@@ -120,12 +134,12 @@ class _AccelerateTrace(compat.Trace):
                 primitive, params = conv_p, planned
         else:
             params = _rewritten_params(primitive, params, self.algorithm)
-        with set_current_trace(self.parent):
+        with _binding_to(self.parent):
             return primitive.bind(*tracers, **params)
 
     def _bind(self, primitive: Any, functions: Any, tracers: Any, params: Any) -> Any:
         subfuns = tuple(_by(_under, f, self.algorithm) for f in functions)
-        with set_current_trace(self.parent):
+        with _binding_to(self.parent):
             return primitive.bind(*tracers, subfuns=subfuns, **params)
 
     def process_custom_jvp_call(

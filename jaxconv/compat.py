@@ -12,6 +12,7 @@ from jax._src import (
     linear_util,  # the functions that custom_jvp and custom_vjp hand on
     source_info_util,
 )
+from jax._src.config import config_ext
 from jax._src.core import (
     Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
     Trace,  # what accelerate stands on
@@ -50,6 +51,7 @@ __all__ = [
     "has_explicit_sharding",
     "is_constant_shape",
     "jaxprs_in_params",
+    "jit_key",
     "linear_util",
     "lowering_rule",
     "mlir",
@@ -65,6 +67,9 @@ __all__ = [
 
 # Up to JAX 0.11 a jaxpr with its constants is another class.
 JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
+
+# A part of the key by which jit finds what it has compiled; None unless set.
+jit_key = config_ext.Config("jaxconv_accelerate", None, include_in_jit_key=True)
 
 
 def current_trace() -> Any:
