@@ -61,7 +61,9 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
     ``accelerate(jax.jit(step))`` compile the same. Accelerating twice is accelerating once.
 
     Where a primitive that jaxconv does not know carries convolutions (a Pallas kernel, say), they
-    are left to lax, and a warning says so once.
+    are left to lax, and a warning says so once. What is compiled already (``jit(f).lower(…)
+    .compile()``) stays as it is, and so does what runs after ``fn`` has returned, as the function
+    that ``jax.vjp`` gives.
 
     Args:
       fn: any function: arguments, results, static arguments, donation and effects stay as they
@@ -119,6 +121,9 @@ class _AccelerateTrace(compat.Trace):
         super().__init__()
         self.parent, self.algorithm = parent, algorithm
         self.requires_low = False  # parent lowers what it must
+        # By this Flax and Haiku tell whether a transformation has begun since they made an object,
+        # which they then don't let change. None has: it is the parent's.
+        self._weakref = parent._weakref
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.parent, name)
@@ -195,7 +200,7 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
     """``params`` with the convolutions in their jaxprs replaced; itself where there are none."""
     if primitive.name not in TRANSPARENT:
         if any(map(_convolves, params.values())):
-            _warn(primitive.name)
+            _warn(type(params["_prim"]).__name__ if "_prim" in params else primitive.name)
         return params
     changed = {}
     for key, value in params.items():
@@ -212,9 +217,16 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
 
 def _convolves(value: Any) -> bool:
     """Whether ``value`` is or holds a jaxpr with convolutions of lax."""
+    if isinstance(value, compat.JAXPRS):
+        return _has_convolutions(value)
     if isinstance(value, tuple):
         return any(map(_convolves, value))
-    return isinstance(value, compat.JAXPRS) and _has_convolutions(value)
+    # Some of JAX's primitives are objects with parameters of their own, traced functions among
+    # them (lax.custom_root).
+    params = getattr(value, "params", None)
+    if isinstance(params, dict):
+        return any(map(_convolves, params.values()))
+    return isinstance(value, jax.stages.Traced) and _has_convolutions(value.jaxpr)
 
 
 @compat.weakref_lru_cache
