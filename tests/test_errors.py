@@ -521,6 +521,23 @@ REFUSED = {
     "col2im to other rank": Refused(
         "col2im", (zeros(2, 4, 4, 36), (6, 6), (3, 3)), {}, ValueError, MISFIT.format(2)
     ),
+    "accelerate what is no function": Refused(
+        "accelerate", (3,), {}, TypeError, "fn must be a function, got 3; pass the function itself"
+    ),
+    "accelerate by an unknown algorithm": Refused(
+        "accelerate",
+        (zeros,),
+        {"algorithm": "magic"},
+        ValueError,
+        UNKNOWN.format("'magic'"),
+    ),
+    "enable an unknown platform": Refused(
+        "enable",
+        (("cpu", "quantum"),),
+        {},
+        ValueError,
+        r"platforms must be among 'cpu', 'gpu' and 'tpu', got \('cpu', 'quantum'\); use these",
+    ),
 }
 
 
@@ -583,7 +600,16 @@ def test_refuses_while_tracing() -> None:
         jax.vmap(total)(jnp.asarray(X))
 
 
-MODULES = ("parse", "api", "patches", "planner", "explanation", "algorithms.base")
+MODULES = (
+    "parse",
+    "api",
+    "patches",
+    "planner",
+    "explanation",
+    "acceleration",
+    "enabling",
+    "algorithms.base",
+)
 
 
 def sites(path: Path) -> set[range]:

@@ -1,0 +1,511 @@
+"""enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
+
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from jax import Array, export, lax
+from jax.interpreters import mlir
+
+import jaxconv
+from jaxconv import primitive
+from jaxconv.compat import conv_general_dilated_p, platform_rules
+
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="the default platform of enable is the CPU"
+)
+CASE = CASES["depthwise"]
+
+
+def rules(platform: str = "cpu") -> dict[str, Any]:
+    """JAX's entries for lax's convolution on ``platform``."""
+    return {name: t.get(conv_general_dilated_p) for name, t in platform_rules(platform).items()}
+
+
+def is_enabled(platform: str = "cpu") -> bool:
+    return rules(platform) != ORIGINAL[platform]
+
+
+ORIGINAL = {platform: rules(platform) for platform in ("cpu", "gpu", "tpu")}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_process_as_it_was() -> Iterator[None]:
+    yield
+    left = [platform for platform in ORIGINAL if is_enabled(platform)]
+    jaxconv.disable()
+    assert left == []
+    assert {platform: rules(platform) for platform in ORIGINAL} == ORIGINAL
+
+
+@pytest.fixture
+def planned() -> Iterator[list[str]]:
+    """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
+    found: list[str] = []
+
+    def observe(spec: Any, algorithm: str, platform: str) -> None:
+        found.append(algorithm)
+
+    primitive.observers.append(observe)
+    yield found
+    primitive.observers.remove(observe)
+
+
+def program(fun: Callable, *args: Any) -> str:
+    """What JAX gives to XLA for ``fun``."""
+    return jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
+
+
+def convolutions(fun: Callable, *args: Any) -> int:
+    return program(fun, *args).count("stablehlo.convolution")
+
+
+def assert_close(outs: Any, expected: Any) -> None:
+    for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(expected), strict=True):
+        assert (out.shape, out.dtype) == (value.shape, value.dtype)
+        wide = np.complex128 if jnp.issubdtype(out.dtype, np.complexfloating) else np.float64
+        inexact = jnp.issubdtype(out.dtype, np.inexact)
+        rtol = 64 * float(jnp.finfo(out.dtype).eps) if inexact else 0
+        scale = float(np.max(np.abs(np.asarray(value, wide)), initial=1.0))
+        np.testing.assert_allclose(
+            np.asarray(out, wide), np.asarray(value, wide), rtol=rtol, atol=rtol * scale
+        )
+
+
+# ---- what is compiled ----
+
+
+def test_the_convolution_is_replaced_and_comes_back() -> None:
+    args = CASE.operands()
+    jaxpr = str(jax.make_jaxpr(CASE.lax)(*args))
+    expected = CASE.lax(*args)
+    assert convolutions(CASE.lax, *args) == 1
+    jaxconv.enable()
+    assert convolutions(CASE.lax, *args) == 0
+    assert str(jax.make_jaxpr(CASE.lax)(*args)) == jaxpr
+    assert_close(CASE.lax(*args), expected)
+    jaxconv.disable()
+    assert convolutions(CASE.lax, *args) == 1
+    assert not is_enabled()
+
+
+@pytest.mark.parametrize("jit", [True, False])
+def test_what_was_compiled_before_takes_part(jit: bool, planned: list[str]) -> None:
+    fun = jax.jit(CASE.lax) if jit else CASE.lax
+    args = [jnp.asarray(x) for x in CASE.operands()]
+    expected = fun(*args)
+    assert planned == []
+    with jaxconv.enabled():
+        assert_close(fun(*args), expected)
+        assert planned == ["auto"]
+        fun(*args)
+        assert planned == ["auto"]
+    assert_close(fun(*args), expected)
+    assert planned == ["auto"]
+
+
+def test_a_compiled_object_stays_what_it_is(planned: list[str]) -> None:
+    args = CASE.operands()
+    compiled = jax.jit(CASE.lax).lower(*args).compile()
+    with jaxconv.enabled():
+        assert_close(compiled(*args), CASE.lax(*args))
+        assert planned == ["auto"]  # lax's, called beside it
+
+
+def derivatives(fun: Callable) -> Callable:
+    def total(lhs: Array, rhs: Array) -> Array:
+        return jnp.sum(jnp.sin(fun(lhs, rhs)))
+
+    return jax.value_and_grad(total, (0, 1))
+
+
+def scanned(fun: Callable) -> Callable:
+    def step(rhs: Array, lhs: Array, total: Array, scale: Array) -> tuple[Array, Array]:
+        out = fun(scale * lhs, rhs)
+        return total + jnp.sum(out), out
+
+    return lambda lhs, rhs: lax.scan(
+        functools.partial(step, rhs, lhs), jnp.zeros(()), jnp.arange(3.0)
+    )
+
+
+TRANSFORMATIONS: dict[str, Callable[[Callable], Callable]] = {
+    "derivatives": derivatives,
+    "second derivatives": lambda fun: jax.jacfwd(lambda *args: derivatives(fun)(*args)[0], (0, 1)),
+    "jvp": lambda fun: lambda *args: jax.jvp(fun, args, args),
+    "scan": scanned,
+    "derivatives of scan": lambda fun: derivatives(lambda *args: scanned(fun)(*args)[1]),
+    "vmap": lambda fun: lambda lhs, rhs: jax.vmap(fun, (0, None))(jnp.stack([lhs, -lhs]), rhs),
+    "vmap of both": lambda fun: (
+        lambda lhs, rhs: jax.vmap(fun)(jnp.stack([lhs, -lhs]), jnp.stack([rhs, 2 * rhs]))
+    ),
+    "cond": lambda fun: (
+        lambda lhs, rhs: lax.cond(jnp.sum(lhs) > 0, fun, lambda *args: 2 * fun(*args), lhs, rhs)
+    ),
+    "remat": lambda fun: derivatives(
+        jax.checkpoint(fun, policy=jax.checkpoint_policies.dots_saveable)
+    ),
+    "accelerate": jaxconv.accelerate,
+}
+
+
+@pytest.mark.parametrize("name", ["depthwise", "3x3 stride 2"])
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+def test_transformations(transformation: str, name: str, planned: list[str]) -> None:
+    case, transform = CASES[name], TRANSFORMATIONS[transformation]
+    expected = jax.jit(transform(case.lax))(*case.operands())
+    del planned[:]
+    with jaxconv.enabled():
+        out = jax.jit(transform(case.lax))(*case.operands())
+    assert planned
+    assert_close(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("matmul", np.float64),  # no spatial dimension
+        ("1d", np.float32),
+        ("3d", np.float64),
+        ("odd layout", np.float32),
+        ("negative padding", np.float64),
+        ("batch groups", np.float64),
+        ("all dilations", np.complex64),
+        ("3x3", np.complex128),
+        ("3x3", np.int32),
+        ("3x3", np.uint8),
+        ("3x3", jnp.bfloat16),
+        ("depthwise", np.float16),
+        ("no output", np.float32),
+        ("no channels", np.float32),
+    ],
+)
+def test_shapes_and_dtypes(name: str, dtype: Any, planned: list[str]) -> None:
+    case = CASES[name]
+    args = [(4 * x).astype(dtype) for x in case.operands()]
+    expected = case.lax(*args)
+    with jaxconv.enabled():
+        out = case.lax(*args)
+    assert planned == ["auto"]
+    assert_close(out, expected)
+
+
+def test_an_algorithm_by_name_stays_that_one() -> None:
+    """XLA's is XLA's, and not the one that stands in for it."""
+    args = CASE.operands()
+    named = {
+        name: functools.partial(jaxconv.conv_general_dilated, **CASE.arguments, algorithm=name)
+        for name in ("xla", "im2col", "shift")
+    }
+    with jaxconv.enabled():
+        for name, fun in named.items():
+            assert convolutions(fun, *args) == (name == "xla")
+            assert_close(fun(*args), CASE.lax(*args))
+            assert convolutions(derivatives(fun), *args) == (3 if name == "xla" else 0)
+            accelerated = jaxconv.accelerate(CASE.lax, algorithm=name)
+            assert convolutions(accelerated, *args) == (name == "xla")
+
+
+def test_auto_may_still_choose_xla() -> None:
+    lhs = jax.ShapeDtypeStruct((1, 64, 64, 64), np.float32)
+    rhs = jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)
+    case = CASES["3x3"]
+    spec = {key: case.arguments[key] for key in ("window_strides", "padding", "dimension_numbers")}
+    assert jaxconv.plan(lhs, rhs, **spec, platform="cpu").algorithm == "xla"
+    with jaxconv.enabled():
+        assert convolutions(case.lax, lhs, rhs) == 1
+
+
+def test_symbolic_shapes_are_left_to_lax(planned: list[str]) -> None:
+    lhs, rhs = CASE.operands()
+    symbolic = jax.ShapeDtypeStruct(export.symbolic_shape("b, 6, 7, 4"), np.float64)
+    with jaxconv.enabled():
+        made = export.export(jax.jit(CASE.lax))(symbolic, rhs)
+    assert planned == []
+    assert "convolution" in made.mlir_module()
+    assert_close(made.call(lhs, rhs), CASE.lax(lhs, rhs))
+
+
+def test_export_for_several_platforms() -> None:
+    """Only the platform that is enabled has another program."""
+    args = CASE.operands()
+    fun = jax.jit(CASE.lax)
+    with jaxconv.enabled():
+        alone = export.export(fun, platforms=("cpu",))(*args)
+        both = export.export(fun, platforms=("cpu", "tpu"))(*args)
+    assert "stablehlo.convolution" not in alone.mlir_module()
+    assert both.mlir_module().count("stablehlo.convolution") == 1
+    assert_close(both.call(*args), CASE.lax(*args))
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np, jaxconv
+from cases import CASES
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+jax.config.update("jax_enable_x64", True)
+case = CASES["depthwise"]
+lhs, rhs = case.operands()
+lhs = np.concatenate([lhs] * 4)
+mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+specs = dict(mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"))
+fun = jax.jit(lambda *args: jax.shard_map(case.lax, **specs)(*args))
+gradients = jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(fun(*args))), (0, 1)))
+plain = jax.jit(jax.grad(lambda *args: jnp.sum(jnp.sin(case.lax(*args))), (0, 1)))
+layouts = NamedSharding(mesh, P("i")), NamedSharding(mesh, P())
+placed = jax.device_put((lhs, rhs), layouts)
+expected = case.lax(lhs, rhs), plain(lhs, rhs)
+with jaxconv.enabled():
+    assert "stablehlo.convolution" not in gradients.lower(lhs, rhs).as_text()
+    found = [(fun(lhs, rhs), gradients(lhs, rhs)), (jax.jit(case.lax)(*placed), plain(*placed))]
+close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+for outs in found:
+    jax.tree.map(close, outs, expected)
+assert "stablehlo.convolution" in gradients.lower(lhs, rhs).as_text()
+explicit = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+with jax.set_mesh(explicit), jaxconv.enabled():
+    out = jax.jit(case.lax)(jax.device_put(lhs, P("i")), jax.device_put(rhs, P()))
+    assert jax.typeof(out).sharding.spec[0] == "i"
+    close(out, expected[0])
+"""
+
+
+def test_sharded_over_four_devices() -> None:
+    tests = Path(__file__).parent
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SHARDED],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+# ---- what it does to the process ----
+
+
+def test_enabling_twice_changes_nothing(planned: list[str]) -> None:
+    fun = jax.jit(CASE.lax)
+    args = CASE.operands()
+    jaxconv.enable()
+    once = rules()
+    fun(*args)
+    jaxconv.enable("cpu")
+    with jaxconv.enabled(["cpu"]):
+        fun(*args)
+    assert rules() == once
+    fun(*args)
+    assert planned == ["auto"]  # no cache was cleared
+    jaxconv.disable()
+    assert not is_enabled()
+    jaxconv.disable()
+    assert not is_enabled()
+
+
+def test_disabling_clears_no_cache_where_nothing_was_enabled() -> None:
+    traces = []
+    fun = jax.jit(lambda x: traces.append(x) or x)
+    fun(1.0)
+    jaxconv.disable()
+    fun(1.0)
+    assert len(traces) == 1
+
+
+def test_blocks_nest() -> None:
+    with jaxconv.enabled():
+        with jaxconv.enabled(("cpu", "tpu")):
+            assert is_enabled("tpu")
+        assert is_enabled()
+        assert not is_enabled("tpu")
+    assert not is_enabled()
+
+
+def test_a_block_leaves_what_stood_before_it() -> None:
+    jaxconv.enable()
+    with jaxconv.enabled(("cpu", "tpu")):
+        pass
+    assert is_enabled()
+    assert not is_enabled("tpu")
+    with jaxconv.enabled():
+        jaxconv.enable("tpu")
+    assert is_enabled("tpu")
+    jaxconv.disable()
+
+
+def test_disable_ends_the_blocks_that_are_open() -> None:
+    with jaxconv.enabled():
+        jaxconv.disable()
+        assert not is_enabled()
+        with jaxconv.enabled():
+            assert is_enabled()
+        assert not is_enabled()
+    assert not is_enabled()
+
+
+def test_a_block_that_disable_ended_ends_no_other() -> None:
+    first, second = jaxconv.enabled(), jaxconv.enabled()
+    with first:
+        jaxconv.disable()
+        second.__enter__()
+    assert is_enabled()
+    second.__exit__(None, None, None)
+    assert not is_enabled()
+
+
+def test_an_error_in_a_block_ends_it() -> None:
+    seen = []
+
+    @jaxconv.enabled()
+    def fails() -> None:
+        seen.append(is_enabled())
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
+    assert seen == [True]
+    assert not is_enabled()
+
+
+def test_as_a_decorator() -> None:
+    @jaxconv.enabled()
+    def fun() -> bool:
+        return is_enabled()
+
+    assert fun()
+    assert fun()
+    assert not is_enabled()
+
+
+def test_blocks_of_threads_overlap() -> None:
+    """The last to end restores, in whichever thread it is."""
+    started, end_first, ended = (threading.Event() for _ in range(3))
+    seen = []
+
+    def other() -> None:
+        with jaxconv.enabled():
+            started.set()
+            assert end_first.wait(60)
+        seen.append(is_enabled())
+        ended.set()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert started.wait(60)
+    assert is_enabled()  # for the whole process
+    with jaxconv.enabled():
+        end_first.set()
+        assert ended.wait(60)
+        assert is_enabled()
+    thread.join()
+    assert seen == [True]
+    assert not is_enabled()
+
+
+def test_many_threads() -> None:
+    """Blocks and compilations of several threads at once, each with a shape of its own."""
+    barrier = threading.Barrier(4)
+    results: list[tuple[Array, Array]] = []
+    errors: list[BaseException] = []
+
+    def work(size: int) -> None:
+        lhs, rhs = CASE.operands()
+        lhs = np.concatenate([lhs] * size)
+        try:
+            barrier.wait(60)
+            for _ in range(3):
+                with jaxconv.enabled():
+                    results.append((jax.jit(CASE.lax)(lhs, rhs), CASE.lax(lhs[:2], rhs)))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert not is_enabled()
+    expected = CASE.lax(*CASE.operands())
+    assert len(results) == 12
+    for batch, single in results:
+        assert_close(batch, jnp.concatenate([expected] * (batch.shape[0] // 2)))
+        assert_close(single, expected)
+
+
+def test_inside_a_function_that_jit_traces(planned: list[str]) -> None:
+    """Whatever is enabled when the function is lowered counts, after it has been traced."""
+
+    @jax.jit
+    def fun(lhs: Array, rhs: Array) -> Array:
+        with jaxconv.enabled():
+            return jax.jit(CASE.lax)(lhs, rhs)
+
+    args = CASE.operands()
+    assert_close(fun(*args), CASE.lax(*args))
+    assert planned == []
+    assert not is_enabled()
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_the_very_entry_comes_back(platform: str) -> None:
+    """JAX's own, none at all, or the one that another library has registered."""
+    before = rules(platform)
+    with jaxconv.enabled([platform]):
+        assert all(entry is not None for entry in rules(platform).values())
+        assert is_enabled(platform)
+    assert all(rules(platform)[name] is entry for name, entry in before.items())
+
+    def of_another_library(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+        calls.append(ctx)
+        return mlir.lower_fun(lambda lhs, rhs: 0 * conv_like(lhs, rhs), False)(ctx, lhs, rhs)
+
+    def conv_like(lhs: Array, rhs: Array) -> Array:
+        return jnp.zeros((*lhs.shape[:-1], rhs.shape[-1]), lhs.dtype)
+
+    calls: list[Any] = []
+    mlir.register_lowering(conv_general_dilated_p, of_another_library, platform=platform)
+    try:
+        theirs = rules(platform)
+        args = CASE.operands()
+        with jaxconv.enabled([platform]):
+            if platform == "cpu":
+                assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*args)))) > 1
+                assert calls == []
+        assert all(rules(platform)[name] is entry for name, entry in theirs.items())
+        if platform == "cpu":
+            assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*args)))) == 0
+            assert len(calls) == 1
+    finally:
+        for name, table in platform_rules(platform).items():
+            table.pop(conv_general_dilated_p)
+            if before[name] is not None:
+                table[conv_general_dilated_p] = before[name]
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize("bad", [("cpu", "quantum"), "quantum", ("CPU",), (None,)])
+@pytest.mark.parametrize("function", [jaxconv.enable, jaxconv.enabled])
+def test_unknown_platforms(function: Callable, bad: Any) -> None:
+    with pytest.raises(ValueError, match="platforms must be among 'cpu', 'gpu' and 'tpu', got"):
+        contextlib.ExitStack().enter_context(function(bad))
+    assert not is_enabled()
+
+
+def test_no_platform() -> None:
+    jaxconv.enable(())
+    assert not is_enabled()
