@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 
 # Slices written out one after another before a loop takes over.
 UNROLL = 64
@@ -152,3 +152,47 @@ def patches(x: Array, spec: ConvSpec) -> Array:
 
         x = stack_of(spec.kernel_shape[d], view, 1 + ndim)
     return x
+
+
+def forward_of(spec: ConvSpec) -> ConvSpec:
+    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, what ``spec`` gives
+    as kernel, its output's cotangent as output. Groups are feature groups."""
+    g = spec.feature_group_count
+    batch, *_, gn = spec.lhs_shape
+    # What the window of the cotangent leaves over at the end is no part of the forward window.
+    padding = tuple(
+        (lo, hi - (size - dilate(k, d)) % stride)
+        for (lo, hi), size, k, d, stride in zip(
+            spec.padding,
+            spec.padded_spatial,
+            spec.kernel_shape,
+            spec.rhs_dilation,
+            spec.window_strides,
+            strict=True,
+        )
+    )
+    return spec.replace(
+        lhs_shape=(gn // g, *spec.lhs_spatial, g * batch),
+        rhs_shape=(*spec.out_spatial, batch, spec.out_channels),
+        window_strides=spec.rhs_dilation,
+        padding=padding,
+        rhs_dilation=spec.window_strides,
+        weight_gradient=False,
+    )
+
+
+def as_forward(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
+    """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``forward_of(spec)``.
+
+    The image was (c, spatial…, G·N), the cotangent (out spatial…, N, G·o). In memory both lie as
+    they come out here, so that XLA has nothing to move.
+    """
+    g, last = spec.groups, lhs.ndim - 1
+    spatial = range(1, last)
+    if g == 1:
+        lhs = lhs.transpose(last, *spatial, 0)
+    else:
+        n, batch = lhs.shape[-1] // g, lhs.shape[0]
+        lhs = split_groups(lhs, -1, g).transpose(last + 1, *spatial, last, 0)
+        lhs = lhs.reshape(n, *spec.lhs_spatial, g * batch)
+    return lhs, jnp.moveaxis(rhs, -2, 0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import calibration, tables
+from jaxconv import calibration, layout, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import Cost, apply, prepared, refusal
 from jaxconv.parse import fail, parse
@@ -125,23 +125,30 @@ PHASE_PRODUCTS = 8
 # Positions of an image and depth of its GEMM where one product over the whole batch is fastest:
 # 1.3 to 1.9 times as fast as lax.
 SMALL_IMAGE, SMALL_IMAGE_DEPTH = 64, 2048
-# Likewise for weight gradients, whose kernel is the output's cotangent: its size, and the elements
-# of the patch matrix (1.3 times as fast as lax at 3.6 million, half as fast at 5 million).
-SMALL_KERNEL, SMALL_PATCH_MATRIX = 200, 4_000_000
+# The same for weight gradients: positions of the forward output, and elements of the patch matrix
+# (1.2 to 1.4 times as fast as lax at 1.8 and 3.6 million, 0.4 to 0.9 times at 5 million and above).
+GRADIENT_POSITIONS, GRADIENT_MATRIX = 200, 4_000_000
+# Channels below which XLA's GEMM of a weight gradient runs at a fifth of its peak.
+GRADIENT_CHANNELS = 16
 
 
 def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
     """Candidates in order of preference, from what was measured (figures above)."""
-    groups, m, n, k = spec.gemm
-    channels = spec.rhs_shape[-2]
-    gradient = spec.positions < spec.taps
+    n = spec.gemm[2]
     rules = []
     if spec.is_empty:
         rules.append(("xla", "there is nothing to compute"))
     if not xla_is_fast(spec) or spec.taps * n >= PHASE_PRODUCTS * math.prod(spec.lhs_dilation):
         rules.append(("phase", "inserted zeros need no multiplying"))
+    return rules + (_gradient_rules(spec) if spec.weight_gradient else _forward_rules(spec))
+
+
+def _forward_rules(spec: ConvSpec) -> list[tuple[str, str]]:
+    groups, _, n, k = spec.gemm
+    channels = spec.rhs_shape[-2]
+    rules = []
     few = SOME_CHANNELS if spec.taps * channels <= FEW_TERMS else FEW_CHANNELS
-    if (groups > 1 and n == 1) or (channels * n <= few and not gradient):
+    if (groups > 1 and n == 1) or channels * n <= few:
         why = f"a GEMM of {channels} input and {n} output channels a group can't fill its tiles"
         rules.append(("shift", why))
     if jnp.issubdtype(spec.dtype, np.complexfloating) and xla_is_fast(spec):
@@ -151,12 +158,40 @@ def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
         # Not for patchify: 0.4 to 0.9 times lax on JAX 0.12, though 1.1 to 2.5 times on 0.10.2.
         rules.append(("pointwise", "windows don't overlap, so nothing need be gathered"))
     if not xla_is_fast(spec):
-        why = "XLA:CPU would run a scalar loop or a small GEMM for each group here"
-        rules.append(("implicit" if gradient and groups > 1 else "im2col_tiled", why))
-    if gradient and spec.taps <= SMALL_KERNEL and m * k <= SMALL_PATCH_MATRIX:
-        rules.append(("im2col", "a weight gradient of small images is one well-shaped GEMM"))
-    if not gradient and spec.positions <= SMALL_IMAGE and k >= SMALL_IMAGE_DEPTH:
+        rules.append(("im2col_tiled", SLOW_IN_XLA))
+    if spec.positions <= SMALL_IMAGE and k >= SMALL_IMAGE_DEPTH:
         rules.append(("im2col", "small images with many channels make one well-shaped GEMM"))
+    rules.append(("xla", "XLA:CPU packs the patches of dense convolutions in cache, at GEMM peak"))
+    return rules
+
+
+SLOW_IN_XLA = "XLA:CPU would run a scalar loop or a small GEMM for each group here"
+
+
+def _gradient_rules(spec: ConvSpec) -> list[tuple[str, str]]:
+    """For weight gradients, in the terms of the forward convolution."""
+    forward = layout.forward_of(spec)
+    _, m, n, k = forward.gemm
+    channels, matrix = forward.rhs_shape[-2], m * k
+    rules = []
+    if channels == n == 1:
+        rules.append(("shift", "rows of products need no GEMM where a group has one channel"))
+    if jnp.issubdtype(spec.dtype, np.complexfloating) and xla_is_fast(spec):
+        rules.append(("xla", "three real convolutions make a complex one"))
+    if forward.taps == 1:
+        rules.append(("pointwise", "nothing need be gathered: one GEMM over all positions"))
+    if not xla_is_fast(spec):
+        rules.append(("im2col_tiled", SLOW_IN_XLA))
+    whole = matrix <= GRADIENT_MATRIX
+    if refusal(ALGORITHMS["pointwise"], spec) is None:
+        # 1.2 to 3 times as fast as lax, where pointwise, which transposes, is 0.8 to 3.6 times.
+        rules.append(("im2col" if whole else "im2col_tiled", "windows don't overlap"))
+    if max(channels, n) < GRADIENT_CHANNELS and channels > 1:
+        rules.append(("im2col_tiled", "XLA:CPU's GEMM is slow with so few channels"))
+    if channels < GRADIENT_CHANNELS and not whole:
+        rules.append(("im2col_tiled", "few channels and many positions: tiles stay in cache"))
+    if whole and forward.positions <= GRADIENT_POSITIONS:
+        rules.append(("im2col", "a weight gradient of small images is one well-shaped GEMM"))
     rules.append(("xla", "XLA:CPU packs the patches of dense convolutions in cache, at GEMM peak"))
     return rules
 

@@ -25,6 +25,10 @@ class ConvSpec:
     ``lhs`` is (N, spatial…, C), ``rhs`` is (spatial…, C / feature groups, O), the output is
     (N / batch groups, spatial…, O). Instances are hashable values: equal convolutions have equal
     specs. They are made by ``from_params`` of what ``parse`` has checked.
+
+    ``weight_gradient`` is a fact of memory, not of shape: the batch of ``lhs`` is not the outermost
+    axis there, as in the weight gradients that JAX derives, whose batch is what were the channels.
+    See ``layout.as_forward``.
     """
 
     lhs_shape: tuple[int, ...]
@@ -38,6 +42,7 @@ class ConvSpec:
     feature_group_count: int = 1
     batch_group_count: int = 1
     precision: Any = None
+    weight_gradient: bool = False
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
@@ -66,6 +71,7 @@ class ConvSpec:
             precision=params["precision"]
             if isinstance(params["precision"], tuple)
             else (lax.Precision.DEFAULT, lax.Precision.DEFAULT),
+            weight_gradient=lhs_spec[0] != 0,
         )
 
     def replace(self, **changes: Any) -> "ConvSpec":

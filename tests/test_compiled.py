@@ -127,7 +127,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 def products(fun: Any, *args: Any) -> list[Any]:
     """The dot_generals in ``fun``, which has no convolution."""
     eqns = list(equations(jax.make_jaxpr(fun)(*args)))
-    assert "conv_general_dilated" not in {eqn.primitive.name for eqn in eqns}
+    assert not {"conv_general_dilated", "xla_conv"} & {eqn.primitive.name for eqn in eqns}
     return [eqn for eqn in eqns if eqn.primitive.name == "dot_general"]
 
 
@@ -161,7 +161,8 @@ def test_windows_that_do_not_overlap_are_one_product(name: str) -> None:
     assert len(canonical_products(case, "pointwise")) == 1
     spec = case.spec(np.float32)
     operands = [jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape)]
-    assert len(products(lambda lhs, rhs: run(lhs, rhs, spec, "auto", "cpu"), *operands)) == 1
+    if name != "patchify":  # which "auto" leaves to XLA
+        assert len(products(lambda lhs, rhs: run(lhs, rhs, spec, "auto", "cpu"), *operands)) == 1
 
 
 def test_a_1x1_is_nothing_but_its_product() -> None:

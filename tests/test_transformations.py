@@ -422,9 +422,9 @@ SURVIVAL = {
     ("implicit", "all dilations"): {},
     ("xla", "nchw"): {},
     ("shift", "depthwise"): {},
-    ("shift", "many outputs"): {"lhs gradient": "auto"},
+    ("shift", "many outputs"): {"lhs gradient": "auto", "rhs gradient": "auto"},
     ("pointwise", "1x1 stride 2"): {},
-    ("pointwise", "patchify"): {"lhs gradient": "auto", "rhs gradient": "auto"},
+    ("pointwise", "patchify"): {"lhs gradient": "auto"},
     ("phase", "transposed"): {"lhs gradient": "auto"},
     ("auto", "3x3 stride 2"): {},
 }

@@ -50,6 +50,8 @@ class Algorithm:
         convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
         that is cast from it. Never meets batch groups, booleans or empty arrays: ``apply`` deals
         with these for all.
+      gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
+        its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Algorithm:
     supports: Callable[[ConvSpec], str | None]
     cost: Callable[[ConvSpec], Cost]
     run: Callable[[Array, Array, ConvSpec, Convolve], Array]
+    gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
 
 
 def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
@@ -99,5 +102,11 @@ def apply(
             " algorithm='auto' chooses one that can."
         )
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
-    out = algorithm.run(lhs.astype(todo.dtype), rhs.astype(todo.dtype), todo, convolve)
+    lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)
+    if todo.weight_gradient and algorithm.gradient is not None:
+        image, cotangent = layout.as_forward(lhs, rhs, todo)
+        kernel = algorithm.gradient(image, cotangent, layout.forward_of(todo))
+        out = jnp.moveaxis(kernel, -2, 0)
+    else:
+        out = algorithm.run(lhs, rhs, todo, convolve)
     return out != 0 if spec.out_dtype == np.bool_ else out.astype(spec.out_dtype)

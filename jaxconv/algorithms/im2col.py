@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
 from jaxconv.spec import ConvSpec
 
 
@@ -39,4 +39,13 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     return layout.batch_groups_to_features(out, g)
 
 
-IM2COL = Algorithm("im2col", "gathers all patches to a matrix, one GEMM", supports, cost, run)
+def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    x, spec = layout.pad_and_dilate(image, spec)
+    matrix = layout.patches(x, spec).reshape(-1, spec.taps, x.shape[-1])  # (n·positions, taps, g·c)
+    out = gradient_gemm(matrix, cotangent.reshape(-1, spec.out_channels), spec)
+    return out.reshape(spec.rhs_shape)
+
+
+IM2COL = Algorithm(
+    "im2col", "gathers all patches to a matrix, one GEMM", supports, cost, run, gradient
+)

@@ -1,12 +1,15 @@
 """im2col by tiles of output rows, so that the patch matrix stays in cache."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
 from jaxconv.spec import ConvSpec, dilate
 
 # Bytes of the patch matrix of a tile.
@@ -25,6 +28,8 @@ def tile_rows(spec: ConvSpec) -> int:
 
 
 def cost(spec: ConvSpec) -> Cost:
+    if spec.weight_gradient:
+        spec = layout.forward_of(spec)
     groups, _, n, k = spec.gemm
     rows = tile_rows(spec)
     tiles = -(-spec.out_spatial[0] // rows)
@@ -41,14 +46,17 @@ def cost(spec: ConvSpec) -> Cost:
     )
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    g = spec.groups
+Tile = tuple[Array, Array, Array, ConvSpec]
+
+
+def tiles_of(x: Array, spec: ConvSpec) -> tuple[int, int, Callable[[Any], Tile]]:
+    """How many tiles there are, how many output rows each has, and what the i-th is.
+
+    That is its image, its first output row, its part of ``x`` and the spec of what is left to do.
+    The last tile of an image moves up where the rows don't divide, and has some of them again.
+    """
     rows = tile_rows(spec)
-    x = lhs
-    if any(d > 1 for d in spec.lhs_dilation):
-        x, spec = layout.pad_and_dilate(x, spec)
-    kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
-    height, *widths = spec.out_spatial
+    height = spec.out_spatial[0]
     tiles = -(-height // rows)
     stride = spec.window_strides[0]
     span = (rows - 1) * stride + dilate(spec.kernel_shape[0], spec.rhs_dilation[0])
@@ -59,19 +67,29 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     pads = ((low, high), *spec.padding[1:])
     unpadded = spec.replace(lhs_shape=(1, taken, *x.shape[2:]), padding=pads)
 
-    def tile_at(image: Array, row: Array) -> tuple[Array, ConvSpec]:
+    def tile(i: Any) -> Tile:
+        image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
         start = row * stride - spec.padding[0][0]
         first = jnp.clip(start, 0, size - taken)
-        tile = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, 1), first, taken, 1)
-        tile, tile_spec = layout.pad_and_dilate(tile, unpadded)
-        tile = lax.dynamic_slice_in_dim(tile, start - first + low, span, 1)
-        return tile, tile_spec.replace(lhs_shape=tile.shape)
+        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, 1), first, taken, 1)
+        part, part_spec = layout.pad_and_dilate(part, unpadded)
+        part = lax.dynamic_slice_in_dim(part, start - first + low, span, 1)
+        return image, row, part, part_spec.replace(lhs_shape=part.shape)
+
+    return x.shape[0] * tiles, rows, tile
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    g = spec.groups
+    x = lhs
+    if any(d > 1 for d in spec.lhs_dilation):
+        x, spec = layout.pad_and_dilate(x, spec)
+    kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+    count, rows, tile_at = tiles_of(x, spec)
+    widths = spec.out_spatial[1:]
 
     def add_tile(i: Array, out: Array) -> Array:
-        image = i // tiles
-        # The last tile moves up where the rows don't divide, and writes some of them again.
-        row = jnp.minimum(i % tiles * rows, height - rows)
-        tile, tile_spec = tile_at(image, row)
+        image, row, tile, tile_spec = tile_at(i)
         matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
         matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
         tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
@@ -80,9 +98,37 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
 
     out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
-    return lax.fori_loop(np.int32(0), np.int32(spec.out_shape[0] * tiles), add_tile, out)
+    return lax.fori_loop(np.int32(0), np.int32(count), add_tile, out)
+
+
+def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    x = image
+    if any(d > 1 for d in spec.lhs_dilation):
+        x, spec = layout.pad_and_dilate(x, spec)
+    count, rows, tile_at = tiles_of(x, spec)
+    tiles = count // x.shape[0]
+    positions = np.arange(rows)[:, None]
+
+    def add_tile(i: Array, total: Array) -> Array:
+        image, row, tile, tile_spec = tile_at(i)
+        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, image, 1), row, rows, 1)
+        part = part.reshape(rows, -1)
+        if spec.out_spatial[0] % rows:  # rows that the tile before has had
+            part = jnp.where(row + positions >= i % tiles * rows, part, 0)
+        matrix = layout.patches(tile, tile_spec).reshape(-1, spec.taps, x.shape[-1])
+        return total + gradient_gemm(matrix, part.reshape(-1, spec.out_channels), spec)
+
+    shape = (spec.taps, *spec.rhs_shape[-2:])
+    total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), x)
+    total = lax.fori_loop(np.int32(0), np.int32(count), add_tile, total)
+    return total.reshape(spec.rhs_shape)
 
 
 IM2COL_TILED = Algorithm(
-    "im2col_tiled", "im2col by tiles of output rows that stay in cache", supports, cost, run
+    "im2col_tiled",
+    "im2col by tiles of output rows that stay in cache",
+    supports,
+    cost,
+    run,
+    gradient,
 )

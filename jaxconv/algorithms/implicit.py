@@ -1,7 +1,6 @@
-"""GEMM without a patch matrix: one product per kernel tap, or one per output position.
+"""GEMM without a patch matrix: one product for each kernel tap, of a shifted view of the image.
 
-Both orders read shifted views of the image where they lie. Which is shorter decides: kernels are
-smaller than outputs in a forward convolution, and larger in a weight gradient.
+Forward the products are summed. In a weight gradient each is the gradient of its tap.
 """
 
 from typing import Any
@@ -10,7 +9,7 @@ from jax import Array
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
 from jaxconv.spec import ConvSpec
 
 # Products written out before a loop takes over. XLA:CPU keeps what all of them return: 49 of them
@@ -22,22 +21,20 @@ def supports(spec: ConvSpec) -> str | None:
     return None
 
 
-def by_position(spec: ConvSpec) -> bool:
-    return spec.positions < spec.taps
-
-
 def cost(spec: ConvSpec) -> Cost:
-    groups, m, n, k = spec.gemm
-    view = groups * m * k // max(spec.positions, spec.taps) * spec.dtype.itemsize
-    products = min(spec.positions, spec.taps)
-    output = groups * m * n * spec.accumulator_dtype.itemsize
-    if by_position(spec):
-        shape = (groups * products, m // products, n, k)
-        traffic, workspace = 2 * view * products, 2 * view
+    if spec.weight_gradient:
+        forward = layout.forward_of(spec)
+        groups, m, n, k = forward.gemm
+        view = groups * m * k // forward.taps * spec.dtype.itemsize
+        shape = (groups * forward.taps, k // forward.taps, n, m)
+        traffic, workspace = 2 * view * forward.taps, 2 * view
     else:
-        shape = (groups * products, m, n, k // products)
-        live = min(products, UNROLL)
-        traffic, workspace = (2 * view + 3 * output) * products, live * (view + output)
+        groups, m, n, k = spec.gemm
+        view = groups * m * k // spec.taps * spec.dtype.itemsize
+        output = groups * m * n * spec.accumulator_dtype.itemsize
+        shape = (groups * spec.taps, m, n, k // spec.taps)
+        traffic = (2 * view + 3 * output) * spec.taps
+        workspace = min(spec.taps, UNROLL) * (view + output)
     return Cost(
         flops=spec.flops,
         traffic=spec.operand_bytes + traffic,
@@ -47,41 +44,44 @@ def cost(spec: ConvSpec) -> Cost:
 
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    x, spec = layout.pad_and_dilate(lhs, spec)
-    x = layout.features_to_batch(x, spec.groups)  # x: (g·n, spatial…, c)
-    out = sum_over_positions(x, rhs, spec) if by_position(spec) else sum_over_taps(x, rhs, spec)
-    return layout.batch_groups_to_features(out, spec.groups)
-
-
-def sum_over_taps(x: Array, rhs: Array, spec: ConvSpec) -> Array:
     g = spec.groups
+    x, spec = layout.pad_and_dilate(lhs, spec)
+    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
     kernel = kernel_matrix(rhs, g)  # kernel: (g, taps·c, o)
     kernel = kernel.reshape(g, spec.taps, -1, kernel.shape[-1])
 
     def product(tap: Any) -> Array:
-        offsets = layout.unravel(tap, spec.kernel_shape)
-        starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-        view = layout.strided(x, starts, spec.out_spatial, spec.window_strides)
-        return gemm(view.reshape(g, -1, kernel.shape[2]), kernel[:, tap], spec)
+        matrix = view(x, tap, spec).reshape(g, -1, kernel.shape[2])
+        return gemm(matrix, kernel[:, tap], spec)
 
     out = layout.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
-    return out.reshape(x.shape[0], *spec.out_spatial, -1)
+    out = out.reshape(x.shape[0], *spec.out_spatial, -1)
+    return layout.batch_groups_to_features(out, g)
 
 
-def sum_over_positions(x: Array, rhs: Array, spec: ConvSpec) -> Array:
-    g = spec.groups
-    kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
+    """What one tap meets of a padded ``x``: (n, out spatial…, channels)."""
+    offsets = layout.unravel(tap, spec.kernel_shape)
+    starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
+    return layout.strided(x, starts, spec.out_spatial, spec.window_strides)
 
-    def product(position: Any) -> Array:
-        output = layout.unravel(position, spec.out_spatial)
-        starts = [p * stride for p, stride in zip(output, spec.window_strides, strict=True)]
-        window = layout.strided(x, starts, spec.kernel_shape, spec.rhs_dilation)
-        return gemm(window.reshape(g, -1, kernel.shape[1]), kernel, spec)
 
-    out = layout.stack_of(spec.positions, product, 2)  # out: (g, n, positions, o)
-    return out.reshape(x.shape[0], *spec.out_spatial, -1)
+def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    x, spec = layout.pad_and_dilate(image, spec)
+    cotangent = cotangent.reshape(-1, spec.out_channels)
+
+    def product(tap: Any) -> Array:
+        matrix = view(x, tap, spec).reshape(len(cotangent), 1, -1)
+        return gradient_gemm(matrix, cotangent, spec)[0]
+
+    return layout.stack_of(spec.taps, product, 0).reshape(spec.rhs_shape)
 
 
 IMPLICIT = Algorithm(
-    "implicit", "one GEMM per tap, or per output position; no patch matrix", supports, cost, run
+    "implicit",
+    "one GEMM per kernel tap, no patch matrix",
+    supports,
+    cost,
+    run,
+    gradient,
 )

@@ -7,10 +7,13 @@ from jax import Array, lax
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.gemm import gradient_gemm
 from jaxconv.spec import ConvSpec
 
 
 def supports(spec: ConvSpec) -> str | None:
+    if spec.weight_gradient:
+        spec = layout.forward_of(spec)
     for k, stride, d, out in zip(
         spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
     ):
@@ -28,26 +31,34 @@ def cost(spec: ConvSpec) -> Cost:
     )
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
+    """The windows side by side, (n, (out, kernel)…, g·c), and which axes are the kernel's.
+
+    Kernel axes of length 1 are left out: they would only hide the GEMM.
+    """
     x, spec = layout.pad_and_dilate(lhs, spec)
-    counts, steps = [], []
-    windows, kernel, contracted = [x.shape[0]], [], []
+    counts, steps, shape, kernel_axes = [], [], [x.shape[0]], []
     for k, stride, d, out in zip(
         spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
     ):
         counts.append(out * k)
         steps.append(stride if k == 1 else d)
-        windows.append(out)
-        if k > 1:  # a kernel axis of length 1 would only hide the GEMM
-            kernel.append(k)
-            contracted.append(len(windows))
-            windows.append(k)
+        shape.append(out)
+        if k > 1:
+            kernel_axes.append(len(shape))
+            shape.append(k)
     x = layout.strided(x, (0,) * spec.spatial_ndim, counts, steps)
+    return x.reshape(*shape, x.shape[-1]), kernel_axes
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    x, kernel_axes = windows(lhs, spec)
+    kernel = [k for k in spec.kernel_shape if k > 1]
     groups = [spec.groups] if spec.groups > 1 else []
     c = spec.rhs_shape[-2]
-    x = x.reshape(*windows, *groups, c)  # x: (n, (out, kernel)…, g, c)
+    x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
     rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
-    contracting = ([*contracted, x.ndim - 1], list(range(len(kernel) + 1)))
+    contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
     batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
     out = lax.dot_general(
         x,
@@ -60,6 +71,20 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     return layout.batch_groups_to_features(out, spec.groups)
 
 
+def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    x, kernel_axes = windows(image, spec)
+    out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
+    x = x.transpose(*out_axes, *kernel_axes, x.ndim - 1)
+    matrix = x.reshape(-1, spec.taps, x.shape[-1])  # matrix: (n·positions, taps, g·c)
+    out = gradient_gemm(matrix, cotangent.reshape(-1, spec.out_channels), spec)
+    return out.reshape(spec.rhs_shape)
+
+
 POINTWISE = Algorithm(
-    "pointwise", "one contraction: windows don't overlap, nothing to gather", supports, cost, run
+    "pointwise",
+    "one contraction: windows don't overlap, nothing to gather",
+    supports,
+    cost,
+    run,
+    gradient,
 )
