@@ -1,0 +1,215 @@
+"""Sampled programs: transformations in any order, accelerated at any place, give what lax gives.
+
+A program follows from its seed alone, which a failure names: a random convolution inside up to four
+transformations.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, lax
+
+import jaxconv
+
+Fun = Callable[[Array, Array], Array]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly() -> Iterator[None]:
+    """Each program runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# ---- convolutions ----
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution of random shape, and an activation."""
+
+    lhs_shape: tuple[int, ...]
+    rhs_shape: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Layer":
+        ndim = int(rng.integers(1, 4))
+
+        def each(low: int, high: int) -> tuple[int, ...]:
+            return tuple(map(int, rng.integers(low, high, ndim, endpoint=True)))
+
+        kind = rng.choice(["dense", "grouped", "depthwise", "batch groups"])
+        groups = {"dense": 1, "grouped": 2, "depthwise": 3, "batch groups": 2}[kind]
+        per_group = 1 if kind == "depthwise" else int(rng.integers(1, 3))
+        feature_groups, batch_groups = (1, groups) if kind == "batch groups" else (groups, 1)
+        channels = per_group * feature_groups
+        lhs = (int(rng.integers(1, 3)) * batch_groups, channels, *each(3, 5))
+        rhs = (groups * int(rng.integers(1, 3)), per_group, *each(1, 3))
+        axes = [tuple(map(int, rng.permutation(ndim + 2))) for _ in range(3)]
+
+        def laid_out(shape: tuple[int, ...], spec: tuple[int, ...]) -> tuple[int, ...]:
+            placed = [0] * len(shape)
+            for size, axis in zip(shape, spec, strict=True):
+                placed[axis] = size
+            return tuple(placed)
+
+        pads = tuple(zip(each(0, 2), each(-1, 2), strict=True))
+        arguments = {
+            "window_strides": each(1, 2),
+            "padding": pads,
+            "lhs_dilation": each(1, 2) if rng.random() < 0.3 else None,
+            "rhs_dilation": each(1, 2) if rng.random() < 0.3 else None,
+            "dimension_numbers": lax.ConvDimensionNumbers(*axes),
+            "feature_group_count": feature_groups,
+            "batch_group_count": batch_groups,
+        }
+        return cls(laid_out(lhs, axes[0]), laid_out(rhs, axes[1]), arguments)
+
+    def __call__(self, x: Array, w: Array) -> Array:
+        return jnp.tanh(lax.conv_general_dilated(x, w, **self.arguments))
+
+    @property
+    def reduced(self) -> int:
+        """How many products a sum has at most, here or in a derivative."""
+        return max(math.prod(self.lhs_shape), math.prod(self.rhs_shape))
+
+
+# ---- transformations, each of a function of two arrays that gives one ----
+
+
+def flat(*arrays: Array) -> Array:
+    return jnp.concatenate([jnp.ravel(x) for x in arrays])
+
+
+def grad(fun: Fun, rng: np.random.Generator) -> Fun:
+    gradients = jax.grad(lambda x, w: jnp.sum(jnp.sin(fun(x, w))), (0, 1))
+    return lambda x, w: flat(*gradients(x, w))
+
+
+def jvp(fun: Fun, rng: np.random.Generator) -> Fun:
+    return lambda x, w: flat(*jax.jvp(fun, (x, w), (jnp.cos(x), jnp.sin(w))))
+
+
+def vmap(fun: Fun, rng: np.random.Generator) -> Fun:
+    which = int(rng.integers(3))
+    x_axis, w_axis = int(rng.integers(-1, 3)), int(rng.integers(-1, 3))
+    axes = ((x_axis, None), (None, w_axis), (x_axis, w_axis))[which]
+
+    def batched(x: Array, w: Array) -> Array:
+        args = [
+            y if axis is None else jnp.stack([y, -0.5 * y], axis)
+            for y, axis in zip((x, w), axes, strict=True)
+        ]
+        return jax.vmap(fun, axes)(*args)
+
+    return batched
+
+
+def scan(fun: Fun, rng: np.random.Generator) -> Fun:
+    def scanned(x: Array, w: Array) -> Array:
+        def step(carry: Array, scale: Array) -> tuple[Array, Array]:
+            out = fun(carry, scale * w)
+            return carry * jnp.tanh(jnp.mean(out)), out
+
+        return flat(*lax.scan(step, x, jnp.asarray([1.0, -2.0])))
+
+    return scanned
+
+
+def cond(fun: Fun, rng: np.random.Generator) -> Fun:
+    bound = float(rng.choice([-1e9, 1e9]))
+
+    def branched(x: Array, w: Array) -> Array:
+        return lax.cond(jnp.sum(x) > bound, fun, lambda x, w: 2 * fun(-x, w), x, w)
+
+    return branched
+
+
+def remat(fun: Fun, rng: np.random.Generator) -> Fun:
+    policies = jax.checkpoint_policies
+    choices = (None, policies.dots_saveable, policies.everything_saveable)
+    return jax.checkpoint(fun, policy=choices[rng.integers(len(choices))])
+
+
+def custom_vjp(fun: Fun, rng: np.random.Generator) -> Fun:
+    @jax.custom_vjp
+    def call(x: Array, w: Array) -> Array:
+        return fun(x, w)
+
+    def backward(transpose: Callable[[Array], Any], cotangent: Array) -> tuple[Array, Array]:
+        dx, dw = transpose(cotangent)
+        return 2 * dx, 3 * dw
+
+    call.defvjp(functools.partial(jax.vjp, fun), backward)
+    return call
+
+
+def jit(fun: Fun, rng: np.random.Generator) -> Fun:
+    return jax.jit(fun)
+
+
+TRANSFORMATIONS = {f.__name__: f for f in (jit, grad, jvp, vmap, scan, cond, remat, custom_vjp)}
+DIFFERENTIATE = ("grad", "jvp", "custom_vjp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    layer: Layer
+    # Innermost first: a transformation's name, and the seed of what is random in it; and the
+    # algorithm of the ``accelerate`` around it, if there is one.
+    steps: tuple[tuple[str, int, str | None], ...]
+
+    @classmethod
+    def sample(cls, seed: int) -> "Program":
+        rng = np.random.default_rng(seed)
+        layer = Layer.sample(rng)
+        names: list[str] = []
+        for _ in range(rng.integers(1, 5)):
+            allowed = list(TRANSFORMATIONS)
+            if sum(name in DIFFERENTIATE for name in names) == 2:
+                # Third derivatives have hundreds of convolutions.
+                allowed = [name for name in allowed if name not in DIFFERENTIATE]
+            elif "custom_vjp" in names:
+                allowed.remove("jvp")  # JAX refuses it
+            names.append(str(rng.choice(allowed)))
+        algorithms = [
+            str(rng.choice(["auto", "auto", "im2col", "implicit"])) if rng.random() < 0.4 else None
+            for _ in names
+        ]
+        algorithms[rng.integers(len(names))] = "auto"
+        seeds = map(int, rng.integers(2**31, size=len(names)))
+        return cls(layer, tuple(zip(names, seeds, algorithms, strict=True)))
+
+    def function(self, accelerated: bool) -> Fun:
+        fun: Fun = self.layer
+        for name, seed, algorithm in self.steps:
+            fun = TRANSFORMATIONS[name](fun, np.random.default_rng(seed))
+            if accelerated and algorithm is not None:
+                fun = jaxconv.accelerate(fun, algorithm=algorithm)
+        return fun
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_programs(seed: int) -> None:
+    program = Program.sample(seed)
+    layer = program.layer
+    rng = np.random.default_rng(seed)
+    args = [jnp.asarray(rng.standard_normal(s)) for s in (layer.lhs_shape, layer.rhs_shape)]
+    expected = jax.jit(program.function(False))(*args)
+    compiled = jax.jit(program.function(True)).trace(*args)
+    assert "conv_general_dilated" not in str(compiled.jaxpr), program
+    out = compiled.lower().compile()(*args)
+    assert jax.typeof(out) == jax.typeof(expected), program
+    # A few roundings for each sum, of two derivatives at most.
+    bound = 16 * np.finfo(np.float64).eps * layer.reduced
+    scale = float(np.max(np.abs(expected), initial=1.0))
+    np.testing.assert_allclose(out, expected, rtol=bound, atol=bound * scale, err_msg=str(program))
