@@ -1,0 +1,323 @@
+"""Networks of Flax, Equinox and Haiku train with jaxconv as they do with lax, to rounding."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import networks_equinox
+import networks_haiku
+import networks_linen
+import networks_nnx
+import numpy as np
+import pytest
+from flax import linen, nnx
+from jax import Array
+from networks import STEPS, Training, numbers
+
+import jaxconv
+
+NETWORKS: dict[str, Callable[[], Training]] = {
+    "nnx residual": networks_nnx.residual,
+    "nnx ConvNeXt": networks_nnx.convnext,
+    "linen MobileNetV2": networks_linen.mobilenet,
+    "linen 3-D U-Net": networks_linen.unet,
+    "equinox residual": networks_equinox.residual,
+    "equinox 3-D U-Net": networks_equinox.unet,
+    "haiku residual NHWC": functools.partial(networks_haiku.residual, "NHWC"),
+    "haiku residual NCHW": functools.partial(networks_haiku.residual, "NCHW"),
+    "haiku WaveNet NWC": functools.partial(networks_haiku.wavenet, "NWC"),
+    "haiku WaveNet NCW": functools.partial(networks_haiku.wavenet, "NCW"),
+}
+# The layers of these are given jaxconv's function.
+BY_ARGUMENT = {
+    f"{network} by argument": functools.partial(NETWORKS[network], jaxconv.conv_general_dilated)
+    for network in ("nnx residual", "linen MobileNetV2")
+}
+WAYS: dict[str, Callable[[Training], Any]] = {
+    "lax": lambda training: training.jit(training.step),
+    "inside jit": lambda training: training.jit(jaxconv.accelerate(training.step)),
+    "outside jit": lambda training: jaxconv.accelerate(training.jit(training.step)),
+}
+# For each framework, by its name in the README, a network that compiles quickly.
+FRAMEWORKS = {
+    "JAX": "haiku WaveNet NCW",
+    "Flax NNX": "nnx residual",
+    "Flax Linen": "linen MobileNetV2",
+    "Equinox": "equinox residual",
+    "Haiku": "haiku WaveNet NWC",
+}
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settings() -> Iterator[None]:
+    """The frameworks promote dtypes and ranks themselves; what runs five times compiles quickly."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# How they are trained and looked at
+
+
+class Run(NamedTuple):
+    """The numbers of a training: the state after the last step, and the report of each."""
+
+    state: dict[str, np.ndarray]
+    reports: list[tuple[dict[str, np.ndarray], ...]]  # loss, outputs, gradients
+
+
+@functools.cache
+def started(network: str) -> tuple[Training, Any, Any]:
+    training = (NETWORKS | BY_ARGUMENT)[network]()
+    return training, *training.split(training.start())
+
+
+def train(network: str, step: Any) -> Run:
+    training, static, arrays = started(network)
+    state, reports = training.merge(static, arrays), []
+    for batch in training.batches:
+        state, report = training.advance(step, state, batch)
+        reports.append(tuple(map(numbers, report)))
+    return Run(numbers(training.split(state)[1]), reports)
+
+
+@functools.cache
+def trained_by_lax(network: str) -> Run:
+    return train(network, WAYS["lax"](started(network)[0]))
+
+
+def on_arrays(network: str, step: Any) -> tuple[Callable[..., Any], Any, Any]:
+    """A step as a function of arrays alone, and arguments for it."""
+    training, static, arrays = started(network)
+
+    def fn(arrays: Any, batch: Any) -> Any:
+        state, report = training.advance(step, training.merge(static, arrays), batch)
+        return training.split(state)[1], report
+
+    return fn, arrays, training.batches[0]
+
+
+def convolutions_in(jaxpr: Any) -> Iterator[Any]:
+    """The equations that convolve, by lax or by jaxconv, in a jaxpr and in all it carries."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if eqn.primitive.name in ("conv_general_dilated", "jaxconv"):
+            yield eqn
+        for value in eqn.params.values():
+            for inner in value if isinstance(value, tuple | list) else [value]:
+                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                    yield from convolutions_in(inner)
+
+
+def convolutions(network: str, step: Any) -> list[Any]:
+    fn, *arguments = on_arrays(network, step)
+    return list(convolutions_in(jax.make_jaxpr(fn)(*arguments)))
+
+
+@functools.cache
+def convolutions_of_lax(network: str) -> list[Any]:
+    return convolutions(network, started(network)[0].step)
+
+
+def names(eqns: list[Any]) -> list[str]:
+    return [eqn.primitive.name for eqn in eqns]
+
+
+def tolerance(network: str) -> float:
+    """What rounding may do in a step, relative to the largest of the numbers that belong together.
+
+    A convolution rounds once for each product that it sums. The longest sums, those of weight
+    gradients over all positions of all images, leave room for what the layers between hand on.
+    """
+    kernels = [(eqn.invars[1].aval, eqn.params) for eqn in convolutions_of_lax(network)]
+    longest = max(
+        kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        for kernel, params in kernels
+    )
+    return longest * float(jnp.finfo(jnp.float64).eps)
+
+
+def assert_close(
+    actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float
+) -> None:
+    assert actual.keys() == expected.keys()
+    floats = [x for x in expected.values() if x.dtype == np.float64]
+    largest = max((np.max(np.abs(x)) for x in floats), default=0.0)
+    for path, x in expected.items():
+        assert (actual[path].dtype, actual[path].shape) == (x.dtype, x.shape), path
+        if x.dtype == np.float64:
+            np.testing.assert_allclose(
+                actual[path], x, rtol=0, atol=tolerance * largest, err_msg=path
+            )
+        else:  # counters and random keys
+            np.testing.assert_array_equal(actual[path], x, err_msg=path)
+
+
+def assert_trained_alike(actual: Run, expected: Run, tolerance: float) -> None:
+    steps = zip(actual.reports, expected.reports, strict=True)
+    for i, reports in enumerate(steps):
+        for a, e in zip(*reports, strict=True):
+            assert_close(a, e, (i + 1) * tolerance)
+    assert_close(actual.state, expected.state, STEPS * tolerance)
+
+
+# The trainings
+
+
+@every_network
+def test_lax_trains_all_of_it(network: str) -> None:
+    training, _, arrays = started(network)
+    assert len(training.batches) == STEPS
+    start, run = numbers(arrays), trained_by_lax(network)
+    keys = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree.leaves_with_path(arrays)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    ]
+    for path, x in run.state.items():  # parameters, their moments, statistics, counters
+        assert path in keys or not np.array_equal(x, start[path]), f"{path} is what it was"
+        assert x.dtype != np.float32, f"{path} rounds to 32 bits"
+    for _, _, gradients in run.reports:
+        assert all(np.any(gradient) for gradient in gradients.values())
+
+
+@every_network
+@pytest.mark.parametrize("way", ["inside jit", "outside jit"])
+def test_every_convolution_is_jaxconvs(network: str, way: str) -> None:
+    step = WAYS[way](started(network)[0])
+    by_lax = convolutions_of_lax(network)
+    assert len(by_lax) >= 9
+    assert set(names(by_lax)) == {"conv_general_dilated"}
+    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
+
+
+@every_network
+def test_accelerated_training(network: str) -> None:
+    step = WAYS["inside jit"](started(network)[0])
+    assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
+
+
+@pytest.mark.parametrize("network", FRAMEWORKS.values())
+def test_training_accelerated_after_jit(network: str) -> None:
+    step = WAYS["outside jit"](started(network)[0])
+    assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
+
+
+@pytest.mark.parametrize("network", BY_ARGUMENT)
+def test_training_of_layers_that_take_a_convolution(network: str) -> None:
+    step = WAYS["lax"](started(network)[0])
+    with_lax = network.removesuffix(" by argument")
+    by_lax = convolutions_of_lax(with_lax)
+    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
+    assert_trained_alike(train(network, step), trained_by_lax(with_lax), tolerance(with_lax))
+
+
+@every_network
+def test_training_while_enabled(network: str) -> None:
+    with jaxconv.enabled((jax.default_backend(),)):
+        run = train(network, WAYS["lax"](started(network)[0]))
+    assert_trained_alike(run, trained_by_lax(network), tolerance(network))
+
+
+@every_network
+@pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="elsewhere auto leaves convolutions to XLA"
+)
+def test_both_ways_compile_the_same(network: str) -> None:
+    training = started(network)[0]
+
+    def lowered(way: str) -> int:
+        fn, *arguments = on_arrays(network, WAYS[way](training))
+        return jax.jit(fn).lower(*arguments).as_text().count("stablehlo.convolution")
+
+    by_lax, accelerated = lowered("lax"), lowered("inside jit")
+    with jaxconv.enabled():
+        assert lowered("lax") == accelerated < by_lax
+
+
+# A part of a network
+
+IMAGE = np.random.default_rng(3).normal(size=(2, 4, 5, 3))
+Wrap = Callable[[Callable[..., Array]], Callable[..., Array]]
+
+
+def nnx_layers(wrap: Wrap) -> Any:
+    """Running statistics are made outside what is wrapped, and changed inside."""
+    rngs = nnx.Rngs(0)
+    conv = nnx.Conv(3, 8, (3, 3), param_dtype=jnp.float64, rngs=rngs)
+    norm = nnx.BatchNorm(8, param_dtype=jnp.float64, rngs=rngs)
+    static, params, rest = nnx.split(nnx.Sequential(conv, norm), nnx.Param, ...)
+    rest = jax.tree.map(lambda x: x.astype(jnp.float64), rest)
+    return params, lambda params, x: wrap(nnx.merge(static, params, rest, copy=True))(x)
+
+
+def linen_layer(wrap: Wrap) -> Any:
+    class Layers(linen.Module):
+        @linen.compact
+        def __call__(self, x: Array) -> Array:
+            return wrap(linen.Conv(8, (3, 3), param_dtype=jnp.float64))(x)
+
+    layers = Layers()
+    return layers.init(jax.random.key(0), IMAGE), layers.apply
+
+
+def equinox_layer(wrap: Wrap) -> Any:
+    layer = eqx.nn.Conv2d(3, 8, 3, key=jax.random.key(0))
+    return layer, lambda layer, x: jax.vmap(wrap(layer))(jnp.moveaxis(x, -1, 1))
+
+
+def haiku_layer(wrap: Wrap) -> Any:
+    layers = hk.without_apply_rng(hk.transform(lambda x: wrap(hk.Conv2D(8, 3))(x)))
+    return layers.init(jax.random.key(0), IMAGE), layers.apply
+
+
+@pytest.mark.parametrize("layer", [nnx_layers, linen_layer, equinox_layer, haiku_layer])
+def test_a_layer_alone(layer: Callable[[Wrap], Any]) -> None:
+    def gradient(wrap: Wrap) -> Any:
+        params, apply = layer(wrap)
+        return jax.grad(lambda params: jnp.sum(jnp.sin(apply(params, IMAGE)))), params
+
+    by_lax, params = gradient(lambda layer: layer)
+    accelerated, _ = gradient(jaxconv.accelerate)
+    eqns = list(convolutions_in(jax.make_jaxpr(accelerated)(params)))
+    assert set(names(eqns)) == {"jaxconv"}
+    tolerance = IMAGE.size * float(jnp.finfo(jnp.float64).eps)
+    assert_close(numbers(accelerated(params)), numbers(by_lax(params)), tolerance)
+
+
+def test_what_lax_has_compiled_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the frameworks ``accelerate`` looks like no transformation. jit has to know better."""
+    lowered: list[Any] = []
+    monkeypatch.setattr("jaxconv.primitive.observers", [lambda *what: lowered.append(what)])
+    params, apply = equinox_layer(lambda layer: layer)
+    step = jax.jit(apply)
+    by_lax = step(params, IMAGE)
+    for expected in (by_lax, step(params, IMAGE)):
+        np.testing.assert_allclose(jaxconv.accelerate(step)(params, IMAGE), expected)
+        assert len(lowered) == 1
+
+
+# The README
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^\| (.+?) \| `(step = .+?)`", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("framework", "line"), LINES)
+def test_the_lines_of_the_readme(framework: str, line: str) -> None:
+    network = FRAMEWORKS[framework]
+    namespace = {"jax": jax, "nnx": nnx, "eqx": eqx, "jaxconv": jaxconv}
+    namespace["step"] = started(network)[0].step
+    exec(line, namespace)
+    assert set(names(convolutions(network, namespace["step"]))) == {"jaxconv"}
+
+
+def test_the_readme_has_a_line_for_each_framework() -> None:
+    assert {framework for framework, _ in LINES} == set(FRAMEWORKS)
