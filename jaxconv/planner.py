@@ -15,6 +15,7 @@ from jax import Array
 from jaxconv import calibration, layout, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import Cost, apply, prepared, refusal
+from jaxconv.algorithms.slices import part
 from jaxconv.parse import fail, parse
 from jaxconv.spec import ConvSpec
 
@@ -157,6 +158,9 @@ def _forward_rules(spec: ConvSpec) -> list[tuple[str, str]]:
     if 1 in (spec.taps, spec.positions) or not xla_is_fast(spec):
         # Not for patchify: 0.4 to 0.9 times lax on JAX 0.12, though 1.1 to 2.5 times on 0.10.2.
         rules.append(("pointwise", "windows don't overlap, so nothing need be gathered"))
+    if spec.spatial_ndim == 3 and xla_is_fast(part(spec)):
+        # 2.5 to 6 times as fast as lax, where im2col_tiled is 1.1 to 3.9 times.
+        rules.append(("slices", "XLA:CPU is fast in two dimensions, but not in three"))
     if not xla_is_fast(spec):
         rules.append(("im2col_tiled", SLOW_IN_XLA))
     if spec.positions <= SMALL_IMAGE and k >= SMALL_IMAGE_DEPTH:

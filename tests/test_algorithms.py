@@ -42,6 +42,7 @@ TAKES = {
         "no channels",
     },
     "phase": {"transposed", "all dilations", "3d transposed", "no output", "no channels"},
+    "slices": {name for name in CASES if name != "matmul" and not name.startswith("1d")},
 }
 PAIRS = [(name, case) for name in ("auto", *jaxconv.ALGORITHMS) for case in CASES]
 TAKEN = [(name, case) for name, case in PAIRS if case in TAKES.get(name, CASES)]

@@ -47,7 +47,11 @@ DENSE = {
     "pointwise": ("1x1", "1x1 stride 2", "1x1 padded", "grouped 1x1", "matmul"),
     "shift": ("3x3 stride 2", "depthwise", "1d causal depthwise", "grouped"),
 }
-FORWARD = {"phase": ("transposed", "all dilations", "3d transposed"), "pointwise": ("patchify",)}
+FORWARD = {
+    "phase": ("transposed", "all dilations", "3d transposed"),
+    "pointwise": ("patchify",),
+    "slices": ("3x3 stride 2", "grouped", "3d", "all dilations"),
+}
 
 
 def shapes(case: Case, dtype: Any = np.float32) -> list[jax.ShapeDtypeStruct]:
@@ -189,7 +193,7 @@ def test_a_1x1_is_nothing_but_its_product() -> None:
 
 
 # How many products each algorithm makes of a 3×3 kernel on 5×6 outputs.
-PRODUCTS = {"naive": 1, "im2col": 1, "im2col_tiled": 1, "implicit": 9, "phase": 9}
+PRODUCTS = {"naive": 1, "im2col": 1, "im2col_tiled": 1, "implicit": 9, "phase": 9, "slices": 9}
 
 
 @pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])

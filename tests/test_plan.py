@@ -207,6 +207,7 @@ CHOICES = {
         forward((1, 8, 8, 8, 32), (3, 3, 3, 32, 16), ((1, 2),) * 3, lhs_dilation=(2, 2, 2)),
         "phase",
     ),
+    "dense 3-D": (forward((2, 8, 28, 28, 32), (3, 3, 3, 32, 32)), "slices"),
     "dense 3×3, large": (forward((8, 56, 56, 64), (3, 3, 64, 64)), "xla"),
     "dense 3×3, one large image": (forward((1, 224, 224, 64), (3, 3, 64, 64)), "xla"),
 }

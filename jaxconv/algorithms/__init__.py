@@ -11,6 +11,7 @@ from jaxconv.algorithms.naive import NAIVE
 from jaxconv.algorithms.phase import PHASE
 from jaxconv.algorithms.pointwise import POINTWISE
 from jaxconv.algorithms.shift import SHIFT
+from jaxconv.algorithms.slices import SLICES
 from jaxconv.algorithms.xla import XLA
 
 __all__ = ["ALGORITHMS", "Algorithm", "UnsupportedConvError"]
@@ -18,6 +19,16 @@ __all__ = ["ALGORITHMS", "Algorithm", "UnsupportedConvError"]
 ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
     {
         algorithm.name: algorithm
-        for algorithm in (NAIVE, IM2COL, IM2COL_TILED, IMPLICIT, POINTWISE, SHIFT, PHASE, XLA)
+        for algorithm in (
+            NAIVE,
+            IM2COL,
+            IM2COL_TILED,
+            IMPLICIT,
+            POINTWISE,
+            SHIFT,
+            PHASE,
+            SLICES,
+            XLA,
+        )
     }
 )

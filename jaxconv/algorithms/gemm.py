@@ -22,14 +22,15 @@ def gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
 
 
 def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
-    """a: (m, k, G·c), b: (m, G·o) → (k, c, G·o): summed over m, rows of patches and cotangents."""
-    g = spec.groups
-    m, k, _ = a.shape
-    if g == 1:
-        return _dot(a.reshape(m, -1), b, (((0,), (0,)), ((), ())), spec).reshape(k, -1, b.shape[1])
-    dimension_numbers = (((0,), (0,)), ((2,), (1,)))
-    out = _dot(split_groups(a, -1, g), split_groups(b, -1, g), dimension_numbers, spec)
-    return out.transpose(1, 2, 0, 3).reshape(k, -1, b.shape[1])  # out: (g, k, c, o)
+    """a: (G, m, k), rows of patches, b: (G, m, o), cotangents → (G, k, o), summed over m."""
+    if a.shape[0] == 1:
+        return _dot(a[0], b[0], (((0,), (0,)), ((), ())), spec)[None]
+    return _dot(a, b, (((1,), (1,)), ((0,), (0,))), spec)
+
+
+def kernel_of(matrix: Array, spec: ConvSpec) -> Array:
+    """(G, kernel·c, o) → (kernel…, c, G·o), the inverse of ``kernel_matrix``."""
+    return jnp.moveaxis(matrix, 0, -2).reshape(spec.rhs_shape)
 
 
 def _dot(a: Array, b: Array, dimension_numbers: lax.DotDimensionNumbers, spec: ConvSpec) -> Array:

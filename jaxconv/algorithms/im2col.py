@@ -8,7 +8,7 @@ from jax import Array
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
 
@@ -40,10 +40,12 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    g = spec.groups
     x, spec = layout.pad_and_dilate(image, spec)
-    matrix = layout.patches(x, spec).reshape(-1, spec.taps, x.shape[-1])  # (n·positions, taps, g·c)
-    out = gradient_gemm(matrix, cotangent.reshape(-1, spec.out_channels), spec)
-    return out.reshape(spec.rhs_shape)
+    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
+    cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+    matrix = layout.patches(x, spec).reshape(*cotangent.shape[:2], -1)  # (g, n·positions, k)
+    return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 
 
 IM2COL = Algorithm(

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from jaxconv import compat, layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec, dilate
 
 # Bytes of the patch matrix of a tile.
@@ -102,26 +102,45 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    g = spec.groups
+    if g > 1 and len(image) == 1:
+        return group_by_group(image, cotangent, spec)
     x = image
     if any(d > 1 for d in spec.lhs_dilation):
         x, spec = layout.pad_and_dilate(x, spec)
     count, rows, tile_at = tiles_of(x, spec)
     tiles = count // x.shape[0]
-    positions = np.arange(rows)[:, None]
 
     def add_tile(i: Array, total: Array) -> Array:
         image, row, tile, tile_spec = tile_at(i)
         part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, image, 1), row, rows, 1)
-        part = part.reshape(rows, -1)
         if spec.out_spatial[0] % rows:  # rows that the tile before has had
-            part = jnp.where(row + positions >= i % tiles * rows, part, 0)
-        matrix = layout.patches(tile, tile_spec).reshape(-1, spec.taps, x.shape[-1])
-        return total + gradient_gemm(matrix, part.reshape(-1, spec.out_channels), spec)
+            again = row + jnp.arange(rows, dtype=jnp.int32) < i % tiles * rows
+            part = jnp.where(again.reshape(-1, *(1,) * (part.ndim - 2)), 0, part)
+        part = layout.features_to_batch(part, g).reshape(g, -1, spec.out_channels // g)
+        matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
+        return total + gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
 
-    shape = (spec.taps, *spec.rhs_shape[-2:])
+    shape = (g, spec.gemm[3], spec.out_channels // g)
     total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), x)
     total = lax.fori_loop(np.int32(0), np.int32(count), add_tile, total)
-    return total.reshape(spec.rhs_shape)
+    return kernel_of(total, spec)
+
+
+def group_by_group(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    """``gradient`` of one image in groups, as vmap makes of one gradient for each example: what
+    were examples lie one after another in memory."""
+    g = spec.groups
+    _, *spatial, channels = spec.lhs_shape
+    kernel_shape = (*spec.rhs_shape[:-1], spec.out_channels // g)
+    one = spec.replace(
+        lhs_shape=(1, *spatial, channels // g), rhs_shape=kernel_shape, feature_group_count=1
+    )
+    kernels = lax.map(
+        lambda pair: gradient(pair[0][None], pair[1][None], one),
+        (layout.features_to_batch(image, g), layout.features_to_batch(cotangent, g)),
+    )
+    return jnp.moveaxis(kernels, 0, -2).reshape(spec.rhs_shape)
 
 
 IM2COL_TILED = Algorithm(

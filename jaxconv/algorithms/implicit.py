@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
 # Products written out before a loop takes over. XLA:CPU keeps what all of them return: 49 of them
@@ -67,14 +67,17 @@ def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    g = spec.groups
     x, spec = layout.pad_and_dilate(image, spec)
-    cotangent = cotangent.reshape(-1, spec.out_channels)
+    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
+    cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
 
     def product(tap: Any) -> Array:
-        matrix = view(x, tap, spec).reshape(len(cotangent), 1, -1)
-        return gradient_gemm(matrix, cotangent, spec)[0]
+        matrix = view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
+        return gradient_gemm(matrix, cotangent, spec)
 
-    return layout.stack_of(spec.taps, product, 0).reshape(spec.rhs_shape)
+    out = layout.stack_of(spec.taps, product, 1)  # out: (g, taps, c, o)
+    return kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
 
 
 IMPLICIT = Algorithm(

@@ -7,7 +7,7 @@ from jax import Array, lax
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gradient_gemm
+from jaxconv.algorithms.gemm import gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
 
@@ -72,12 +72,13 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    x, kernel_axes = windows(image, spec)
+    g = spec.groups
+    x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
+    cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
     out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
     x = x.transpose(*out_axes, *kernel_axes, x.ndim - 1)
-    matrix = x.reshape(-1, spec.taps, x.shape[-1])  # matrix: (n·positions, taps, g·c)
-    out = gradient_gemm(matrix, cotangent.reshape(-1, spec.out_channels), spec)
-    return out.reshape(spec.rhs_shape)
+    matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
+    return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 
 
 POINTWISE = Algorithm(

@@ -1,0 +1,70 @@
+"""A sum of convolutions of one dimension less, one for each tap along the first axis.
+
+So a 3-D convolution becomes a few 2-D ones over all slices of all images, which XLA:CPU has a fast
+path for, 3 to 6 times as fast as its 3-D loop.
+"""
+
+from jax import Array
+
+from jaxconv import layout
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.spec import ConvSpec
+
+# Each is compiled as a convolution of its own.
+MAX_SLICES = 16
+
+
+def supports(spec: ConvSpec) -> str | None:
+    if spec.spatial_ndim < 2:
+        return "there is no dimension left without the first"
+    if spec.kernel_shape[0] > MAX_SLICES:
+        return f"{spec.kernel_shape[0]} slices to compile; it takes at most {MAX_SLICES}"
+    return None
+
+
+def part(spec: ConvSpec) -> ConvSpec:
+    """What each tap of the first axis convolves, summed in the accumulator's dtype."""
+    n, *_, c = spec.lhs_shape
+    dtype = spec.accumulator_dtype
+    return spec.replace(
+        lhs_shape=(n * spec.out_spatial[0], *spec.lhs_spatial[1:], c),
+        rhs_shape=spec.rhs_shape[1:],
+        window_strides=spec.window_strides[1:],
+        padding=spec.padding[1:],
+        lhs_dilation=spec.lhs_dilation[1:],
+        rhs_dilation=spec.rhs_dilation[1:],
+        dtype=dtype,
+        out_dtype=dtype,
+    )
+
+
+def cost(spec: ConvSpec) -> Cost:
+    one = part(spec)
+    return Cost(
+        flops=spec.flops,
+        traffic=spec.kernel_shape[0] * one.operand_bytes,
+        workspace=one.operand_bytes,
+        gemm=(spec.groups * spec.kernel_shape[0], *one.gemm[1:]),
+    )
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    one = part(spec)
+    first, *rest = zip(spec.padding, spec.lhs_dilation, strict=True)
+    untouched = [((0, 0), 1) for _ in rest]
+    padding, dilation = zip(first, *untouched, strict=True)
+    x, _ = layout.pad_and_dilate(lhs, spec.replace(padding=padding, lhs_dilation=dilation))
+    counts, steps = [spec.out_spatial[0], *spec.lhs_spatial[1:]], [spec.window_strides[0]]
+    steps += [1] * len(rest)
+
+    def term(tap: int) -> Array:
+        starts = [tap * spec.rhs_dilation[0], *(0 for _ in rest)]
+        view = layout.strided(x, starts, counts, steps).reshape(one.lhs_shape)
+        return convolve(view.astype(one.dtype), rhs[tap].astype(one.dtype), one)
+
+    return layout.sum_of(spec.kernel_shape[0], term, MAX_SLICES).reshape(spec.out_shape)
+
+
+SLICES = Algorithm(
+    "slices", "a sum of convolutions of one dimension less, one per tap", supports, cost, run
+)
