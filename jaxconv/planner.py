@@ -15,6 +15,7 @@ from jax import Array
 from jaxconv import calibration, layout, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import Cost, apply, prepared, refusal
+from jaxconv.algorithms.pointwise import spreads
 from jaxconv.algorithms.slices import part
 from jaxconv.parse import fail, parse
 from jaxconv.spec import ConvSpec
@@ -139,6 +140,9 @@ def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
     rules = []
     if spec.is_empty:
         rules.append(("xla", "there is nothing to compute"))
+    if spreads(spec) and refusal(ALGORITHMS["phase"], spec) is not None:
+        # 16×16 patches: 73 times as fast as lax on JAX 0.12, 19 on 0.10.2; 4×4: 0.9 and 1.7 times.
+        rules.append(("pointwise", "each output meets one tap: a GEMM and a reshape"))
     if not xla_is_fast(spec) or spec.taps * n >= PHASE_PRODUCTS * math.prod(spec.lhs_dilation):
         rules.append(("phase", "inserted zeros need no multiplying"))
     return rules + (_gradient_rules(spec) if spec.weight_gradient else _forward_rules(spec))

@@ -38,10 +38,19 @@ TAKES = {
         "patchify",
         "whole image",
         "grouped 1x1",
+        "3d transposed",
+        "patchify transposed",
         "no output",
         "no channels",
     },
-    "phase": {"transposed", "all dilations", "3d transposed", "no output", "no channels"},
+    "phase": {
+        "transposed",
+        "all dilations",
+        "3d transposed",
+        "patchify transposed",
+        "no output",
+        "no channels",
+    },
     "slices": {name for name in CASES if name != "matmul" and not name.startswith("1d")},
 }
 PAIRS = [(name, case) for name in ("auto", *jaxconv.ALGORITHMS) for case in CASES]

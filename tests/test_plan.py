@@ -198,6 +198,10 @@ CHOICES = {
         forward((1, 224, 224, 3), (16, 16, 3, 768), "VALID", window_strides=(16, 16)),
         "xla",
     ),
+    "input gradient of patches": (
+        forward((8, 14, 14, 768), (16, 16, 768, 3), ((15, 15),) * 2, lhs_dilation=(16, 16)),
+        "pointwise",
+    ),
     "matrix product": (forward((64, 128), (128, 32), ()), "pointwise"),
     "transposed": (
         forward((1, 28, 28, 128), (4, 4, 128, 64), ((2, 2),) * 2, lhs_dilation=(2, 2)),

@@ -424,7 +424,7 @@ SURVIVAL = {
     ("shift", "depthwise"): {},
     ("shift", "many outputs"): {"lhs gradient": "auto", "rhs gradient": "auto"},
     ("pointwise", "1x1 stride 2"): {},
-    ("pointwise", "patchify"): {"lhs gradient": "auto"},
+    ("pointwise", "patchify"): {},
     ("phase", "transposed"): {"lhs gradient": "auto"},
     ("auto", "3x3 stride 2"): {},
 }

@@ -1,17 +1,35 @@
 """A single contraction where windows don't overlap: 1×1, patchify, a kernel as large as the image.
 
-Each element of the image then belongs to one window at most, and the patch matrix is a reshape.
+Each element of the image then belongs to one window at most, and the patch matrix is a reshape. So
+it is the other way round: where the image is dilated by the size of the kernel, as in the input
+gradient of patchify, each output meets one tap, and what is reshaped is the product.
 """
 
+import math
+
+import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gradient_gemm, kernel_of
+from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
 
+def spreads(spec: ConvSpec) -> bool:
+    """Whether each element of a dilated image spreads over outputs that no other one meets."""
+    ones = (1,) * spec.spatial_ndim
+    return (
+        spec.window_strides == spec.rhs_dilation == ones
+        and spec.lhs_dilation == spec.kernel_shape != ones
+        and not spec.weight_gradient
+    )
+
+
 def supports(spec: ConvSpec) -> str | None:
+    if spreads(spec):
+        return None
     if spec.weight_gradient:
         spec = layout.forward_of(spec)
     for k, stride, d, out in zip(
@@ -23,6 +41,16 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def cost(spec: ConvSpec) -> Cost:
+    if spreads(spec):
+        groups, _, n, k = spec.gemm
+        m = spec.lhs_shape[0] * math.prod(spec.lhs_spatial)
+        output = groups * m * n * spec.taps * spec.accumulator_dtype.itemsize
+        return Cost(
+            flops=2 * groups * m * n * k,
+            traffic=spec.operand_bytes + 4 * output,
+            workspace=2 * output,
+            gemm=(groups, m, n * spec.taps, k // spec.taps),
+        )
     return Cost(
         flops=spec.flops,
         traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
@@ -52,6 +80,8 @@ def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
 
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    if spreads(spec):
+        return spread(lhs, rhs, spec)
     x, kernel_axes = windows(lhs, spec)
     kernel = [k for k in spec.kernel_shape if k > 1]
     groups = [spec.groups] if spec.groups > 1 else []
@@ -69,6 +99,27 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     )  # out: (g, n, out spatial…, o), without g where there is one group
     out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
     return layout.batch_groups_to_features(out, spec.groups)
+
+
+def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
+    g, ndim = spec.groups, spec.spatial_ndim
+    x = layout.features_to_batch(lhs, g).reshape(g, -1, spec.rhs_shape[-2])
+    kernel = layout.split_groups(jnp.flip(rhs, range(ndim)), -1, g)  # kernel: (kernel…, c, g, o)
+    kernel = jnp.moveaxis(kernel, (-2, ndim), (0, 1)).reshape(g, x.shape[-1], -1)
+    out = gemm(x, kernel, spec)  # out: (g, n·positions, kernel·o)
+    n = g * spec.lhs_shape[0]
+    out = out.reshape(n, *spec.lhs_spatial, *spec.kernel_shape, -1)
+    pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
+    sizes = [size * k for size, k in zip(spec.lhs_spatial, spec.kernel_shape, strict=True)]
+    out = out.transpose(0, *pairs, 1 + 2 * ndim).reshape(n, *sizes, -1)
+    # Element i met position i·k through its last tap when the low padding was k - 1.
+    shifts = [lo - (k - 1) for (lo, _), k in zip(spec.padding, spec.kernel_shape, strict=True)]
+    edges = [
+        (shift, want - size - shift, 0)
+        for shift, want, size in zip(shifts, spec.out_spatial, sizes, strict=True)
+    ]
+    out = lax.pad(out, np.zeros((), out.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+    return layout.batch_groups_to_features(out, g)
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
