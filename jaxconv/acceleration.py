@@ -164,16 +164,11 @@ class _AccelerateTrace(compat.Trace):
         return self._bind(primitive, (fun,), tracers, params)
 
 
-@functools.lru_cache
-def _eager(algorithm: str) -> _AccelerateTrace:
-    return _AccelerateTrace(compat.eval_trace, algorithm)
-
-
 def _trace(parent: Any, algorithm: str) -> Any:
-    """The trace before ``parent``. Outside all others always the same: jit's cache goes by it."""
+    """The trace before ``parent``; itself where it is that already."""
     if isinstance(parent, _AccelerateTrace) and parent.algorithm == algorithm:
         return parent
-    return _eager(algorithm) if parent is compat.eval_trace else _AccelerateTrace(parent, algorithm)
+    return _AccelerateTrace(parent, algorithm)
 
 
 def _by(transform: Callable[..., Any], f: Any, algorithm: str) -> Any:

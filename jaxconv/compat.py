@@ -17,7 +17,6 @@ from jax._src.core import (
     Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
     Trace,  # what accelerate stands on
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
-    eval_trace,  # the one that is current outside all transformations
     is_constant_shape,  # False for the symbolic dimensions of jax.export
     jaxprs_in_params,
     set_current_trace,
@@ -47,7 +46,6 @@ __all__ = [
     "current_trace",
     "current_traceback",
     "eval_jaxpr",
-    "eval_trace",
     "has_explicit_sharding",
     "is_constant_shape",
     "jaxprs_in_params",

@@ -18,12 +18,12 @@ from cases import LAST
 from jax import Array, export, lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import io_callback, pallas
-from jax.extend.core import Primitive, jaxpr_as_fun
+from jax.extend.core import Primitive, get_opaque_trace_state, jaxpr_as_fun
 from jax.interpreters import mlir
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from jaxconv import accelerate
+from jaxconv import accelerate, primitive
 
 Fun = Callable[..., Any]
 
@@ -938,11 +938,57 @@ def test_only_the_thread_that_accelerates_does() -> None:
     assert found == {"accelerated": (0, 1), "plain": ((1, 0), (1, 0))}
 
 
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The names of JAX's tracing, lowering and compiling events, as they happen."""
+    events: list[str] = []
+
+    def record(event: str, duration: float, **details: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            events.append(event.removeprefix("/jax/core/compile/"))
+
+    jax.monitoring.register_event_duration_secs_listener(record)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(record)
+
+
+@pytest.fixture
+def lowered() -> Iterator[list[str]]:
+    """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
+    found: list[str] = []
+
+    def observe(spec: Any, algorithm: str, platform: str) -> None:
+        found.append(algorithm)
+
+    primitive.observers.append(observe)
+    yield found
+    primitive.observers.remove(observe)
+
+
+def test_a_jitted_function_has_a_program_for_each(lowered: list[str], compiled: list[str]) -> None:
+    """Whoever calls it first: lax's for itself, jaxconv's for each algorithm of accelerate."""
+    (x, w), calls = operands(), {}
+    for order in (("plain", "auto", "im2col"), ("im2col", "auto", "plain")):
+        fun = jax.jit(lambda x, w: conv(x, w))
+        calls["plain"] = fun
+        for algorithm in ("auto", "im2col"):
+            calls[algorithm] = accelerate(fun, algorithm=algorithm)
+        jax.clear_caches()
+        for name in order:
+            del lowered[:], compiled[:]
+            calls[name](x, w)
+            assert lowered == ([] if name == "plain" else [name])
+            assert "backend_compile_duration" in compiled
+        del lowered[:], compiled[:]
+        for name in order:
+            calls[name](x, w)
+        assert lowered == compiled == []
+
+
 def test_what_lax_has_compiled_stays_laxs() -> None:
     """One jitted function, called with and without accelerate in turn, also under vmap and grad."""
     x, w = operands()
-    fun = jax.jit(lambda x, w: conv(x, w, feature_group_count=3), keep_unused=True)
-    w = w[:, :, :1]
+    fun = jax.jit(conv)
     expected = fun(x, w)
     for _ in range(2):
         assert_close(accelerate(fun)(x, w), expected)
@@ -954,7 +1000,20 @@ def test_what_lax_has_compiled_stays_laxs() -> None:
         assert counts(grad(fun), x, w) == (3, 0)
         assert counts(accelerate(grad(fun)), x, w) == (0, 3)
     assert "stablehlo.convolution" in fun.lower(x, w).as_text()
-    assert "stablehlo.convolution" not in jax.jit(accelerate(fun)).lower(x, w).as_text()
+
+
+def test_no_transformation_is_seen_from_inside() -> None:
+    """Libraries ask for JAX's state to know whether an object was made inside a transformation."""
+    outside = get_opaque_trace_state(convention="flax")
+    assert accelerate(lambda: get_opaque_trace_state(convention="flax"))() == outside
+
+    def inside_jit(x: Array) -> Array:
+        state = get_opaque_trace_state(convention="flax")
+        assert state != outside
+        assert accelerate(lambda: get_opaque_trace_state(convention="flax"))() == state
+        return x
+
+    jax.jit(inside_jit)(1.0)
 
 
 SETTINGS: dict[str, Callable[[], Any]] = {
@@ -1007,20 +1066,6 @@ def test_compile_time_values() -> None:
 
 
 # ---- nothing twice, nothing for ever ----
-
-
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """The names of JAX's tracing, lowering and compiling events, as they happen."""
-    events: list[str] = []
-
-    def record(event: str, duration: float, **details: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            events.append(event.removeprefix("/jax/core/compile/"))
-
-    jax.monitoring.register_event_duration_secs_listener(record)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(record)
 
 
 AGAIN: dict[str, Callable[[Fun], Fun]] = {
