@@ -79,12 +79,12 @@ class UNet(eqx.Module):
 
     def __init__(self, key: Array) -> None:
         keys = jax.random.split(key, 6)
-        self.fine = Block(1, 4, keys[0])
-        self.down = nn.Conv3d(4, 8, 2, 2, key=keys[1])
-        self.coarse = Block(8, 8, keys[2])
-        self.up = nn.ConvTranspose3d(8, 4, 3, 2, padding=1, output_padding=1, key=keys[3])
-        self.merged = Block(8, 4, keys[4])
-        self.head = nn.Conv3d(4, 1, 1, key=keys[5])
+        self.fine = Block(1, 6, keys[0])
+        self.down = nn.Conv3d(6, 12, 2, 2, key=keys[1])
+        self.coarse = Block(12, 12, keys[2])
+        self.up = nn.ConvTranspose3d(12, 6, 3, 2, padding=1, output_padding=1, key=keys[3])
+        self.merged = Block(12, 6, keys[4])
+        self.head = nn.Conv3d(6, 1, 1, key=keys[5])
 
     def __call__(self, x: Array, state: nn.State, key: Array) -> tuple[Array, nn.State]:
         del key

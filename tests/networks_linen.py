@@ -69,10 +69,10 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         options = {"strides": (2, 2, 2), "param_dtype": jnp.float64}
-        fine = Block(4)(x)
-        coarse = nn.remat(Block)(8)(nn.Conv(8, (2, 2, 2), **options)(fine))
-        up = nn.ConvTranspose(4, (4, 4, 4), **options)(coarse)
-        x = Block(4)(jnp.concatenate([fine, up], axis=-1))
+        fine = Block(6)(x)
+        coarse = nn.remat(Block)(12)(nn.Conv(12, (2, 2, 2), **options)(fine))
+        up = nn.ConvTranspose(6, (4, 4, 4), **options)(coarse)
+        x = Block(6)(jnp.concatenate([fine, up], axis=-1))
         return nn.Conv(1, (1, 1, 1), param_dtype=jnp.float64)(x)
 
 
