@@ -15,7 +15,7 @@ from jaxconv.bench import layers, programs
 
 SUITES = {
     "layers": lambda: layers.run(layers.LAYERS),
-    "gradients": lambda: layers.run(layers.GRADIENTS),
+    "gradients": lambda: layers.run(layers.GRADIENTS, seconds=2.0),
     "programs": lambda: programs.run(programs.PROGRAMS),
     "models": lambda: programs.run(programs.MODELS),
 }

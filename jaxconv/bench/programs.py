@@ -113,7 +113,7 @@ class Result:
         return np.array([baseline / own for baseline, own in self.pairs])
 
 
-def run(programs: tuple[Program, ...], pairs: int = 101, seconds: float = 20.0) -> Iterator[Result]:
+def run(programs: tuple[Program, ...], pairs: int = 101, seconds: float = 10.0) -> Iterator[Result]:
     """Times each program by ``accelerate`` and by ``enable``, and checks its results.
 
     Raises:
