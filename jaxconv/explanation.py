@@ -192,7 +192,7 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
 
     def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:
         counts = Counter[Row]()
-        for row in _walk(_jaxpr(fn, args, kwargs), platform):
+        for row in _rows(fn_jaxpr(fn, args, kwargs), platform):
             counts[dataclasses.replace(row, count=1)] += row.count
         rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
         return Explanation(platform, tuple(rows))
@@ -200,7 +200,8 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
     return explained
 
 
-def _jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The jaxpr of ``fn(*args, **kwargs)``, traced over what is an array, without dead code."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
     traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
@@ -214,30 +215,39 @@ def _jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
 
 
-def _walk(
-    jaxpr: Any, platform: str, stack: str = "", times: int = 1, within: str = ""
-) -> Iterator[Row]:
-    """The convolutions of ``jaxpr`` and the jaxprs in it.
+def _rows(jaxpr: Any, platform: str) -> Iterator[Row]:
+    for eqn, names, makers, times, within in walk(jaxpr):
+        direction = _direction(eqn, names, makers)
+        where = source_line(eqn.source_info.traceback)
+        yield _row(*choice("explain", eqn), platform, where, direction, times, within)
+
+
+def walk(
+    jaxpr: Any, stack: str = "", times: int = 1, within: str = ""
+) -> Iterator[tuple[Any, str, dict[Any, Any], int, str]]:
+    """The convolutions of ``jaxpr`` and the jaxprs in it, lax's and jaxconv's, in their order.
 
     Args:
       stack: JAX's names of the transformations that ``jaxpr`` has been through.
       times: how often it is run.
+      within: "while" or "cond" where it is inside one.
+
+    Returns:
+      For each its equation, its ``stack``, the equations by what they make, ``times``, ``within``.
     """
     makers: dict[Any, Any] = {}
     for eqn in jaxpr.eqns:
         makers.update(dict.fromkeys(eqn.outvars, eqn))
         names = f"{stack}/{eqn.source_info.name_stack}"
         if eqn.primitive in (conv_general_dilated_p, conv_p):
-            direction = _direction(eqn, names, makers)
-            where = source_line(eqn.source_info.traceback)
-            yield _row(*_choice(eqn), platform, where, direction, times, within)
+            yield eqn, names, makers, times, within
         kind = eqn.primitive.name
         inner = (
             times * eqn.params["length"] if kind == "scan" else times,
             kind if kind in ("while", "cond") else within,
         )
         for carried in jaxprs_in_params(eqn.params):
-            yield from _walk(carried, platform, names, *inner)
+            yield from walk(carried, names, *inner)
 
 
 class Compiled:
@@ -266,12 +276,16 @@ class Compiled:
         return "\n".join(lines) or "No convolution was compiled."
 
 
-def _choice(eqn: Any) -> tuple[ConvSpec, str, str]:
-    """The spec of a convolution, its ``algorithm``, and why that one if it has a name."""
+def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
+    """The spec of a convolution, its ``algorithm``, and why that one if it has a name.
+
+    Args:
+      function: the public function whose name the errors carry.
+    """
     lhs, rhs = (operand.aval for operand in eqn.invars)
     if not is_constant_shape((*lhs.shape, *rhs.shape)):
         shapes = f"{lhs.shape} and {rhs.shape}"
-        fail("explain", "shapes must be numbers", shapes, "give the sizes that you will use")
+        fail(function, "shapes must be numbers", shapes, "give the sizes that you will use")
     spec = ConvSpec.from_params(lhs, rhs, eqn.params)
     if not plannable(lhs, rhs, eqn.params):
         return spec, "xla", "shardings in types are left to lax"

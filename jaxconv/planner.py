@@ -18,7 +18,9 @@ from jaxconv.algorithms.base import Cost, apply, prepared, refusal
 from jaxconv.algorithms.pointwise import spreads
 from jaxconv.algorithms.slices import part
 from jaxconv.parse import fail, parse
+from jaxconv.settings import listeners, over_limit
 from jaxconv.spec import ConvSpec
+from jaxconv.winners import winner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Candidate:
 
     Attributes:
       name: the algorithm.
-      reason: why it can't do this convolution; None where it can; only then the rest counts.
+      reason: why "auto" can't take it; None where it can. The rest counts only then, or where the
+        reason is its workspace.
       seconds: predicted time, an order of magnitude: measure before you trust it.
       flops: floating-point operations, a multiply and an add counted as two.
       workspace: bytes of intermediate arrays besides operands and output.
@@ -67,13 +70,13 @@ class Plan:
         rows: list[tuple[str, ...]] = [HEADER]
         for c in self.candidates:
             chosen = "▸" if c.name == self.algorithm else ""
-            if c.reason is not None:
+            if c.reason is not None and not c.workspace:
                 rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
                 continue
             gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
             mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
             seconds = tables.milliseconds(c.seconds)
-            summary = ALGORITHMS[c.name].summary
+            summary = ALGORITHMS[c.name].summary if c.reason is None else f"not chosen: {c.reason}"
             rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
         return rows
 
@@ -97,16 +100,31 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """The algorithm for ``spec`` on ``platform`` and the reason, by rules in order.
+    """The algorithm for ``spec`` on ``platform`` and the reason: what was measured, else by rules.
 
     Args:
       without: algorithms that must not be chosen.
     """
+    measured = winner(spec, platform)
     spec = prepared(spec)
+    if (
+        measured is not None
+        and measured.algorithm not in without
+        and rejection(ALGORITHMS[measured.algorithm], spec) is None
+    ):
+        return measured.algorithm, measured.why
     for name, why in _cpu_rules(spec) if platform == "cpu" else _accelerator_rules(spec, platform):
-        if name not in without and refusal(ALGORITHMS[name], spec) is None:
+        if name not in without and rejection(ALGORITHMS[name], spec) is None:
             return name, why
     return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+
+
+def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+    """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
+    reason = refusal(algorithm, spec)
+    if reason is not None or spec.is_empty or algorithm.name == "xla":
+        return reason  # XLA's own convolution is what is left where nothing else fits
+    return over_limit(algorithm.cost(spec).workspace)
 
 
 def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
@@ -252,14 +270,21 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -
         algorithm, _ = choose(spec, platform)
     elif algorithm != "xla":
         without = frozenset({"xla"})
-    return _run(lhs, rhs, spec, algorithm, platform, without)
+    return execute(lhs, rhs, spec, algorithm, platform, without)
 
 
-def _run(
-    lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, without: frozenset[str]
+def execute(
+    lhs: Array,
+    rhs: Array,
+    spec: ConvSpec,
+    algorithm: str,
+    platform: str,
+    without: frozenset[str] = frozenset(),
 ) -> Array:
+    """Computes ``spec`` by ``algorithm``; what that hands on, by any but those in ``without``."""
+
     def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
-        return _run(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
+        return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
 
     return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
 
@@ -360,11 +385,17 @@ def plan_spec(spec: ConvSpec, platform: str) -> Plan:
 
 
 def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
-    reason = refusal(algorithm, spec)
-    if reason is not None:
-        return Candidate(algorithm.name, reason)
-    if spec.is_empty:
-        return Candidate(algorithm.name)
-    cost = algorithm.cost(spec)
+    if spec.is_empty or refusal(algorithm, spec) is not None:
+        return Candidate(algorithm.name, rejection(algorithm, spec))
+    cost, reason = algorithm.cost(spec), rejection(algorithm, spec)
     seconds = predict(algorithm, cost, spec, platform)
-    return Candidate(algorithm.name, None, seconds, cost.flops, cost.workspace, cost.gemm)
+    return Candidate(algorithm.name, reason, seconds, cost.flops, cost.workspace, cost.gemm)
+
+
+def forget() -> None:
+    """Drops the plans that are kept: settings or measurements have changed."""
+    choose.cache_clear()
+    plan_spec.cache_clear()
+
+
+listeners.append(forget)

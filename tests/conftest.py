@@ -1,5 +1,8 @@
 """The backend that the tests run on, and strict settings for all of them."""
 
+import os
+import tempfile
+
 import jax
 import pytest
 
@@ -15,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # No test reads or writes the developer's own cache, and none that it starts as a process.
+    folder = tempfile.TemporaryDirectory(prefix="jaxconv-tests-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["JAXCONV_CACHE_DIR"] = folder.name
+    os.environ["JAXCONV_USE_CACHE"] = "1"
+    os.environ.pop("JAXCONV_WORKSPACE_LIMIT", None)
     backend = config.getoption("--backend")
     if backend is not None:
         jax.config.update("jax_platforms", PLATFORMS[backend])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxconv
+from jaxconv.settings import SETTINGS, Config
 
 PACKAGE = Path(jaxconv.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
@@ -19,7 +20,9 @@ PUBLIC = [
     "ALGORITHMS",
     "UnsupportedConvError",
     "accelerate",
+    "autotune",
     "col2im",
+    "config",
     "conv",
     "conv_general_dilated",
     "conv_transpose",
@@ -34,10 +37,15 @@ PUBLIC = [
 
 
 def run(code: str, *arguments: str, cwd: Path | None = None) -> str:
-    """What ``code`` prints in a Python of its own, with JAX's default settings, on CPU."""
+    """What ``code`` prints in a Python of its own, with JAX's default settings, on CPU.
+
+    With a ``cwd``, jaxconv's cache is there too.
+    """
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     root = str(PACKAGE.parent)
     environment |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg", "PYTHONPATH": root}
+    if cwd is not None:
+        environment["JAXCONV_CACHE_DIR"] = str(cwd / "cache")
     command = [sys.executable, "-X", "utf8", "-W", "error", "-c", code, *arguments]
     done = subprocess.run(
         command, env=environment, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300
@@ -55,7 +63,7 @@ def test_all_is_exact_and_sorted() -> None:
     assert all(hasattr(jaxconv, name) for name in PUBLIC)
 
 
-FUNCTIONS = [name for name in PUBLIC if name.islower()]
+FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(jaxconv, name))]
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -73,6 +81,18 @@ def test_functions_are_documented_with_an_example(name: str) -> None:
     if "The others: as in" not in text:
         assert set(signature.parameters) <= set(re.findall(r"\w+", text))
     assert inspect.getdoc(jaxconv.UnsupportedConvError)
+
+
+def test_config_is_documented() -> None:
+    settings = {n: p for n, p in vars(Config).items() if isinstance(p, property)}
+    assert set(settings) == set(SETTINGS)
+    for name, setting in settings.items():
+        assert "Default:" in (inspect.getdoc(setting) or ""), name
+    for name in ("update", "set"):
+        text = inspect.getdoc(getattr(Config, name)) or ""
+        assert "Args:" in text
+        assert "Raises:" in text
+    assert "Example:\n  >>> import" in (inspect.getdoc(Config) or "")
 
 
 def test_package_is_typed() -> None:
@@ -95,7 +115,7 @@ print(*sorted(name for name in sys.modules if name.startswith("jaxconv")))
 def test_import_needs_jax_and_numpy_only() -> None:
     packages, modules = run(IMPORTED).splitlines()
     assert packages == "jaxconv"
-    assert "jaxconv.api" in modules.split()
+    assert {"jaxconv.api", "jaxconv.cache"} <= set(modules.split())
     assert not re.search(r"jaxconv\.(cli|compare|bench)", modules)
 
 
@@ -108,14 +128,18 @@ LAYERS = (
     ("jaxconv.compat", "jaxconv.calibration", "jaxconv.tables"),
     ("jaxconv.spec",),
     ("jaxconv.parse",),
+    ("jaxconv.settings",),
+    ("jaxconv.cache",),
     ("jaxconv.layout",),
     ("jaxconv.patches", "jaxconv.algorithms.base"),
     ("jaxconv.algorithms.gemm",),
     (),  # each algorithm
     ("jaxconv.algorithms",),
+    ("jaxconv.winners",),
     ("jaxconv.planner",),
     ("jaxconv.primitive",),
     ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling", "jaxconv.explanation"),
+    ("jaxconv.autotuning",),
     ("jaxconv",),
     ("jaxconv.bench",),
     ("jaxconv.compare",),
@@ -149,7 +173,9 @@ def imports(module: str) -> Iterator[str]:
 
 
 def test_the_design_has_its_modules() -> None:
-    needed = {name for layer in LAYERS[:10] for name in layer} | {"jaxconv.api", "jaxconv"}
+    needed = {name for layer in LAYERS[: LAYERS.index(("jaxconv",))] for name in layer} | {
+        "jaxconv"
+    }
     assert needed <= set(MODULES)
     assert "jaxconv.spec" in set(imports("jaxconv.layout"))
     assert "jaxconv.algorithms" in set(imports("jaxconv.planner"))
@@ -200,12 +226,13 @@ print(tried)
 """
 
 
-def test_docstring_examples_run() -> None:
+def test_docstring_examples_run(tmp_path: Path) -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
-    names = ("acceleration", "api", "enabling", "explanation", "patches", "planner")
+    names = ("acceleration", "api", "autotuning", "enabling", "explanation", "patches", "planner")
     assert modules == [f"jaxconv.{name}" for name in names]
+    modules.append("jaxconv.settings")
     # Each function's example has an import and at least one line more.
-    assert int(run(DOCTEST, *modules)) >= 2 * len(FUNCTIONS)
+    assert int(run(DOCTEST, *modules, cwd=tmp_path)) >= 2 * len(FUNCTIONS)
 
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

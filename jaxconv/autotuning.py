@@ -1,0 +1,262 @@
+"""``autotune``: measures which algorithm is the fastest for each convolution of a function."""
+
+import contextlib
+import dataclasses
+import html
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv import tables
+from jaxconv.explanation import choice, fn_jaxpr, walk
+from jaxconv.parse import fail
+from jaxconv.planner import execute, forget, plan_spec
+from jaxconv.spec import ConvSpec
+from jaxconv.winners import Winner, allowed, record
+
+# How much faster than the planned one another must be, in the median and in three rounds of four:
+# what the same algorithm timed against itself does not reach.
+MARGIN = 0.95
+# Times the best prediction, which is an order of magnitude, and times the fastest first call: what
+# is slower than that is not measured further.
+HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
+ROUNDS, FEWEST_ROUNDS = 50, 5
+SECONDS = 0.5  # after which no further round is begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The algorithms for one convolution, timed in turn.
+
+    Attributes:
+      spec: the convolution, in the canonical layout.
+      planned: the algorithm that "auto" took before.
+      chosen: the one that it takes from now on.
+      seconds: (algorithm, median time) of all that were measured, the fastest first.
+      ratio: the time of lax's convolution over that of ``chosen``; None where lax's can't run.
+    """
+
+    spec: ConvSpec
+    planned: str
+    chosen: str
+    seconds: tuple[tuple[str, float], ...]
+    ratio: float | None
+
+
+HEADER = ("planned", "chosen", "measured", "× lax", "the others", "convolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What ``autotune`` measured. ``str()`` is a table; so is the value in a notebook.
+
+    Attributes:
+      platform: what it was measured on: "cpu", "gpu", "tpu", …
+      rows: a measurement for each convolution, in the order of the program.
+    """
+
+    platform: str
+    rows: tuple[Measurement, ...]
+
+    def _line(self) -> str:
+        changed = sum(row.planned != row.chosen for row in self.rows)
+        return (
+            f"Measured on {self.platform}: {len(self.rows)} different convolutions, {changed} of"
+            " which have another algorithm now."
+        )
+
+    def _table(self) -> list[tuple[str, ...]]:
+        return [HEADER, *map(_cells, self.rows)]
+
+    def __str__(self) -> str:
+        return f"{self._line()}\n{tables.as_text(self._table(), right=(2, 3))}"
+
+    def _repr_html_(self) -> str:
+        bold = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
+        return f"<p>{html.escape(self._line())}</p>{tables.as_html(self._table(), bold)}"
+
+
+def _cells(row: Measurement) -> tuple[str, ...]:
+    seconds = dict(row.seconds)
+    others = ", ".join(
+        f"{name} {tables.milliseconds(time)}" for name, time in row.seconds if name != row.chosen
+    )
+    return (
+        row.planned,
+        row.chosen,
+        tables.milliseconds(seconds[row.chosen]),
+        "–" if row.ratio is None else f"{row.ratio:.2f}",
+        others,
+        str(row.spec),
+    )
+
+
+def autotune(
+    fn: Callable[..., Any], *args: Any, progress: bool | None = None, **kwargs: Any
+) -> Tuning:
+    """Measures which algorithm is the fastest for each convolution in ``fn``, and remembers it.
+
+    From then on "auto" takes it, in this process and, from the folder ``config.cache_dir``, in
+    later ones: for convolutions of the same shapes and dtypes, on this machine, with these versions
+    of JAX and jaxconv, wherever they occur. What JAX has compiled already stays as it is: tune
+    first, or call ``jax.clear_caches()``.
+
+    Give it the whole training step or the gradient: backward convolutions are found where ``fn``
+    has them. ``fn`` itself is only traced. Each convolution is measured alone, on random numbers,
+    every algorithm that could be the best in turn: it takes some seconds for each. Those that have
+    an algorithm by name are left alone. What is planned stays unless another is at least 5 %
+    faster. When it is interrupted, what was measured until then is kept.
+
+    Args:
+      fn: any function, jitted and accelerated ones too.
+      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
+      progress: whether to show a bar on stderr, by the package rich where it is installed; default:
+        where stderr is a terminal.
+
+    Returns:
+      A ``Tuning``, a table of the convolutions: the algorithm planned before, the one chosen, the
+      median time of each, and how many times as fast as lax's convolution the chosen one is.
+
+    Raises:
+      TypeError: ``fn`` can't be called.
+      ValueError: symbolic shapes.
+
+    Example:
+      >>> import jax, jaxconv
+      >>> image = jax.ShapeDtypeStruct((1, 16, 16, 8), "float32")
+      >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
+      >>> def blurred(image, kernel):
+      ...     return jaxconv.conv(image, kernel, groups=8)
+      >>> tuning = jaxconv.autotune(blurred, image, kernel)
+      >>> len(tuning.rows)
+      1
+    """
+    if not callable(fn):
+        fail("autotune", "fn must be a function", repr(fn), "pass the function itself", TypeError)
+    platform = jax.default_backend()
+    choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
+    specs = {spec: None for spec, name, _ in choices if name == "auto" and not spec.is_empty}
+    rows = []
+    for spec in _shown(list(specs), progress):
+        row = measure(spec, platform)
+        record(spec, platform, Winner(row.chosen, dict(row.seconds)[row.chosen], row.ratio))
+        forget()
+        rows.append(row)
+    return Tuning(platform, tuple(rows))
+
+
+def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpec]:
+    """``specs``, with a bar of how many are done."""
+    if progress is None:
+        progress = sys.stderr.isatty()
+    if not progress or importlib.util.find_spec("rich") is None:
+        yield from specs
+        return
+    from rich.console import Console  # an extra
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(specs, "Measuring convolutions", console=console, transient=True)
+
+
+def candidates(spec: ConvSpec, platform: str) -> list[str]:
+    """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
+    plan = plan_spec(spec, platform)
+    possible = {c.name: c.seconds for c in plan.candidates if c.reason is None}
+    hopeless = HOPELESS_PREDICTED * min(possible.values())
+    names = [plan.algorithm, "xla"] + [
+        name for name, seconds in possible.items() if seconds <= hopeless and allowed(name, spec)
+    ]
+    return list(dict.fromkeys(names))
+
+
+def measure(spec: ConvSpec, platform: str) -> Measurement:
+    """Times the candidates for ``spec`` on random operands and chooses one; nothing is kept."""
+    planned, *others = candidates(spec, platform)
+    operands = _operands(spec)
+    compiled = {planned: _compiled(spec, planned, platform, operands)}
+    first = {planned: _seconds(compiled[planned], operands)}
+    for name in others:
+        # Convolutions that XLA refuses, or that need more memory than there is.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            compiled[name] = _compiled(spec, name, platform, operands)
+            first[name] = _seconds(compiled[name], operands)
+    limit = HOPELESS_MEASURED * min(first.values())
+    running = [name for name, seconds in first.items() if name == planned or seconds <= limit]
+
+    times: dict[str, list[float]] = {name: [] for name in running}
+    start = time.perf_counter()
+    for i in range(ROUNDS):
+        if i >= FEWEST_ROUNDS and time.perf_counter() - start > SECONDS:
+            break
+        for name in running:
+            times[name].append(_seconds(compiled[name], operands))
+
+    chosen = _choose(planned, times)
+    seconds = first | {name: float(np.median(times[name])) for name in running}
+    lax_times = times.get("xla", [first["xla"]]) if "xla" in first else None
+    ratio = None if lax_times is None else float(np.median(np.divide(lax_times, times[chosen])))
+    ranked = sorted(seconds.items(), key=lambda item: item[1])
+    return Measurement(spec, planned, chosen, tuple(ranked), ratio)
+
+
+def _choose(planned: str, times: dict[str, list[float]]) -> str:
+    """The fastest by its median ratio to the planned one, which stays unless clearly beaten.
+
+    Args:
+      times: of each algorithm, round by round.
+    """
+    ratios = {name: np.divide(column, times[planned]) for name, column in times.items()}
+    best = min(ratios, key=lambda name: np.median(ratios[name]))
+    beaten = np.median(ratios[best]) < MARGIN and np.quantile(ratios[best], 0.75) < 1
+    return best if beaten else planned
+
+
+def _operands(spec: ConvSpec) -> tuple[Array, Array]:
+    """Random operands as they lie in memory: canonical; for a weight gradient see ``_compiled``."""
+    lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
+    if spec.weight_gradient:
+        c, *lhs_spatial, n = lhs_shape
+        *rhs_spatial, batch, o = rhs_shape
+        lhs_shape, rhs_shape = (n, *lhs_spatial, c), (batch, *rhs_spatial, o)
+    numbers = np.random.default_rng(0)
+
+    def drawn(shape: tuple[int, ...]) -> Array:
+        values = numbers.standard_normal(shape, dtype=np.float32)
+        if jnp.issubdtype(spec.dtype, np.integer):
+            values = np.abs(8 * values)
+        return jnp.asarray(values.astype(spec.dtype))
+
+    return drawn(lhs_shape), drawn(rhs_shape)
+
+
+def _compiled(
+    spec: ConvSpec, algorithm: str, platform: str, operands: tuple[Array, Array]
+) -> Callable[[Array, Array], Array]:
+    """``spec`` as "auto" would run it by ``algorithm``.
+
+    The image of a weight gradient is channels-last, its kernel too: only the convolution's own
+    numbering calls channels the batch. It is transposed in here, as in the program that it is from.
+    """
+
+    def convolution(lhs: Array, rhs: Array) -> Array:
+        if not spec.weight_gradient:
+            return execute(lhs, rhs, spec, algorithm, platform)
+        lhs = jnp.swapaxes(lhs, 0, -1)
+        rhs = jnp.moveaxis(rhs, 0, -2)
+        return jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
+
+    return jax.jit(convolution).lower(*operands).compile()
+
+
+def _seconds(compiled: Callable[[Array, Array], Array], operands: tuple[Array, Array]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*operands))
+    return time.perf_counter() - start

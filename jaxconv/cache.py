@@ -1,0 +1,169 @@
+"""Documents in the user's cache folder: read cheaply, written whole or not at all.
+
+A document is a dictionary that JSON can hold, in a file of its own in ``config.cache_dir``.
+Whatever is wrong with the folder or a file (damaged, of another version, unreadable, read-only)
+costs one warning for each file and process, and nothing else: what can't be read counts as absent,
+what can't be written is remembered for the process. A damaged file is kept aside, not overwritten.
+
+Two packages serve writing and the default folder, and are imported only when needed: filelock, and
+platformdirs. They come with the extra "tune".
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxconv.settings import config
+
+Document = dict[str, Any]
+Check = Callable[[Document], str | None]
+Merge = Callable[[Document], Document]
+
+SCHEMA = 1
+LOCK_SECONDS = 10  # to wait for another process: it holds the lock for some milliseconds
+EXTRA = 'pip install "jaxconv[tune]"'
+
+Key = tuple[Path | None, str]
+# What was read: the file's state (inode, time, size), and the document, None if it was no good.
+_read: dict[Path, tuple[tuple[int, int, int], Document | None]] = {}
+# What could not be written, in order.
+_pending: dict[Key, list[Merge]] = {}
+_warned: set[Key] = set()
+
+
+class DamagedError(ValueError):
+    """What a file holds is no document of this name; the message says why."""
+
+
+def no_check(document: Document) -> str | None:
+    """Every document will do."""
+    return None
+
+
+def load(name: str, check: Check = no_check) -> Document | None:
+    """The document ``name``; None where there is none, or none that is any good.
+
+    It is parsed once as long as its file stays the same. It belongs to the cache: don't change it.
+
+    Args:
+      name: of the file, without its ending.
+      check: says what is wrong with a document, None where nothing is. The same for each name.
+    """
+    folder = config.cache_dir
+    document = None if folder is None else _load(folder / f"{name}.json", name, check)
+    for merge in _pending.get((folder, name), ()):
+        document = merge(document or {})
+    return document
+
+
+def _load(path: Path, name: str, check: Check) -> Document | None:
+    try:
+        found = path.stat()
+        state = found.st_ino, found.st_mtime_ns, found.st_size
+        if path not in _read or _read[path][0] != state:
+            _read[path] = state, None
+            _read[path] = state, _parsed(path, name, check)
+        return _read[path][1]
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except DamagedError as error:
+        remedy = (
+            "it is ignored, and kept aside as a file *.damaged when there is something to write"
+        )
+        _warn(path.parent, name, f"{str(path)!r} is damaged ({error}): {remedy}")
+    except OSError as error:
+        _warn(path.parent, name, f"{str(path)!r} can't be read ({error.strerror}): it is ignored")
+    return None
+
+
+def update(name: str, merge: Merge, check: Check = no_check) -> None:
+    """Replaces the document ``name`` by ``merge`` of it, in one piece.
+
+    Between reading and replacing it is locked, so that of two processes neither loses what the
+    other writes. Who reads meanwhile, or after this process was killed, finds the old document.
+
+    Args:
+      name: as in ``load``.
+      merge: gives the new document; must not change the one that it is given, which is empty where
+        there was none. It may be called more than once.
+      check: as in ``load``.
+    """
+    folder = config.cache_dir
+    pending = _pending.setdefault((folder, name), [])
+    pending.append(merge)
+    try:
+        if folder is None:
+            raise ModuleNotFoundError(name="platformdirs")
+        _write(folder / f"{name}.json", name, pending, check)
+    except ModuleNotFoundError as error:
+        problem = f"it takes the package {error.name!r} to keep it: {EXTRA}"
+    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+        problem = f"{str(folder)!r} can't be written ({getattr(error, 'strerror', None) or error})"
+    else:
+        del _pending[folder, name]
+        return
+    _warn(folder, name, f"what was measured is known to this process only, since {problem}")
+
+
+def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
+    import filelock  # an extra: reading does without
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        try:
+            document = _parsed(path, name, check)
+        except FileNotFoundError:
+            document = {}
+        except DamagedError as error:
+            document = {}
+            aside = _kept_aside(path)
+            _warn(path.parent, name, f"{str(path)!r} was damaged ({error}): it is now {aside!r}")
+        for merge in merges:
+            document = merge(document)
+        text = json.dumps({"schema": SCHEMA, "name": name, "document": document}, indent=1)
+        temporary = Path(f"{path}.tmp")  # only who has the lock writes it
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _parsed(path: Path, name: str, check: Check) -> Document:
+    """The document in a file. Raises OSError, or DamagedError where it is none of this name."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise DamagedError("it is no JSON") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise DamagedError(f"it is not of schema {SCHEMA}")
+    document = content.get("document")
+    if content.get("name") != name or not isinstance(document, dict):
+        raise DamagedError(f"it is no document {name!r}")
+    problem = check(document)
+    if problem is not None:
+        raise DamagedError(problem)
+    return document
+
+
+def _kept_aside(path: Path) -> str:
+    """Renames a file, to a name that is free; returns that."""
+    count = 0
+    while (aside := Path(f"{path}{f'.{count}' if count else ''}.damaged")).exists():
+        count += 1
+    os.replace(path, aside)
+    return str(aside)
+
+
+def warn(name: str, problem: str) -> None:
+    """Warns about the document ``name``, unless this process was warned about it before."""
+    _warn(config.cache_dir, name, problem)
+
+
+def _warn(folder: Path | None, name: str, problem: str) -> None:
+    if (folder, name) not in _warned:
+        _warned.add((folder, name))
+        warnings.warn(f"jaxconv's cache: {problem}", UserWarning, stacklevel=2)

@@ -1,0 +1,264 @@
+"""``config``: the settings of a process, from code or from environment variables."""
+
+import contextlib
+import dataclasses
+import math
+import operator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from jaxconv import tables
+from jaxconv.parse import fail
+
+# Of physical memory, what one convolution may take besides operands and output: a program holds
+# its own arrays, and XLA may run several convolutions at a time.
+MEMORY_SHARE = 8
+UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not tell
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{infix}B": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for infix, base in (("", 1000), ("i", 1024))
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True} | {
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+
+# Called after a setting has changed.
+listeners: list[Callable[[], None]] = []
+
+
+def _size(value: Any) -> int:
+    """Bytes, of a number or a text such as "512MiB"; ValueError or TypeError for others."""
+    if isinstance(value, bool):
+        raise TypeError
+    if not isinstance(value, str):
+        size = operator.index(value)
+        if size < 0:
+            raise ValueError
+        return size
+    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+    match = _SIZE.fullmatch(value.strip())
+    if match is None or match[2].lower() not in units:
+        raise ValueError
+    return math.floor(float(match[1]) * units[match[2].lower()])
+
+
+def _folder(value: Any) -> Path:
+    if not os.fspath(value):
+        raise ValueError
+    return Path(os.fsdecode(value)).expanduser()
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, str):
+        if value.strip().lower() not in _BOOLEANS:
+            raise ValueError
+        return _BOOLEANS[value.strip().lower()]
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _memory_share() -> int:
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system has these
+        memory = 0
+    return (memory if memory > 0 else UNKNOWN_MEMORY) // MEMORY_SHARE
+
+
+def _user_cache() -> Path | None:
+    try:
+        import platformdirs  # an extra: without it there is no default folder
+    except ModuleNotFoundError:
+        return None
+    return Path(platformdirs.user_cache_dir("jaxconv", appauthor=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One thing that can be set.
+
+    Attributes:
+      variable: the environment variable that gives its value where ``update`` did not.
+      expects: what a value must be, for error messages.
+      checked: the value that is meant; raises ValueError or TypeError where it is bad.
+      default: the value where nobody gave one.
+      summary: what it is, in a line.
+    """
+
+    variable: str
+    expects: str
+    checked: Callable[[Any], Any]
+    default: Callable[[], Any]
+    summary: str
+
+
+SETTINGS: Mapping[str, Setting] = MappingProxyType(
+    {
+        "workspace_limit": Setting(
+            "JAXCONV_WORKSPACE_LIMIT",
+            "a number of bytes such as 536870912, '512MiB' or '2GB'",
+            _size,
+            _memory_share,
+            'bytes of intermediate arrays that "auto" lets an algorithm take',
+        ),
+        "cache_dir": Setting(
+            "JAXCONV_CACHE_DIR",
+            "a folder's path",
+            _folder,
+            _user_cache,
+            "the folder where what autotune measures is kept",
+        ),
+        "use_cache": Setting(
+            "JAXCONV_USE_CACHE",
+            "a boolean (1, true, yes, on, 0, false, no, off in the environment)",
+            _boolean,
+            lambda: True,
+            "whether plans consult what autotune measured",
+        ),
+    }
+)
+
+
+class Config:
+    """The settings of this process: read as attributes, changed by ``update`` or ``set``.
+
+    A value is what ``update`` gave last, else what the environment variable says, else the default.
+    Environment variables are read when a value is first needed, once; a bad one raises there.
+    ``print(jaxconv.config)`` shows all settings with their values and variables.
+
+    Whatever is planned after a change is planned by it. What JAX has compiled already stays as it
+    is, until ``jax.clear_caches()``.
+
+    Example:
+      >>> import jaxconv
+      >>> jaxconv.config.update("workspace_limit", "512MiB")
+      >>> jaxconv.config.workspace_limit
+      536870912
+      >>> with jaxconv.config.set(workspace_limit="1GB", use_cache=False):
+      ...     jaxconv.config.workspace_limit
+      1000000000
+    """
+
+    __slots__ = ("_environment", "_given", "_initial")
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._environment = environment
+        self._given: dict[str, Any] = {}
+        self._initial: dict[str, Any] = {}
+
+    @property
+    def workspace_limit(self) -> int:
+        """Bytes of intermediate arrays, besides operands and output, that "auto" lets an algorithm
+        take. ``xla`` and algorithms asked for by name are not held to it. Default: an eighth of the
+        machine's memory."""
+        return self._value("workspace_limit")
+
+    @property
+    def cache_dir(self) -> Path | None:
+        """The folder where what ``autotune`` measures is kept. Default: the user's cache folder;
+        None where the package platformdirs, which knows it, is not installed."""
+        return self._value("cache_dir")
+
+    @property
+    def use_cache(self) -> bool:
+        """Whether plans consult what ``autotune`` measured. Default: True."""
+        return self._value("use_cache")
+
+    def update(self, name: str, value: Any) -> None:
+        """Changes a setting for the process.
+
+        Args:
+          name: "workspace_limit", "cache_dir" or "use_cache".
+          value: as the attribute of that name, or as text.
+
+        Raises:
+          ValueError: there is no such setting, or it can't have this value.
+        """
+        self._change({name: value})
+
+    @contextlib.contextmanager
+    def set(self, **values: Any) -> Iterator[None]:
+        """Changes settings for a ``with`` block; it holds for all threads meanwhile.
+
+        Args:
+          values: settings by name.
+
+        Raises:
+          ValueError: as ``update``.
+        """
+        before = dict(self._given)
+        self._change(values)
+        try:
+            yield
+        finally:
+            for name in values:
+                self._given.pop(name, None)
+            self._given.update({name: before[name] for name in values if name in before})
+            _notify()
+
+    def _change(self, values: Mapping[str, Any]) -> None:
+        checked = {}
+        for name, value in values.items():
+            if name not in SETTINGS:
+                names = ", ".join(SETTINGS)
+                fail("config", f"a setting must be one of {names}", repr(name), "use one of these")
+            checked[name] = _checked(name, name, value)
+        self._given.update(checked)
+        _notify()
+
+    def _value(self, name: str) -> Any:
+        if name in self._given:
+            return self._given[name]
+        if name not in self._initial:
+            setting = SETTINGS[name]
+            text = self._environment.get(setting.variable, "")
+            self._initial[name] = (
+                _checked(name, f"the environment variable {setting.variable}", text)
+                if text.strip()
+                else setting.default()
+            )
+        return self._initial[name]
+
+    def __repr__(self) -> str:
+        rows = [
+            (name, str(self._value(name)), setting.variable, setting.summary)
+            for name, setting in SETTINGS.items()
+        ]
+        return tables.as_text([("setting", "value", "variable", "what it is"), *rows], right=())
+
+
+def _checked(name: str, called: str, value: Any) -> Any:
+    expects = SETTINGS[name].expects
+    try:
+        return SETTINGS[name].checked(value)
+    except (ValueError, TypeError):
+        pass
+    fail("config", f"{called} must be {expects}", repr(value), "give one")
+
+
+def _notify() -> None:
+    for listener in listeners:
+        listener()
+
+
+config = Config()
+
+
+def over_limit(workspace: int) -> str | None:
+    """Why so many bytes of intermediate arrays are too many; None where they are not."""
+    limit = config.workspace_limit
+    if workspace <= limit:
+        return None
+    sizes = tables.mebibytes(workspace), tables.mebibytes(limit)
+    return "its workspace of {} is over the limit of {}".format(*sizes)

@@ -1,0 +1,156 @@
+"""Which algorithm was measured to be the fastest for a convolution on this machine.
+
+A document of the cache for each device, version of JAX and version of jaxconv.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import os
+import platform as system
+import re
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from jaxconv import cache, tables
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.settings import config
+from jaxconv.spec import ConvSpec
+
+# What "auto" must not become, however fast: naive is for learning; the transform of F(4×4, 3×3)
+# rounds more than the accuracy that "auto" promises.
+NEVER = frozenset({"naive", "winograd4"})
+# Algorithms that change which products are formed: not for precision="highest".
+OTHER_PRODUCTS = frozenset({"winograd", "winograd4", "fft"})
+
+
+def allowed(algorithm: str, spec: ConvSpec) -> bool:
+    """Whether "auto" may become ``algorithm`` if it is measured to be the fastest."""
+    highest = spec.precision is not None and lax.Precision.HIGHEST in spec.precision
+    return algorithm not in (NEVER | OTHER_PRODUCTS if highest else NEVER)
+
+
+def key(spec: ConvSpec) -> str:
+    """``spec`` as text: all its fields, the same in every process."""
+    fields = dataclasses.fields(spec)
+    return " ".join(f"{field.name}={_text(getattr(spec, field.name))}" for field in fields)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({','.join(map(_text, value))})"
+    if isinstance(value, (np.dtype, enum.Enum)):
+        return value.name
+    return str(value)
+
+
+@lru_cache
+def fingerprint(platform: str) -> Mapping[str, str] | None:
+    """What a measurement holds for: device, versions; None where there is no such device here."""
+    if platform == "cpu":
+        device = _processor()  # JAX calls every processor "cpu"
+    else:
+        try:
+            device = jax.devices(platform)[0].device_kind
+        except RuntimeError:
+            return None
+    try:
+        version = metadata.version("jaxconv")
+    except metadata.PackageNotFoundError:
+        version = "unknown"
+    return {"device": device, "jax": jax.__version__, "jaxconv": version}
+
+
+def _processor() -> str:
+    """The processor's model and the number of cores that this process may use."""
+    model = system.processor() or system.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+        model = found[1].strip() if found else model
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def _name(identity: Mapping[str, str]) -> str:
+    """The document's name: readable, and different for every fingerprint."""
+    text = "-".join(identity.values())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"winners-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
+
+
+def _problem(identity: Mapping[str, str], document: cache.Document) -> str | None:
+    """What is wrong with a document of winners; None where nothing is."""
+    if document.get("fingerprint") != identity:
+        return "it is of another device or version"
+    return None if isinstance(document.get("winners"), dict) else "it has no winners"
+
+
+@dataclasses.dataclass(frozen=True)
+class Winner:
+    """The fastest algorithm for a convolution.
+
+    Attributes:
+      algorithm: its name.
+      seconds: its median time.
+      ratio: the time of lax's convolution over its own; None where lax's can't run.
+    """
+
+    algorithm: str
+    seconds: float
+    ratio: float | None
+
+    @property
+    def why(self) -> str:
+        figures = tables.milliseconds(self.seconds)
+        if self.ratio is not None:
+            figures += f", {self.ratio:.2f} times as fast as lax's"
+        return f"it was measured fastest on this machine ({figures})"
+
+
+def winner(spec: ConvSpec, platform: str) -> Winner | None:
+    """What was measured to be the fastest for ``spec``; None where nothing was, or isn't wanted."""
+    identity = fingerprint(platform) if config.use_cache else None
+    if identity is None:
+        return None
+    name = _name(identity)
+    document = cache.load(name, partial(_problem, identity))
+    entry = None if document is None else document["winners"].get(key(spec))
+    if entry is None:
+        return None
+    found = _winner(entry)
+    if found is None:
+        cache.warn(name, f"{name!r} holds an entry of no use ({entry!r:.200}): it is ignored")
+        return None
+    return found if allowed(found.algorithm, spec) else None
+
+
+def _winner(entry: Any) -> Winner | None:
+    """A winner as the document has it; None where it is no winner."""
+    if not isinstance(entry, dict) or entry.get("algorithm") not in list(ALGORITHMS):
+        return None
+    seconds, ratio = entry.get("seconds"), entry.get("ratio")
+    if not isinstance(seconds, (int, float)) or not isinstance(ratio, (int, float, type(None))):
+        return None
+    return Winner(entry["algorithm"], seconds, ratio)
+
+
+def record(spec: ConvSpec, platform: str, found: Winner) -> None:
+    """Keeps the winner for ``spec`` in the cache, for this device and these versions."""
+    identity = fingerprint(platform)
+    if identity is None:
+        return
+
+    def merged(document: cache.Document) -> cache.Document:
+        winners = document.get("winners", {}) | {key(spec): dataclasses.asdict(found)}
+        return {"fingerprint": identity, "winners": winners}
+
+    cache.update(_name(identity), merged, partial(_problem, identity))
