@@ -12,6 +12,7 @@ from jaxconv.algorithms.phase import PHASE
 from jaxconv.algorithms.pointwise import POINTWISE
 from jaxconv.algorithms.shift import SHIFT
 from jaxconv.algorithms.slices import SLICES
+from jaxconv.algorithms.winograd import WINOGRAD, WINOGRAD4
 from jaxconv.algorithms.xla import XLA
 
 __all__ = ["ALGORITHMS", "Algorithm", "UnsupportedConvError"]
@@ -28,6 +29,8 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             SHIFT,
             PHASE,
             SLICES,
+            WINOGRAD,
+            WINOGRAD4,
             XLA,
         )
     }
