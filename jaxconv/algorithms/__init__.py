@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from jaxconv.algorithms.base import Algorithm, UnsupportedConvError
+from jaxconv.algorithms.fft import FFT
 from jaxconv.algorithms.im2col import IM2COL
 from jaxconv.algorithms.im2col_tiled import IM2COL_TILED
 from jaxconv.algorithms.implicit import IMPLICIT
@@ -31,6 +32,7 @@ ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
             SLICES,
             WINOGRAD,
             WINOGRAD4,
+            FFT,
             XLA,
         )
     }

@@ -1,0 +1,375 @@
+"""A product of spectra: real FFTs, by overlapping blocks where that is less work (overlap-save).
+
+Each block of the image is transformed with as many elements as its windows meet, and of its
+circular correlation only those outputs are kept that did not wrap around. Stockham, "High-speed
+convolution and correlation" (1966).
+
+Sums of many products become a few sums over all elements: rounding errors are as large as those of
+the largest outputs, everywhere, and one NaN or infinity spreads over its whole block.
+"""
+
+import dataclasses
+import itertools
+import math
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxconv import compat, layout
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.gemm import gemm
+from jaxconv.spec import ConvSpec, dilate
+
+# Bytes of the blocks that are transformed at a time, and of their spectra.
+STEP_BYTES = 4 << 20
+# Transforms along a single axis that run side by side: alone, each takes four times as long.
+LANES = 4
+# What an element of a block costs besides its FFT (padding, cropping, multiplying), in FLOPs.
+ELEMENT = 30
+
+
+def supports(spec: ConvSpec) -> str | None:
+    if not 1 <= spec.spatial_ndim <= 3:
+        return f"FFTs have 1 to 3 dimensions, this has {spec.spatial_ndim}"
+    if not jnp.issubdtype(spec.dtype, np.inexact):
+        return f"{spec.dtype.name} would not stay exact through an FFT"
+    if lax.Precision.HIGHEST in spec.precision:
+        return "precision 'highest' asks for each product as it is, an FFT forms others"
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """How one axis of a convolution of stride 1 is cut into blocks.
+
+    Attributes:
+      start: first element of the image that any window meets.
+      size: elements from there on that any window meets.
+      low: zeros before them.
+      positions: outputs.
+      taps: length of the kernel with its holes.
+      length: of the transforms.
+      step: outputs of a block.
+      count: blocks; 1 where the axis is transformed whole.
+    """
+
+    start: int
+    size: int
+    low: int
+    positions: int
+    taps: int
+    length: int
+    step: int
+    count: int
+
+
+@lru_cache(maxsize=4096)
+def good_length(n: int) -> int:
+    """The least length from ``n`` on that has no prime factor above 11, for which FFTs are fast."""
+    while True:
+        rest = n
+        for prime in (2, 3, 5, 7, 11):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return n
+        n += 1
+
+
+def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
+    """Ways to cut axis ``d``: whole, and into blocks of a few lengths."""
+    taps = dilate(spec.kernel_shape[d], spec.rhs_dilation[d])
+    positions = (spec.out_spatial[d] - 1) * spec.window_strides[d] + 1
+    low = spec.padding[d][0]
+    start, low = max(0, -low), max(0, low)
+    size = min(
+        dilate(spec.lhs_spatial[d], spec.lhs_dilation[d]) - start, positions + taps - 1 - low
+    )
+    size = max(0, size)
+    # What wraps around meets the zeros before the image and those behind it: one of both suffices.
+    high = positions + taps - 1 - low - size
+    length = good_length(max(positions, taps, size + max(low, high)))
+    whole = Axis(start, size, low, positions, taps, length, positions, 1)
+    blocks = {}
+    for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
+        step = max(taps - 1, factor * (taps - 1) - taps + 1, 16)
+        count = -(-positions // step)
+        step = -(-positions // count)
+        length = good_length(step + taps - 1)
+        if count > 1 and length < whole.length and step >= length - step:
+            blocks[length] = Axis(start, size, low, positions, taps, length, step, count)
+    return [whole, *blocks.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a convolution is cut into blocks, and how many are transformed at a time.
+
+    Attributes:
+      axes: one for each spatial dimension.
+      images: at a time.
+      rows: blocks of the first axis at a time, each with all blocks of the other axes.
+    """
+
+    axes: tuple[Axis, ...]
+    images: int
+    rows: int
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return tuple(axis.length for axis in self.axes)
+
+    @property
+    def chunks(self) -> int:
+        """Steps for each image, or images that go together."""
+        return -(-self.axes[0].count // self.rows)
+
+    @property
+    def tiles(self) -> int:
+        """Blocks of a step."""
+        return self.images * self.rows * math.prod(axis.count for axis in self.axes[1:])
+
+
+def transform_flops(lengths: tuple[int, ...]) -> float:
+    n = math.prod(lengths)
+    return 2.5 * n * math.log2(max(2, n))
+
+
+@lru_cache(maxsize=4096)
+def blocks_of(spec: ConvSpec) -> Blocks:
+    """The least work: transforms of all blocks, products of their spectra, and of the kernel."""
+    n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]  # o: of all groups
+
+    def work(axes: tuple[Axis, ...]) -> float:
+        lengths = tuple(axis.length for axis in axes)
+        tiles = n * math.prod(axis.count for axis in axes)
+        each = transform_flops(lengths) + ELEMENT * math.prod(lengths)
+        count = tiles * (g * c + o) + c * o
+        if len(axes) == 1:
+            count = max(count, LANES)
+        return count * each + 4 * tiles * c * o * math.prod(lengths)
+
+    candidates = [axis_candidates(spec, d) for d in range(spec.spatial_ndim)]
+    axes = min(itertools.product(*candidates), key=work)
+    tile = 2 * math.prod(axis.length for axis in axes) * (g * c + o)
+    tile *= spec.accumulator_dtype.itemsize * math.prod(axis.count for axis in axes[1:])
+    most = max(1, STEP_BYTES // tile)
+    rows = min(axes[0].count, most)
+    rows = -(-axes[0].count // -(-axes[0].count // rows))
+    most = max(1, most // axes[0].count)
+    images = max(i for i in range(1, min(n, most) + 1) if n % i == 0)
+    return Blocks(axes, images, rows)
+
+
+def cost(spec: ConvSpec) -> Cost:
+    if spec.weight_gradient:
+        spec = layout.forward_of(spec)
+    blocks = blocks_of(spec)
+    n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]
+    steps = n // blocks.images * blocks.chunks
+    size = math.prod(blocks.lengths)
+    half = size // 2 + 1
+    itemsize = spec.accumulator_dtype.itemsize
+    transforms = steps * blocks.tiles * (g * c + o) + c * o
+    step = 4 * blocks.tiles * (g * c + o) * size * itemsize
+    kernel = 2 * c * o * size * itemsize
+    return Cost(
+        flops=round(transforms * transform_flops(blocks.lengths))
+        + 8 * steps * blocks.tiles * c * o * half,
+        traffic=spec.operand_bytes + steps * step + 2 * kernel,
+        workspace=layout.padded_bytes(spec) + step + kernel,
+        gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
+        steps=steps,
+    )
+
+
+def cut(x: Array, axis: int, count: int, step: int, length: int) -> Array:
+    """(…, elements, …) → (…, count, length, …): blocks that begin ``step`` apart, zeros behind."""
+    more = (count + (length > step)) * step - x.shape[axis]
+    pads = [(0, more, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+    x = lax.pad(x, np.zeros((), x.dtype), pads)
+    x = x.reshape(*x.shape[:axis], -1, step, *x.shape[axis + 1 :])
+    if length <= step:
+        return x
+    own = lax.slice_in_dim(x, 0, count, axis=axis)
+    shared = lax.slice_in_dim(x, 1, count + 1, axis=axis)
+    shared = lax.slice_in_dim(shared, 0, length - step, axis=axis + 1)
+    return lax.concatenate([own, shared], axis + 1)
+
+
+def tiles_of(x: Array, blocks: Blocks, groups: int, overlap: bool) -> Array:
+    """(images, spatial…, g·c) → (tiles, g, c, spatial…): of the image, or else of the cotangent."""
+    ndim = len(blocks.axes)
+    for d, axis in reversed(list(enumerate(blocks.axes))):
+        if axis.count > 1:
+            count = blocks.rows if d == 0 else axis.count
+            length = axis.step + axis.taps - 1 if overlap else axis.step
+            x = cut(x, 1 + d, count, axis.step, length)
+        else:
+            x = jnp.expand_dims(x, 1 + d)
+    x = layout.split_groups(x, -1, groups)  # x: (images, (count, length)…, g, c)
+    counts, lengths = range(1, 2 * ndim, 2), range(2, 2 * ndim + 1, 2)
+    x = x.transpose(0, *counts, 2 * ndim + 1, 2 * ndim + 2, *lengths)
+    return x.reshape(-1, *x.shape[1 + ndim :])
+
+
+def spectrum(x: Array, blocks: Blocks) -> Array:
+    """(…, spatial…) → (…, frequencies)."""
+    ndim = len(blocks.axes)
+    transform = jnp.fft.fftn if jnp.iscomplexobj(x) else jnp.fft.rfftn
+    y = transform(x, blocks.lengths, range(-ndim, 0))
+    return y.reshape(*y.shape[:-ndim], -1)
+
+
+def window_spectrum(x: Array, blocks: Blocks) -> Array:
+    """The conjugate spectrum of what slides over the image, (…, spatial…) → (…, frequencies)."""
+    ndim = len(blocks.axes)
+    for d, axis in enumerate(blocks.axes, x.ndim - ndim):
+        if axis.count == 1 and axis.low:
+            # Instead of the image, which stays where it is, the window moves.
+            pads = [
+                (0, axis.length - x.shape[d], 0) if i == d else (0, 0, 0) for i in range(x.ndim)
+            ]
+            x = jnp.roll(lax.pad(x, np.zeros((), x.dtype), pads), -axis.low, d)
+    return jnp.conj(spectrum(jnp.conj(x), blocks))
+
+
+def inverse(y: Array, blocks: Blocks, dtype: Any) -> Array:
+    """(…, frequencies) → (…, spatial…)."""
+    ndim = len(blocks.axes)
+    real = not jnp.issubdtype(dtype, np.complexfloating)
+    *others, last = blocks.lengths
+    y = y.reshape(*y.shape[:-1], *others, last // 2 + 1 if real else last)
+    transform = jnp.fft.irfftn if real else jnp.fft.ifftn
+    return transform(y, blocks.lengths, range(-ndim, 0))
+
+
+def product(a: Array, b: Array, spec: ConvSpec) -> Array:
+    """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency.
+
+    One of real numbers: XLA:CPU takes 2 to 4 times as long for one of complex numbers.
+    """
+    if a.shape[2] == 1:
+        return a * b
+    g, m, _, f = a.shape
+    n = b.shape[2]
+    real, imag = lax.real(b), lax.imag(b)
+    a = jnp.concatenate([lax.real(a), lax.imag(a)], 2)
+    b = jnp.concatenate([jnp.concatenate([real, imag], 2), jnp.concatenate([-imag, real], 2)], 1)
+    a, b = (jnp.moveaxis(x, -1, 1).reshape(g * f, *x.shape[1:3]) for x in (a, b))
+    real_spec = spec.replace(dtype=a.dtype, out_dtype=a.dtype)
+    out = jnp.moveaxis(gemm(a, b, real_spec).reshape(g, f, m, 2 * n), 1, -1)
+    return lax.complex(out[:, :, :n], out[:, :, n:])
+
+
+def bordered(x: Array, blocks: Blocks) -> Array:
+    """The elements that windows meet; along an axis of several blocks with their borders."""
+    pads = []
+    for size, axis in zip(x.shape[1:], blocks.axes, strict=False):
+        low, high = -axis.start, axis.start + axis.size - size
+        if axis.count > 1:
+            low += axis.low
+            high += axis.positions + axis.taps - 1 - axis.low - axis.size
+        pads.append((low, high, 0))
+    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+
+
+def dilated(x: Array, spec: ConvSpec) -> Array:
+    holes = [(0, 0, d - 1) for d in spec.lhs_dilation]
+    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
+
+
+def slab(x: Array, blocks: Blocks, i: Any, extra: int) -> tuple[Array, Any, Any]:
+    """The images and rows of step ``i``, ``extra`` rows more, and the first of each.
+
+    The last step of an image moves up where the rows don't divide, and has some of them again.
+    """
+    first = blocks.axes[0]
+    rows = min(first.positions, blocks.rows * first.step)
+    image = i // blocks.chunks * blocks.images
+    row = jnp.minimum(i % blocks.chunks * rows, first.positions - rows)
+    x = lax.dynamic_slice_in_dim(x, image, blocks.images)
+    if first.count > 1:
+        x = lax.dynamic_slice_in_dim(x, row, rows + extra, 1)
+    return x, image, row
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+    g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
+    blocks = blocks_of(spec)
+    x = bordered(dilated(lhs, spec), blocks)
+    kernel = layout.split_groups(rhs.astype(dtype), -1, g)  # kernel: (kernel…, c, g, o)
+    kernel = kernel.transpose(ndim + 1, ndim, ndim + 2, *range(ndim))
+    holes = [(0, 0, d - 1) for d in spec.rhs_dilation]
+    kernel = lax.pad(kernel, np.zeros((), dtype), [(0, 0, 0)] * 3 + holes)
+    kernel = window_spectrum(kernel, blocks)  # kernel: (g, c, o, frequencies)
+    positions = [axis.positions for axis in blocks.axes]
+    rows = min(positions[0], blocks.rows * blocks.axes[0].step)
+
+    def add_step(i: Any, out: Array) -> Array:
+        part, image, row = slab(x, blocks, i, blocks.axes[0].taps - 1)
+        tiles = tiles_of(part.astype(dtype), blocks, g, overlap=True)
+        tiles = spectrum(tiles, blocks)  # tiles: (tiles, g, c, frequencies)
+        tiles = product(jnp.moveaxis(tiles, 0, 1), kernel, spec)
+        tiles = inverse(jnp.moveaxis(tiles, 1, 0), blocks, dtype)
+        tiles = tiles[(..., *(slice(axis.step) for axis in blocks.axes))]
+        # tiles: (images·counts…, g, o, steps…) → (images, (count, step)…, g, o)
+        counts = [blocks.rows, *(axis.count for axis in blocks.axes[1:])]
+        tiles = tiles.reshape(blocks.images, *counts, *tiles.shape[1:])
+        pairs = [axis for d in range(ndim) for axis in (1 + d, 3 + ndim + d)]
+        tiles = tiles.transpose(0, *pairs, 1 + ndim, 2 + ndim)
+        sizes = [count * axis.step for count, axis in zip(counts, blocks.axes, strict=True)]
+        tiles = tiles.reshape(blocks.images, *sizes, -1)
+        tiles = tiles[(slice(None), *map(slice, (rows, *positions[1:])))]
+        starts = (image, row, *(0 for _ in range(ndim)))
+        starts = [jnp.asarray(start, jnp.int32) for start in starts]
+        return lax.dynamic_update_slice(out, tiles.astype(spec.out_dtype), starts)
+
+    out = jnp.zeros((spec.lhs_shape[0], *positions, spec.out_channels), spec.out_dtype)
+    out, _ = compat.auto_insert_reshard(out, x)
+    count = spec.lhs_shape[0] // blocks.images * blocks.chunks
+    out = lax.fori_loop(np.int32(0), np.int32(count), add_step, out)
+    return layout.strided(out, (0,) * ndim, spec.out_spatial, spec.window_strides)
+
+
+def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+    g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
+    blocks = blocks_of(spec)
+    first = blocks.axes[0]
+    x = bordered(dilated(image, spec), blocks)
+    holes = [(0, 0, stride - 1) for stride in spec.window_strides]
+    y = lax.pad(cotangent, np.zeros((), cotangent.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
+    rows = min(first.positions, blocks.rows * first.step)
+
+    def add_step(i: Any, total: Array) -> Array:
+        part, *_ = slab(x, blocks, i, first.taps - 1)
+        cotangents, _, row = slab(y, blocks, i, 0)
+        if first.positions % rows:  # rows that the step before has had
+            again = row + jnp.arange(rows, dtype=jnp.int32) < i % blocks.chunks * rows
+            again = again.reshape(-1, *(1,) * (y.ndim - 2))
+            cotangents = jnp.where(again, np.zeros((), y.dtype), cotangents)
+        a = spectrum(tiles_of(part.astype(dtype), blocks, g, overlap=True), blocks)
+        b = tiles_of(cotangents.astype(dtype), blocks, g, overlap=False)
+        b = window_spectrum(b, blocks)
+        # a: (tiles, g, c, frequencies), b: (tiles, g, o, frequencies)
+        return total + product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
+
+    window = jax.ShapeDtypeStruct(
+        (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths), dtype
+    )
+    total = jax.eval_shape(partial(spectrum, blocks=blocks), window)
+    total, _ = compat.auto_insert_reshard(jnp.zeros(total.shape, total.dtype), x)
+    count = spec.lhs_shape[0] // blocks.images * blocks.chunks
+    total = lax.fori_loop(np.int32(0), np.int32(count), add_step, total)
+    kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
+    taps = [axis.taps for axis in blocks.axes]
+    kernel = kernel[(..., *map(slice, (0,) * ndim, taps, spec.rhs_dilation))]
+    kernel = kernel.transpose(*range(3, 3 + ndim), 1, 0, 2)
+    return kernel.reshape(spec.rhs_shape)
+
+
+FFT = Algorithm("fft", "a product of spectra, by overlapping blocks", supports, cost, run, gradient)
