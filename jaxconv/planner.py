@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -12,15 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import calibration, layout, tables
+from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
-from jaxconv.algorithms.base import Cost, apply, prepared, refusal
-from jaxconv.algorithms.pointwise import spreads
-from jaxconv.algorithms.slices import part
+from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.parse import fail, parse
+from jaxconv.prediction import calibrated
 from jaxconv.settings import listeners, over_limit
 from jaxconv.spec import ConvSpec
-from jaxconv.winners import winner
+from jaxconv.winners import allowed, winner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,23 +98,45 @@ class Plan:
 
 @lru_cache(maxsize=4096)
 def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """The algorithm for ``spec`` on ``platform`` and the reason: what was measured, else by rules.
+    """The algorithm for ``spec`` on ``platform`` and the reason: what was measured, else predicted.
 
     Args:
       without: algorithms that must not be chosen.
     """
     measured = winner(spec, platform)
     spec = prepared(spec)
-    if (
-        measured is not None
-        and measured.algorithm not in without
-        and rejection(ALGORITHMS[measured.algorithm], spec) is None
-    ):
+    possible = [
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if name not in without and allowed(name, spec) and rejection(algorithm, spec) is None
+    ]
+    if measured is not None and measured.algorithm in possible:
         return measured.algorithm, measured.why
-    for name, why in _cpu_rules(spec) if platform == "cpu" else _accelerator_rules(spec, platform):
-        if name not in without and rejection(ALGORITHMS[name], spec) is None:
-            return name, why
-    return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+    if spec.is_empty:
+        return "xla", "there is nothing to compute"
+    if not possible:
+        return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+    if platform != "cpu":
+        return _on_accelerator(spec, platform, possible)
+    seconds = {name: predict(name, spec, platform) for name in possible}
+    best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
+    lax = seconds.get("xla")
+    if lax is None:
+        return best, f"it is predicted to be the fastest ({tables.milliseconds(seconds[best])})"
+    if best == "xla" or seconds[best] > MARGIN * lax:
+        return "xla", "no other is predicted to be clearly faster than XLA's own convolution"
+    figures = f"{tables.milliseconds(seconds[best])}, XLA's own {tables.milliseconds(lax)}"
+    return best, f"it is predicted to be the fastest ({figures})"
+
+
+# XLA's own convolution stays unless another is predicted to take less than this share of its time.
+MARGIN = 0.95
+# Calls over which a second of compiling is spread where two algorithms are almost as fast.
+CALLS = 100_000
+
+
+def _compiling(name: str, spec: ConvSpec, platform: str) -> float:
+    return calibrated(platform).compile_seconds(ALGORITHMS[name], spec) / CALLS
 
 
 def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
@@ -127,136 +147,30 @@ def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     return over_limit(algorithm.cost(spec).workspace)
 
 
-def _accelerator_rules(spec: ConvSpec, platform: str) -> list[tuple[str, str]]:
+def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
     if platform == "gpu" and jnp.issubdtype(spec.dtype, np.integer):
-        why = "XLA refuses integer convolutions on GPU"
-        return [("pointwise", why), ("implicit", why)]
-    return [("xla", "the platform's own convolution is fast for most shapes")]
+        for name in ("pointwise", "implicit"):
+            if name in possible:
+                return name, "XLA refuses integer convolutions on GPU"
+    if "xla" in possible:
+        return "xla", "the platform's own convolution is fast for most shapes"
+    return possible[-1], "it is what is left"
 
 
-# Where shifting is faster than any GEMM: input times output channels of a group at most the first,
-# or the second where few terms make an output (3×3 on 3→16 channels: 2.4 times as fast as lax, on
-# 8→8 1.8 times, on 16→16 0.4 times).
-FEW_CHANNELS = 9
-SOME_CHANNELS, FEW_TERMS = 64, 72
-# Products of an image element with one phase's kernel, below which reading the image once for each
-# phase costs more than multiplying zeros (10 taps of 512→1 channels, stride 5: 0.25 times lax).
-PHASE_PRODUCTS = 8
-# Positions of an image and depth of its GEMM where one product over the whole batch is fastest:
-# 1.3 to 1.9 times as fast as lax.
-SMALL_IMAGE, SMALL_IMAGE_DEPTH = 64, 2048
-# The same for weight gradients: positions of the forward output, and elements of the patch matrix
-# (1.2 to 1.4 times as fast as lax at 1.8 and 3.6 million, 0.4 to 0.9 times at 5 million and above).
-GRADIENT_POSITIONS, GRADIENT_MATRIX = 200, 4_000_000
-# Channels below which XLA's GEMM of a weight gradient runs at a fifth of its peak.
-GRADIENT_CHANNELS = 16
+@lru_cache(maxsize=8192)
+def predict(name: str, spec: ConvSpec, platform: str) -> float:
+    """Seconds of an algorithm that supports the prepared ``spec``."""
+    algorithm = ALGORITHMS[name]
+    return calibrated(platform).seconds(algorithm, spec, parts_seconds(algorithm, spec, platform))
 
 
-def _cpu_rules(spec: ConvSpec) -> list[tuple[str, str]]:
-    """Candidates in order of preference, from what was measured (figures above)."""
-    n = spec.gemm[2]
-    rules = []
-    if spec.is_empty:
-        rules.append(("xla", "there is nothing to compute"))
-    if spreads(spec) and refusal(ALGORITHMS["phase"], spec) is not None:
-        # 16×16 patches: 73 times as fast as lax on JAX 0.12, 19 on 0.10.2; 4×4: 0.9 and 1.7 times.
-        rules.append(("pointwise", "each output meets one tap: a GEMM and a reshape"))
-    if not xla_is_fast(spec) or spec.taps * n >= PHASE_PRODUCTS * math.prod(spec.lhs_dilation):
-        rules.append(("phase", "inserted zeros need no multiplying"))
-    return rules + (_gradient_rules(spec) if spec.weight_gradient else _forward_rules(spec))
-
-
-def _forward_rules(spec: ConvSpec) -> list[tuple[str, str]]:
-    groups, _, n, k = spec.gemm
-    channels = spec.rhs_shape[-2]
-    rules = []
-    few = SOME_CHANNELS if spec.taps * channels <= FEW_TERMS else FEW_CHANNELS
-    if (groups > 1 and n == 1) or channels * n <= few:
-        why = f"a GEMM of {channels} input and {n} output channels a group can't fill its tiles"
-        rules.append(("shift", why))
-    if jnp.issubdtype(spec.dtype, np.complexfloating) and xla_is_fast(spec):
-        # A complex GEMM takes 2 to 4 times as long.
-        rules.append(("xla", "three real convolutions make a complex one"))
-    if 1 in (spec.taps, spec.positions) or not xla_is_fast(spec):
-        # Not for patchify: 0.4 to 0.9 times lax on JAX 0.12, though 1.1 to 2.5 times on 0.10.2.
-        rules.append(("pointwise", "windows don't overlap, so nothing need be gathered"))
-    if spec.spatial_ndim == 3 and xla_is_fast(part(spec)):
-        # 2.5 to 6 times as fast as lax, where im2col_tiled is 1.1 to 3.9 times.
-        rules.append(("slices", "XLA:CPU is fast in two dimensions, but not in three"))
-    if not xla_is_fast(spec):
-        rules.append(("im2col_tiled", SLOW_IN_XLA))
-    if spec.positions <= SMALL_IMAGE and k >= SMALL_IMAGE_DEPTH:
-        rules.append(("im2col", "small images with many channels make one well-shaped GEMM"))
-    rules.append(("xla", "XLA:CPU packs the patches of dense convolutions in cache, at GEMM peak"))
-    return rules
-
-
-SLOW_IN_XLA = "XLA:CPU would run a scalar loop or a small GEMM for each group here"
-
-
-def _gradient_rules(spec: ConvSpec) -> list[tuple[str, str]]:
-    """For weight gradients, in the terms of the forward convolution."""
-    forward = layout.forward_of(spec)
-    _, m, n, k = forward.gemm
-    channels, matrix = forward.rhs_shape[-2], m * k
-    rules = []
-    if channels == n == 1:
-        rules.append(("shift", "rows of products need no GEMM where a group has one channel"))
-    if jnp.issubdtype(spec.dtype, np.complexfloating) and xla_is_fast(spec):
-        rules.append(("xla", "three real convolutions make a complex one"))
-    if forward.taps == 1:
-        rules.append(("pointwise", "nothing need be gathered: one GEMM over all positions"))
-    if not xla_is_fast(spec):
-        rules.append(("im2col_tiled", SLOW_IN_XLA))
-    whole = matrix <= GRADIENT_MATRIX
-    if refusal(ALGORITHMS["pointwise"], spec) is None:
-        # 1.2 to 3 times as fast as lax, where pointwise, which transposes, is 0.8 to 3.6 times.
-        rules.append(("im2col" if whole else "im2col_tiled", "windows don't overlap"))
-    if max(channels, n) < GRADIENT_CHANNELS and channels > 1:
-        rules.append(("im2col_tiled", "XLA:CPU's GEMM is slow with so few channels"))
-    if channels < GRADIENT_CHANNELS and not whole:
-        rules.append(("im2col_tiled", "few channels and many positions: tiles stay in cache"))
-    if whole and forward.positions <= GRADIENT_POSITIONS:
-        rules.append(("im2col", "a weight gradient of small images is one well-shaped GEMM"))
-    rules.append(("xla", "XLA:CPU packs the patches of dense convolutions in cache, at GEMM peak"))
-    return rules
-
-
-def xla_is_fast(spec: ConvSpec) -> bool:
-    """Whether XLA:CPU has a fast convolution for this, instead of a loop of its own."""
-    return (
-        jnp.issubdtype(spec.dtype, np.inexact)
-        and spec.out_dtype == spec.dtype
-        and 1 <= spec.spatial_ndim <= 2
-        and spec.groups == 1
-    )
-
-
-def predict(algorithm: Algorithm, cost: Cost, spec: ConvSpec, platform: str) -> float:
-    """Seconds: the work over its rate, the traffic over the bandwidth, and a price per step."""
-    if platform != "cpu":
-        return (
-            cost.flops / calibration.ACCELERATOR_RATE
-            + cost.traffic / calibration.ACCELERATOR_BANDWIDTH
-            + cost.steps * calibration.ACCELERATOR_STEP
-        )
-    if algorithm.name == "xla":
-        if xla_is_fast(spec):
-            kind = "xla fast"
-        else:
-            dense = spec.dtype == np.float32 and spec.rhs_shape[-2] > 1
-            kind = "xla grouped" if dense else "xla loop"
-    elif cost.gemm is None:
-        kind = "multiply-add"
-    elif not jnp.issubdtype(spec.dtype, np.inexact):
-        kind = "integer gemm"
-    else:
-        kind = "gemm" if min(cost.gemm[1:3]) >= 16 else "small gemm"
-    return (
-        cost.flops / calibration.CPU_RATES[kind]
-        + cost.traffic / calibration.CPU_BANDWIDTH
-        + (cost.steps - 1) * calibration.CPU_STEP
-    )
+def parts_seconds(algorithm: Algorithm, spec: ConvSpec, platform: str) -> float:
+    """Predicted seconds of the smaller convolutions that ``algorithm`` hands on."""
+    total = 0.0
+    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
+        if not part.is_empty:
+            total += predict(choose(part, platform)[0], part, platform)
+    return total
 
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
@@ -388,14 +302,14 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
     if spec.is_empty or refusal(algorithm, spec) is not None:
         return Candidate(algorithm.name, rejection(algorithm, spec))
     cost, reason = algorithm.cost(spec), rejection(algorithm, spec)
-    seconds = predict(algorithm, cost, spec, platform)
+    seconds = predict(algorithm.name, spec, platform)
     return Candidate(algorithm.name, reason, seconds, cost.flops, cost.workspace, cost.gemm)
 
 
 def forget() -> None:
     """Drops the plans that are kept: settings or measurements have changed."""
-    choose.cache_clear()
-    plan_spec.cache_clear()
+    for planned in (choose, predict, plan_spec):
+        planned.cache_clear()
 
 
 listeners.append(forget)

@@ -50,6 +50,7 @@ class Algorithm:
         convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
         that is cast from it. Never meets batch groups, booleans or empty arrays: ``apply`` deals
         with these for all.
+      parts: the smaller convolutions that it hands on, for those that do.
       gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
         its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
     """
@@ -60,6 +61,7 @@ class Algorithm:
     cost: Callable[[ConvSpec], Cost]
     run: Callable[[Array, Array, ConvSpec, Convolve], Array]
     gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
+    parts: Callable[[ConvSpec], list[ConvSpec]] | None = None
 
 
 def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:

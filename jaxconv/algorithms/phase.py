@@ -76,15 +76,19 @@ def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
     return parts
 
 
+def parts(spec: ConvSpec) -> list[ConvSpec]:
+    return [part for _, part in split(spec) if part is not None]
+
+
 def cost(spec: ConvSpec) -> Cost:
-    parts = [part for _, part in split(spec) if part is not None]
+    todo = parts(spec)
     output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
-    m, n, k = map(max, zip(*(part.gemm[1:] for part in parts), strict=True)) if parts else (0, 0, 0)
+    m, n, k = map(max, zip(*(part.gemm[1:] for part in todo), strict=True)) if todo else (0, 0, 0)
     return Cost(
-        flops=sum(part.flops for part in parts),
-        traffic=sum(part.operand_bytes for part in parts) + 2 * output,
-        workspace=output + max((layout.padded_bytes(part) for part in parts), default=0),
-        gemm=(spec.groups * len(parts), m, n, k),
+        flops=sum(part.flops for part in todo),
+        traffic=sum(part.operand_bytes for part in todo) + 2 * output,
+        workspace=output + max((layout.padded_bytes(part) for part in todo), default=0),
+        gemm=(spec.groups * len(todo), m, n, k),
     )
 
 
@@ -106,5 +110,10 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 PHASE = Algorithm(
-    "phase", "a dilated image by phases, each a convolution without holes", supports, cost, run
+    "phase",
+    "a dilated image by phases, each a convolution without holes",
+    supports,
+    cost,
+    run,
+    parts=parts,
 )

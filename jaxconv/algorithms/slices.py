@@ -38,6 +38,10 @@ def part(spec: ConvSpec) -> ConvSpec:
     )
 
 
+def parts(spec: ConvSpec) -> list[ConvSpec]:
+    return [part(spec)] * spec.kernel_shape[0]
+
+
 def cost(spec: ConvSpec) -> Cost:
     one = part(spec)
     return Cost(
@@ -66,5 +70,10 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 SLICES = Algorithm(
-    "slices", "a sum of convolutions of one dimension less, one per tap", supports, cost, run
+    "slices",
+    "a sum of convolutions of one dimension less, one per tap",
+    supports,
+    cost,
+    run,
+    parts=parts,
 )

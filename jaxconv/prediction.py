@@ -1,0 +1,289 @@
+"""How long an algorithm takes: a formula with measured constants, corrected by its neighbours.
+
+    seconds = (Σ constant · quantity) · exp(Σ weight · nearness)
+
+The quantities are those of the work: FLOPs in whole vectors, bytes of the matrices, traffic in
+cache and beyond, memory that is new, steps of a loop. What such a formula misses (which of XLA's
+kernels a convolution meets, how well it fills the tiles) is interpolated between convolutions that
+were measured: each one's nearness is a Gaussian of its distance in shape. Rasmussen & Williams,
+"Gaussian Processes for Machine Learning" (2006), chapter 2.
+
+Constants, weights and measured convolutions are data, one file for each platform and range of
+versions of JAX in ``calibrations/``, which ``python -m jaxconv.bench.calibrate`` makes.
+"""
+
+import dataclasses
+import json
+import math
+import platform as system
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxconv import layout
+from jaxconv.algorithms.base import Algorithm, prepared
+from jaxconv.spec import ConvSpec
+
+# A row of a matrix in a vector register or two: products with fewer columns take as long.
+LANES = 16
+# What a core's second-level cache holds, with room to spare.
+CACHE = 1_500_000
+# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads, to wake
+# one of which takes 20 to 60 µs.
+WAKING = 200_000
+# XLA:CPU leaves convolutions with fewer channels than this to its older kernels.
+FEW_CHANNELS = 16
+
+REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop")
+DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
+
+
+def regime(spec: ConvSpec) -> str:
+    """Which of XLA:CPU's ways to convolve a prepared ``spec`` meets.
+
+    "packed": a library that packs patches in cache; "eigen": the older one; "dilated", "volume":
+    its slower paths for a dilated image and for three dimensions; "grouped": a product for each
+    group; "depthwise", "loop": a scalar loop.
+    """
+    if not jnp.issubdtype(spec.dtype, np.inexact) and spec.dtype != np.int8:
+        return "loop"
+    if spec.groups > 1:
+        return "depthwise" if spec.rhs_shape[-2] == 1 else "grouped"
+    if spec.spatial_ndim == 3:
+        return "volume"
+    packed = (
+        spec.spatial_ndim == 2
+        and spec.dtype in (np.float32, np.int8)
+        and max(spec.lhs_shape[-1], spec.out_channels) > FEW_CHANNELS
+        and max(spec.lhs_dilation) == 1
+        and all(map(int.__le__, (*spec.out_spatial, *spec.kernel_shape), 2 * spec.lhs_spatial))
+    )
+    if packed:
+        return "packed"
+    if spec.dtype == np.int8:
+        return "loop"
+    return "dilated" if max(spec.lhs_dilation, default=1) > 1 else "eigen"
+
+
+def kind(algorithm: Algorithm, spec: ConvSpec) -> str:
+    """What has constants of its own: an algorithm, and its weight gradient."""
+    return f"{algorithm.name} gradient" if spec.weight_gradient else algorithm.name
+
+
+def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, float]:
+    """How much of everything ``algorithm`` takes for a prepared ``spec``, about in seconds.
+
+    Args:
+      parts: seconds of the smaller convolutions that it hands on.
+    """
+    cost = algorithm.cost(spec)
+    size = spec.dtype.itemsize
+    found = {"call": 5e-6, "steps": 1e-6 * cost.steps}
+    if algorithm.parts is not None:
+        found["parts"] = parts
+    elif cost.gemm is None:
+        found["flops"] = cost.flops / 5e10
+        # Vectors run along the channels, where there are enough.
+        found["narrow"] = cost.flops / 5e10 / min(spec.lhs_shape[-1], LANES)
+    else:
+        count, m, n, k = cost.gemm
+        found["flops"] = 2 * count * m * k * -(-n // LANES) * LANES / 3e11
+        found["a"] = count * m * k * size / 2e10
+        found["b"] = count * k * n * size / 2e10
+        found["c"] = count * m * n * size / 2e10
+        found["products"] = count * 1e-6
+    if algorithm.name == "xla":
+        way = regime(spec)
+        if way not in ("packed", "eigen"):
+            masked = spec.groups if spec.groups > 1 and spec.dtype.name not in FAST else 1
+            found[way] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
+    if algorithm.name == "shift":
+        found["terms"] = spec.taps * spec.rhs_shape[-2] * 1e-6
+    # A second thread is woken for each step of a large enough operation.
+    found["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
+    found["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
+    output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
+    found["woken by output"] = 2e-5 * (10 * output > WAKING)
+    in_cache = cost.workspace + spec.operand_bytes < CACHE
+    found["cached" if in_cache else "beyond"] = cost.traffic / 1e10
+    found["fresh"] = (cost.workspace + output) / 1e10
+    return found
+
+
+FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
+QUANTITIES = (
+    *("call", "steps", "parts", "flops", "narrow", "terms", "a", "b", "c", "products"),
+    *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh", *REGIMES[2:]),
+)
+
+
+def position(spec: ConvSpec) -> np.ndarray:
+    """Where a prepared ``spec`` lies: convolutions that behave alike are near each other."""
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    groups, m, n, _ = forward.gemm
+
+    def log(value: int) -> float:
+        return math.log2(max(1, value))
+
+    spatial = forward.spatial_ndim
+    return np.array(
+        [
+            log(m) / 3,
+            log(n) / 2,
+            log(forward.rhs_shape[-2]) / 2,
+            log(forward.taps) / 2,
+            log(groups) / 3,
+            log(forward.lhs_shape[0]) / 3,
+            log(spec.operand_bytes) / 4,
+            log(min(forward.out_spatial, default=1)) / 3,
+            1.5 * spatial,
+            float(max(forward.window_strides, default=1) > 1),
+            float(max(forward.lhs_dilation, default=1) > 1),
+            0.7 * (max(forward.rhs_dilation, default=1) > 1),
+            float(forward.taps == 1),
+            1.5 * (10 * math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize > WAKING),
+            1.5 * (10 * math.prod(spec.lhs_shape) * spec.dtype.itemsize > WAKING),
+            1.0 * (spec.flops > 10 * WAKING),
+            *(3.0 * (regime(spec) == name) for name in REGIMES),
+            *(2.0 * (spec.dtype.name == name) for name in DTYPES),
+        ]
+    )
+
+
+def nearness(points: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+    """points: (p, d), others: (q, d) → (p, q), 1 where they are the same."""
+    squares = ((points[:, None] - others) ** 2).sum(-1)
+    return np.exp(-0.5 * squares / distance**2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constants:
+    """What is known of one kind of algorithm.
+
+    Attributes:
+      constants: of its quantities, in the order of ``QUANTITIES``.
+      bias: logarithm of the measured over the formula's seconds, on the whole.
+      weights: of what remains, one for each measured convolution; 0 where it was not measured.
+      compile_seconds: of one convolution, the median.
+    """
+
+    constants: np.ndarray
+    bias: float
+    weights: np.ndarray
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Measured constants, and where they come from.
+
+    Attributes:
+      origin: device, versions, date, command.
+      distance: in ``position``, over which measured convolutions tell of others.
+      points: positions of the measured convolutions.
+      kinds: by ``kind``.
+      scales: factors for this machine by ``kind``, as ``jaxconv tune`` measures them; "all": of
+        what has no constants.
+    """
+
+    origin: Mapping[str, Any]
+    distance: float
+    points: np.ndarray
+    kinds: Mapping[str, Constants]
+    scales: Mapping[str, float]
+
+    def seconds(self, algorithm: Algorithm, spec: ConvSpec, parts: float = 0.0) -> float:
+        """Predicted time of a prepared ``spec``; ``parts`` as in ``quantities``."""
+        known = self.known(algorithm, spec)
+        found = quantities(algorithm, spec, parts)
+        if known is None:
+            return sum(found.values()) * self.scales.get("all", 1.0)
+        amounts = np.array([found.get(quantity, 0.0) for quantity in QUANTITIES])
+        correction = known.bias + float(_nearness(self, spec) @ known.weights)
+        scale = self.scales.get(kind(algorithm, spec), 1.0)
+        return float(amounts @ known.constants) * math.exp(correction) * scale
+
+    def compile_seconds(self, algorithm: Algorithm, spec: ConvSpec) -> float:
+        """Of one convolution, the median of those that were measured."""
+        known = self.known(algorithm, spec)
+        return 0.0 if known is None else known.compile_seconds
+
+    def known(self, algorithm: Algorithm, spec: ConvSpec) -> Constants | None:
+        # Some compute a weight gradient as any other convolution: those have constants for both.
+        return self.kinds.get(kind(algorithm, spec)) or self.kinds.get(algorithm.name)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+@lru_cache(maxsize=64)
+def _nearness(calibration: Calibration, spec: ConvSpec) -> np.ndarray:
+    """Of ``spec`` to the measured convolutions; all algorithms ask for the same."""
+    return nearness(position(spec)[None], calibration.points, calibration.distance)[0]
+
+
+def from_document(document: Mapping[str, Any], scales: Mapping[str, float]) -> Calibration:
+    """A calibration as its file holds it."""
+    points = np.array(document["points"], float)
+    kinds = {}
+    for name, entry in document["kinds"].items():
+        weights = np.zeros(len(points))
+        weights[entry["measured"]] = entry["weights"]
+        constants = np.array([entry["constants"].get(q, 0.0) for q in QUANTITIES])
+        kinds[name] = Constants(constants, entry["bias"], weights, entry["compile_seconds"])
+    return Calibration(document["origin"], document["distance"], points, kinds, scales)
+
+
+def version(text: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(part) for part in text.split(".")[:2])
+
+
+@cache
+def documents() -> tuple[Mapping[str, Any], ...]:
+    """All calibrations of the package, the oldest JAX first."""
+    folder = resources.files("jaxconv") / "calibrations"
+    texts = [file.read_text() for file in folder.iterdir() if file.name.endswith(".json")]
+    found = map(json.loads, texts)
+    return tuple(sorted(found, key=lambda document: version(document["origin"]["jax"])))
+
+
+@lru_cache
+def document_for(platform: str) -> Mapping[str, Any] | None:
+    """The calibration for a platform: of the newest JAX that is not newer than the one here."""
+    fitting = [document for document in documents() if document["platform"] == platform]
+    here = version(jax.__version__)
+    older = [d for d in fitting if version(d["origin"]["jax"]) <= here]
+    return older[-1] if older else next(iter(fitting), None)
+
+
+@cache
+def device_class() -> str:
+    """The kind of processor, as far as it decides which algorithm is fast."""
+    machine = system.machine().lower()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            wide = "avx512f" in file.read()
+    except OSError:
+        wide = False
+    return f"{machine} with AVX-512" if wide else machine
+
+
+
+# Where nothing was measured: an accelerator does most of what the quantities count 100 times as fast.
+ESTIMATE = 0.01
+
+
+@lru_cache
+def calibrated(platform: str) -> Calibration:
+    """What predictions for a platform rest on; an estimate where nothing was measured."""
+    document = document_for(platform)
+    if document is None:
+        none = np.zeros((0, len(QUANTITIES)))
+        return Calibration({"device": "an estimate"}, 1.0, none, {}, {"all": ESTIMATE})
+    return from_document(document, {})
