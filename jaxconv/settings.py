@@ -70,10 +70,11 @@ def _boolean(value: Any) -> bool:
 
 def _memory_share() -> int:
     try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system has these
-        memory = 0
-    return (memory if memory > 0 else UNKNOWN_MEMORY) // MEMORY_SHARE
+        pages, size = -1, -1
+    memory = pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY
+    return memory // MEMORY_SHARE
 
 
 def _user_cache() -> Path | None:
