@@ -359,7 +359,7 @@ REFUSED = {
         "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; use one of these",
     ),
     "autotune no function": Refused(
-        "autotune", (X,), {}, TypeError, "fn must be a function, got array.*; pass the function it"
+        "autotune", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
     ),
     "explain of no function": Refused(
         "explain", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
