@@ -139,7 +139,8 @@ def autotune(
       1
     """
     if not callable(fn):
-        fail("autotune", "fn must be a function", repr(fn), "pass the function itself", TypeError)
+        given, remedy = type(fn).__name__, "pass the function itself"
+        fail("autotune", "fn must be a function", given, remedy, TypeError)
     platform = jax.default_backend()
     choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
     specs = {spec: None for spec, name, _ in choices if name == "auto" and not spec.is_empty}

@@ -36,44 +36,38 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True} | {
 listeners: list[Callable[[], None]] = []
 
 
-def _size(value: Any) -> int:
-    """Bytes, of a number or a text such as "512MiB"; ValueError or TypeError for others."""
-    if isinstance(value, bool):
-        raise TypeError
-    if not isinstance(value, str):
-        size = operator.index(value)
-        if size < 0:
-            raise ValueError
-        return size
-    units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-    match = _SIZE.fullmatch(value.strip())
-    if match is None or match[2].lower() not in units:
-        raise ValueError
-    return math.floor(float(match[1]) * units[match[2].lower()])
-
-
-def _folder(value: Any) -> Path:
-    if not os.fspath(value):
-        raise ValueError
-    return Path(os.fsdecode(value)).expanduser()
-
-
-def _boolean(value: Any) -> bool:
+def _size(value: Any) -> int | None:
+    """Bytes, of a number or a text such as "512MiB"; None for others."""
     if isinstance(value, str):
-        if value.strip().lower() not in _BOOLEANS:
-            raise ValueError
-        return _BOOLEANS[value.strip().lower()]
-    if not isinstance(value, bool):
-        raise TypeError
-    return value
+        units = {unit.lower(): factor for unit, factor in _UNITS.items()}
+        match = _SIZE.fullmatch(value.strip())
+        factor = None if match is None else units.get(match[2].lower())
+        return None if match is None or factor is None else math.floor(float(match[1]) * factor)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        return None
+    size = operator.index(value)
+    return None if size < 0 else size
+
+
+def _folder(value: Any) -> Path | None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        return None
+    return Path(value).expanduser()
+
+
+def _boolean(value: Any) -> bool | None:
+    if isinstance(value, str):
+        return _BOOLEANS.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def _memory_share() -> int:
     try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system has these
-        memory = 0
-    return (memory if memory > 0 else UNKNOWN_MEMORY) // MEMORY_SHARE
+        pages, size = -1, -1
+    memory = pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY
+    return memory // MEMORY_SHARE
 
 
 def _user_cache() -> Path | None:
@@ -91,7 +85,7 @@ class Setting:
     Attributes:
       variable: the environment variable that gives its value where ``update`` did not.
       expects: what a value must be, for error messages.
-      checked: the value that is meant; raises ValueError or TypeError where it is bad.
+      checked: the value that is meant; None where it is bad.
       default: the value where nobody gave one.
       summary: what it is, in a line.
     """
@@ -239,12 +233,10 @@ class Config:
 
 
 def _checked(name: str, called: str, value: Any) -> Any:
-    expects = SETTINGS[name].expects
-    try:
-        return SETTINGS[name].checked(value)
-    except (ValueError, TypeError):
-        pass
-    fail("config", f"{called} must be {expects}", repr(value), "give one")
+    checked = SETTINGS[name].checked(value)
+    if checked is None:
+        fail("config", f"{called} must be {SETTINGS[name].expects}", repr(value), "give one")
+    return checked
 
 
 def _notify() -> None:

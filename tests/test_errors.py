@@ -16,6 +16,7 @@ from jax import lax
 import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
+from jaxconv.settings import Config
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -357,6 +358,9 @@ REFUSED = {
         ValueError,
         "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; use one of these",
     ),
+    "autotune no function": Refused(
+        "autotune", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
+    ),
     "explain of no function": Refused(
         "explain", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
     ),
@@ -568,6 +572,26 @@ def test_explain_refuses_symbolic_shapes() -> None:
     checked("explain", explain_symbolic, ValueError, match)
 
 
+def bad_settings() -> dict[str, Callable[[], Any]]:
+    """By what the message says."""
+    return {
+        "a setting must be one of workspace_limit, .*, got 'limit'; use one of these": (
+            lambda: jaxconv.config.update("limit", 1)
+        ),
+        "workspace_limit must be a number of bytes such as .*, got 'lots'; give one": (
+            lambda: jaxconv.config.update("workspace_limit", "lots")
+        ),
+        "the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; give one": (
+            lambda: Config({"JAXCONV_USE_CACHE": "lots"}).use_cache
+        ),
+    }
+
+
+@pytest.mark.parametrize("match", bad_settings())
+def test_settings_refuse(match: str) -> None:
+    checked("config", bad_settings()[match], ValueError, match)
+
+
 def apply_unsupported() -> None:
     spec = CASES["3x3"].spec()
     lhs, rhs = map(jnp.asarray, CASES["3x3"].operands())
@@ -602,6 +626,8 @@ def test_refuses_while_tracing() -> None:
 
 MODULES = (
     "parse",
+    "settings",
+    "autotuning",
     "api",
     "patches",
     "planner",
@@ -651,6 +677,7 @@ def test_every_refusal_has_a_test() -> None:
         for row in REFUSED.values()
     ]
     calls += [lambda: symbolic("im2col"), explain_symbolic, apply_unsupported]
+    calls += bad_settings().values()
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
     missing = []

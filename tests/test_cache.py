@@ -1,0 +1,415 @@
+"""The user's cache: nothing is lost, nothing fails, one warning at most."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import jaxconv
+from jaxconv import cache, winners
+from jaxconv.planner import choose, forget
+from jaxconv.settings import config
+from jaxconv.spec import ConvSpec
+from jaxconv.winners import Winner, record, winner
+
+ROOT = Path(jaxconv.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A cache of its own, that is not there yet."""
+    with config.set(cache_dir=tmp_path / "cache", use_cache=True):
+        yield tmp_path / "cache"
+
+
+def adding(**entries: Any) -> cache.Merge:
+    return lambda document: document | entries
+
+
+def file_of(name: str) -> Path:
+    assert config.cache_dir is not None
+    return config.cache_dir / f"{name}.json"
+
+
+def quietly(function: Callable[..., Any], *args: Any) -> Any:
+    """What ``function`` returns; it must not warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return function(*args)
+
+
+# Documents
+
+
+def test_update_and_load(folder: Path) -> None:
+    assert quietly(cache.load, "a") is None
+    assert not folder.exists()
+    quietly(cache.update, "a", adding(x=1))
+    quietly(cache.update, "a", adding(y=[1, "é"]))
+    quietly(cache.update, "b", adding(z={}))
+    assert cache.load("a") == {"x": 1, "y": [1, "é"]}
+    assert cache.load("b") == {"z": {}}
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".lock"}
+
+
+def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.update("a", adding(x=1))
+    first = cache.load("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "_parsed", lambda *_: pytest.fail("parsed again"))
+        assert cache.load("a") is first
+    # What another process wrote is seen.
+    path = file_of("a")
+    path.write_text(path.read_text().replace('"x": 1', '"x": 22'))
+    assert cache.load("a") == {"x": 22}
+
+
+def test_folders_are_apart(tmp_path: Path) -> None:
+    cache.update("a", adding(x=1))
+    with config.set(cache_dir=tmp_path / "other"):
+        assert cache.load("a") is None
+    assert cache.load("a") == {"x": 1}
+
+
+# What is wrong with a file
+
+GOOD = {"schema": cache.SCHEMA, "name": "a", "document": {"x": 1}}
+DAMAGED: dict[str, bytes] = {
+    "empty": b"",
+    "garbage": bytes(range(256)),
+    "truncated": json.dumps(GOOD).encode()[:-7],
+    "nested": b"[" * 200_000,
+    "no dictionary": b"[1, 2]",
+    "no schema": b'{"name": "a", "document": {}}',
+    "other schema": json.dumps(GOOD | {"schema": cache.SCHEMA + 1}).encode(),
+    "other name": json.dumps(GOOD | {"name": "b"}).encode(),
+    "no document": json.dumps(GOOD | {"document": [1]}).encode(),
+    "refused": json.dumps(GOOD | {"document": {"bad": 1}}).encode(),
+}
+
+
+def check(document: cache.Document) -> str | None:
+    return "it is bad" if "bad" in document else None
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damage_costs_one_warning_and_is_kept_aside(folder: Path, damage: str) -> None:
+    folder.mkdir()
+    file_of("a").write_bytes(DAMAGED[damage])
+    with pytest.warns(
+        UserWarning, match=r"jaxconv's cache: .*a\.json' is damaged \(it is "
+    ) as all_:
+        assert cache.load("a", check) is None
+    assert len(all_) == 1
+    assert quietly(cache.load, "a", check) is None
+    assert file_of("a").read_bytes() == DAMAGED[damage]
+    quietly(cache.update, "a", adding(x=2), check)
+    assert quietly(cache.load, "a", check) == {"x": 2}
+    assert (folder / "a.json.damaged").read_bytes() == DAMAGED[damage]
+
+
+def test_damage_found_by_writing(folder: Path) -> None:
+    folder.mkdir()
+    for count, suffix in enumerate(("", ".1", ".2")):
+        file_of("a").write_text(f"damaged {count}")
+        if count:
+            quietly(cache.update, "a", adding(x=count))
+        else:
+            with pytest.warns(UserWarning, match=r"was damaged .*it is now '.*a\.json\.damaged'"):
+                cache.update("a", adding(x=count))
+        assert cache.load("a") == {"x": count}
+        assert (folder / f"a.json{suffix}.damaged").read_text() == f"damaged {count}"
+
+
+def test_a_folder_in_its_place(folder: Path) -> None:
+    file_of("a").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="can't be read"):
+        assert cache.load("a") is None
+    quietly(cache.update, "a", adding(x=1))
+    assert quietly(cache.load, "a") == {"x": 1}
+    assert file_of("a").is_dir()
+
+
+def test_an_unreadable_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.update("a", adding(x=1))
+    before = file_of("a").read_bytes()
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        with pytest.warns(UserWarning, match=r"can't be read \(Permission denied\): it is ignored"):
+            assert cache.load("a") is None
+        quietly(cache.update, "a", adding(y=2))
+        assert quietly(cache.load, "a") == {"y": 2}
+    assert file_of("a").read_bytes() == before
+
+
+# What is wrong with the folder
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with config.set(cache_dir=tmp_path / "file" / "cache"):
+        assert quietly(cache.load, "a") is None
+        with pytest.warns(
+            UserWarning, match="known to this process only, since .*can't be written"
+        ):
+            cache.update("a", adding(x=1))
+        quietly(cache.update, "a", adding(y=1))
+        assert quietly(cache.load, "a") == {"x": 1, "y": 1}
+
+
+def test_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    cache.update("a", adding(x=1))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def refused(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", refused)
+        with pytest.warns(UserWarning, match=r"can't be written \(Permission denied\)"):
+            cache.update("a", adding(y=2))
+        assert quietly(cache.load, "a") == {"x": 1, "y": 2}
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    # What could not be written is written with the next that can.
+    quietly(cache.update, "a", adding(z=3))
+    assert json.loads(file_of("a").read_text())["document"] == {"x": 1, "y": 2, "z": 3}
+    assert cache.load("a") == {"x": 1, "y": 2, "z": 3}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission(folder: Path) -> None:
+    folder.mkdir(mode=0o500)
+    with pytest.warns(UserWarning, match="can't be written"):
+        cache.update("a", adding(x=1))
+    assert cache.load("a") == {"x": 1}
+
+
+@pytest.mark.parametrize("package", ["filelock", "platformdirs"])
+def test_without_the_packages_for_writing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    cache.update("a", adding(x=1))
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, package, None)
+        if package == "platformdirs":
+            patched.setattr(cache, "config", type(config)({}))
+            assert quietly(cache.load, "a") is None
+        else:
+            assert quietly(cache.load, "a") == {"x": 1}
+        with pytest.warns(UserWarning, match=rf"package '{package}' to .*jaxconv\[tune\]"):
+            cache.update("a", adding(y=2))
+        assert (cache.load("a") or {}).get("y") == 2
+    cache._pending.clear()
+
+
+def test_a_lock_that_is_never_free(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    filelock = pytest.importorskip("filelock")
+    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
+    folder.mkdir()
+    with (
+        filelock.FileLock(f"{file_of('a')}.lock"),
+        pytest.warns(UserWarning, match="can't be written"),
+    ):
+        cache.update("a", adding(x=1))
+    assert not file_of("a").exists()
+
+
+# Several processes
+
+PREAMBLE = """
+import os, signal, sys
+from pathlib import Path
+from jaxconv import cache
+from jaxconv.settings import config
+config.update("cache_dir", sys.argv[1])
+"""
+
+
+def process(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_lose_nothing(folder: Path, tmp_path: Path) -> None:
+    code = """
+        import time
+        Path(sys.argv[2], sys.argv[3]).touch()
+        while len(list(Path(sys.argv[2]).iterdir())) < 2:
+            time.sleep(0.001)
+        for i in range(100):
+            cache.update("a", lambda document: document | {f"{sys.argv[3]}{i}": i})
+        """
+    (tmp_path / "ready").mkdir()
+    both = [process(code, folder, tmp_path / "ready", name) for name in "pq"]
+    for one in both:
+        _, errors = one.communicate(timeout=300)
+        assert one.returncode == 0, errors
+        assert "Warning" not in errors
+    assert cache.load("a") == {f"{name}{i}": i for name in "pq" for i in range(100)}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_killed_while_writing(folder: Path) -> None:
+    cache.update("a", adding(x=1))
+    before = file_of("a").read_bytes()
+    killed = process(
+        """
+        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        cache.update("a", lambda document: document | {"y": 2})
+        """,
+        folder,
+    )
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert (folder / "a.json.tmp").exists()
+    assert file_of("a").read_bytes() == before
+    assert quietly(cache.load, "a") == {"x": 1}
+    start = time.monotonic()
+    quietly(cache.update, "a", adding(z=3))
+    assert time.monotonic() - start < cache.LOCK_SECONDS  # the lock died with its holder
+    assert quietly(cache.load, "a") == {"x": 1, "z": 3}
+    assert not (folder / "a.json.tmp").exists()
+
+
+# Winners
+
+SPEC = ConvSpec(
+    (1, 8, 8, 3),
+    (3, 3, 3, 4),
+    (1, 1),
+    ((1, 1), (0, -1)),
+    (1, 1),
+    (1, 2),
+    jax.numpy.dtype("bfloat16"),
+    jax.numpy.dtype("float32"),
+    precision=(jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT),
+)
+
+
+def test_the_key_is_all_fields_as_text() -> None:
+    assert winners.key(SPEC) == (
+        "lhs_shape=(1,8,8,3) rhs_shape=(3,3,3,4) window_strides=(1,1) padding=((1,1),(0,-1))"
+        " lhs_dilation=(1,1) rhs_dilation=(1,2) dtype=bfloat16 out_dtype=float32"
+        " feature_group_count=1 batch_group_count=1 precision=(HIGHEST,DEFAULT)"
+        " weight_gradient=False"
+    )
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    forget()
+    identity = winners.fingerprint("cpu")
+    assert identity is not None
+    yield winners._name(identity)
+    forget()
+
+
+def test_a_winner_is_what_plans_take(name: str) -> None:
+    rules = choose(SPEC, "cpu")
+    assert winner(SPEC, "cpu") is None
+    for algorithm in ("im2col", "im2col_tiled", "xla"):
+        record(SPEC, "cpu", Winner(algorithm, 0.001, 2.5))
+        forget()
+        taken, why = choose(SPEC, "cpu")
+        assert taken == algorithm
+        assert (
+            why == "it was measured fastest on this machine (1.000 ms, 2.50 times as fast as lax's)"
+        )
+    assert choose(SPEC, "tpu") != (taken, why)
+    assert choose(SPEC.replace(weight_gradient=True), "cpu")[1] != why
+    assert choose(SPEC, "cpu", frozenset({"xla"}))[0] != "xla"
+    with config.set(use_cache=False):
+        assert choose(SPEC, "cpu") == rules
+    assert choose(SPEC, "cpu") == (taken, why)
+    assert list(cache.load(name) or {}) == ["fingerprint", "winners"]
+
+
+def test_a_winner_that_can_not_run_is_ignored(name: str) -> None:
+    rules = choose(SPEC, "cpu")
+    for algorithm in ("pointwise", "naive"):  # refuses; is never picked
+        record(SPEC, "cpu", Winner(algorithm, 0.001, None))
+        forget()
+        assert quietly(choose, SPEC, "cpu") == rules
+    with config.set(workspace_limit=0):
+        record(SPEC, "cpu", Winner("im2col", 0.001, None))
+        forget()
+        assert choose(SPEC, "cpu")[0] != "im2col"
+    assert choose(SPEC, "cpu")[0] == "im2col"
+
+
+@pytest.mark.parametrize("algorithm", sorted(winners.OTHER_PRODUCTS))
+def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
+    assert not winners.allowed(algorithm, SPEC)
+    assert not winners.allowed("winograd4", SPEC.replace(precision=None))
+    assert winners.allowed("im2col", SPEC)
+
+
+ENTRIES: dict[str, Any] = {
+    "unknown algorithm": {"algorithm": "magic", "seconds": 1.0, "ratio": 1.0},
+    "no algorithm": {"algorithm": ["xla"], "seconds": 1.0, "ratio": 1.0},
+    "text for seconds": {"algorithm": "xla", "seconds": "1", "ratio": None},
+    "text for ratio": {"algorithm": "xla", "seconds": 1, "ratio": "1"},
+    "text": "xla",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_entry_of_no_use_costs_one_warning(name: str, entry: str) -> None:
+    rules = choose(SPEC, "cpu")
+    good = SPEC.replace(weight_gradient=True)
+    record(good, "cpu", Winner("im2col", 0.001, None))
+    document = {"winners": {winners.key(SPEC): ENTRIES[entry], **cache.load(name)["winners"]}}
+    cache.update(name, adding(**document))
+    forget()
+    with pytest.warns(UserWarning, match="an entry of no use"):
+        assert choose(SPEC, "cpu") == rules
+    forget()
+    assert quietly(choose, SPEC, "cpu") == rules
+    assert choose(good, "cpu")[0] == "im2col"
+
+
+@pytest.mark.parametrize("field", ["device", "jax", "jaxconv"])
+def test_other_devices_and_versions_are_apart(
+    monkeypatch: pytest.MonkeyPatch, name: str, field: str
+) -> None:
+    record(SPEC, "cpu", Winner("im2col", 0.001, None))
+    identity = dict(winners.fingerprint("cpu") or {}) | {field: "other"}
+    with monkeypatch.context() as patched:
+        patched.setattr(winners, "fingerprint", lambda platform: identity)
+        assert quietly(winner, SPEC, "cpu") is None
+        # A file of that name with what was measured elsewhere is foreign.
+        content = json.loads(file_of(name).read_text())
+        other = winners._name(identity)
+        file_of(other).write_text(json.dumps(content | {"name": other}))
+        with pytest.warns(UserWarning, match="it is of another device or version"):
+            assert winner(SPEC, "cpu") is None
+    assert winner(SPEC, "cpu") is not None
+
+
+def test_devices_that_are_not_here_have_no_winners() -> None:
+    winners.fingerprint.cache_clear()
+    missing = next(p for p in ("tpu", "gpu") if p != jax.default_backend())
+    assert winners.fingerprint(missing) is None
+    assert winner(SPEC, missing) is None
+    record(SPEC, missing, Winner("im2col", 0.001, None))
+    assert config.cache_dir is not None
+    assert not config.cache_dir.exists()
+
+
+def test_without_a_file_plans_are_those_of_the_rules() -> None:
+    with config.set(use_cache=False):
+        rules = choose(SPEC, "cpu")
+    assert choose(SPEC, "cpu") == rules

@@ -1,0 +1,237 @@
+"""``config``: values, where they come from, what refuses, and what a change does to plans."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from cases import CASES
+
+import jaxconv
+from jaxconv import settings
+from jaxconv.planner import choose, plan_spec
+from jaxconv.settings import SETTINGS, Config, config
+
+MIB = 2**20
+
+
+# Where a value comes from
+
+
+def test_defaults() -> None:
+    fresh = Config({})
+    assert fresh.use_cache is True
+    assert fresh.workspace_limit > 64 * MIB
+    assert fresh.cache_dir is not None
+    assert "jaxconv" in str(fresh.cache_dir).lower()
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_limit_where_the_memory_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def unknown(name: str) -> int:
+        raise error(name)
+
+    monkeypatch.setattr(os, "sysconf", unknown, raising=False)
+    assert Config({}).workspace_limit == settings.UNKNOWN_MEMORY // settings.MEMORY_SHARE
+    monkeypatch.setattr(os, "sysconf", lambda name: -1)
+    assert Config({}).workspace_limit > 0
+
+
+def test_no_default_folder_without_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "platformdirs", None)
+    assert Config({}).cache_dir is None
+    assert Config({"JAXCONV_CACHE_DIR": "here"}).cache_dir == Path("here")
+
+
+SIZES = {
+    "4096": 4096,
+    " 4096 B": 4096,
+    "512MiB": 512 * MIB,
+    "512 mib": 512 * MIB,
+    "1.5KiB": 1536,
+    "2GB": 2_000_000_000,
+    "1tb": 10**12,
+    "0": 0,
+}
+
+
+@pytest.mark.parametrize("text", SIZES)
+def test_sizes(text: str) -> None:
+    fresh = Config({"JAXCONV_WORKSPACE_LIMIT": text})
+    assert fresh.workspace_limit == SIZES[text]
+    fresh.update("workspace_limit", 17)
+    assert fresh.workspace_limit == 17
+    fresh.update("workspace_limit", text)
+    assert fresh.workspace_limit == SIZES[text]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", False), ("OFF", False), ("yes", True), ("", True)]
+)
+def test_booleans(text: str, value: bool) -> None:
+    assert Config({"JAXCONV_USE_CACHE": text}).use_cache is value
+
+
+def test_folders() -> None:
+    assert Config({"JAXCONV_CACHE_DIR": "~/x"}).cache_dir == Path("~/x").expanduser()
+    fresh = Config({})
+    fresh.update("cache_dir", Path("a") / "b")
+    assert fresh.cache_dir == Path("a/b")
+
+
+BAD = {
+    "workspace_limit": ["lots", "5 apples", "-1", "1e9", "MiB", -1, 1.5, True, None],
+    "use_cache": ["maybe", 1, None],
+    "cache_dir": ["", 3, None],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in BAD.items() for v in vs])
+def test_bad_values_are_refused(name: str, value: object) -> None:
+    fresh = Config({})
+    before = getattr(fresh, name)
+    match = rf"jaxconv\.config: {name} must be .*, got {value!r}; give one"
+    with pytest.raises(ValueError, match=match):
+        fresh.update(name, value)
+    with pytest.raises(ValueError, match=match), fresh.set(**{name: value}):
+        pass
+    assert getattr(fresh, name) == before
+
+
+@pytest.mark.parametrize("name", ["workspace_limit", "use_cache"])
+def test_a_bad_environment_variable_is_refused_at_use(name: str) -> None:
+    variable = SETTINGS[name].variable
+    fresh = Config({variable: "lots"})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"the environment variable {variable} must be .*lots"):
+            getattr(fresh, name)
+    fresh.update(name, "1")
+    assert getattr(fresh, name) == 1
+
+
+def test_unknown_settings_are_refused() -> None:
+    match = r"a setting must be one of workspace_limit, .*, got 'workspace'; use one of these"
+    with pytest.raises(ValueError, match=match):
+        config.update("workspace", 1)
+    with pytest.raises(ValueError, match=match), config.set(workspace=1):
+        pass
+    with pytest.raises(AttributeError):
+        config.workspace  # noqa: B018  # pyright: ignore
+    for name in ("workspace", "workspace_limit"):
+        with pytest.raises(AttributeError):
+            setattr(config, name, 1)
+
+
+def test_the_table_is_read_only() -> None:
+    with pytest.raises(TypeError):
+        SETTINGS["other"] = SETTINGS["use_cache"]  # pyright: ignore
+
+
+def test_set_restores() -> None:
+    fresh = Config({"JAXCONV_WORKSPACE_LIMIT": "7"})
+    with fresh.set(workspace_limit=1, use_cache=False):
+        assert (fresh.workspace_limit, fresh.use_cache) == (1, False)
+        with fresh.set(workspace_limit=2):
+            assert (fresh.workspace_limit, fresh.use_cache) == (2, False)
+        assert fresh.workspace_limit == 1
+    assert (fresh.workspace_limit, fresh.use_cache) == (7, True)
+    fresh.update("workspace_limit", 3)
+    with pytest.raises(KeyError), fresh.set(workspace_limit=1):
+        raise KeyError
+    assert fresh.workspace_limit == 3
+    # What was changed meanwhile, and was not for the block, stays.
+    with fresh.set(workspace_limit=1):
+        fresh.update("use_cache", False)
+    assert (fresh.workspace_limit, fresh.use_cache) == (3, False)
+
+
+def test_repr_shows_all() -> None:
+    text = repr(Config({"JAXCONV_WORKSPACE_LIMIT": "12345"}))
+    assert "12345" in text
+    for name, setting in SETTINGS.items():
+        assert name in text
+        assert setting.variable in text
+
+
+# What a limit does to plans
+
+# im2col is the choice; its patch matrix has 7·7·9·512 elements.
+SMALL_IMAGE = (
+    jax.ShapeDtypeStruct((1, 7, 7, 512), "float32"),
+    jax.ShapeDtypeStruct((3, 3, 512, 512), "float32"),
+    (1, 1),
+    "SAME",
+    None,
+    None,
+    ("NHWC", "HWIO", "NHWC"),
+)
+
+
+def test_an_algorithm_over_the_limit_is_not_chosen() -> None:
+    with config.set(workspace_limit="1TB"):
+        free = jaxconv.plan(*SMALL_IMAGE, platform="cpu")
+    costs = {c.name: c.workspace for c in free.candidates if c.reason is None}
+    assert costs[free.algorithm] > 0
+    with config.set(workspace_limit=costs[free.algorithm] - 1):
+        held = jaxconv.plan(*SMALL_IMAGE, platform="cpu")
+    assert held.algorithm != free.algorithm
+    for candidate in held.candidates:
+        over = costs.get(candidate.name, 0) >= costs[free.algorithm]
+        assert (candidate.reason is not None) == (over or candidate.name not in costs)
+        if over:
+            assert candidate.workspace == costs[candidate.name]
+            assert candidate.seconds > 0
+            reason = r"its workspace of [\d.]+ MiB is over the limit of [\d.]+ MiB"
+            assert re.fullmatch(reason, candidate.reason or "")
+            assert f"not chosen: {candidate.reason}" in str(held)
+    with config.set(workspace_limit=costs[free.algorithm]):
+        assert jaxconv.plan(*SMALL_IMAGE, platform="cpu").algorithm == free.algorithm
+    # And after the blocks all is as it was.
+    with config.set(workspace_limit="1TB"):
+        assert jaxconv.plan(*SMALL_IMAGE, platform="cpu") == free
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_there_is_always_something_that_runs(platform: str, case: object) -> None:
+    spec = case.spec("float32")  # pyright: ignore
+    with config.set(workspace_limit=0):
+        plan = plan_spec(spec, platform)
+        chosen = next(c for c in plan.candidates if c.name == plan.algorithm)
+        assert chosen.reason is None
+        assert chosen.name == "xla" or chosen.workspace == 0
+        # What is asked for by name hands nothing on to XLA, whatever it takes.
+        name, _ = choose(spec, platform, frozenset({"xla"}))
+        assert name != "xla"
+
+
+def test_by_name_there_is_no_limit() -> None:
+    lhs, rhs = (jax.numpy.ones(x.shape, "float32") for x in SMALL_IMAGE[:2])
+    with config.set(workspace_limit=0):
+        out = jaxconv.conv_general_dilated(lhs, rhs, *SMALL_IMAGE[2:], algorithm="im2col")
+        row = jaxconv.explain(
+            lambda x, w: jaxconv.conv_general_dilated(x, w, *SMALL_IMAGE[2:], algorithm="im2col")
+        )(lhs, rhs).rows[0]
+    assert out.shape == (1, 7, 7, 512)
+    assert row.algorithm == "im2col"
+    assert row.workspace > 0
+    assert row.seconds > 0
+
+
+def test_a_change_counts_for_what_is_compiled_next() -> None:
+    x = jax.numpy.ones((1, 7, 7, 512), "int32")
+    w = jax.numpy.ones((3, 3, 512, 8), "int32")
+
+    def program() -> str:
+        return jax.jit(lambda x, w: jaxconv.conv(x, w)).lower(x, w).as_text()
+
+    with config.set(workspace_limit="1TB"):
+        free = program()
+    with config.set(workspace_limit=0):
+        held = program()
+    assert "stablehlo.convolution" not in free
+    assert "stablehlo.convolution" in held
