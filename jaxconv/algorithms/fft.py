@@ -184,13 +184,13 @@ def cost(spec: ConvSpec) -> Cost:
     half = size // 2 + 1
     itemsize = spec.accumulator_dtype.itemsize
     transforms = steps * blocks.tiles * (g * c + o) + c * o
-    step = 2 * blocks.tiles * (g * c + o) * size * itemsize
+    step = blocks.tiles * (g * c + o) * size * itemsize
     kernel = 2 * c * o * size * itemsize
     return Cost(
         flops=round(transforms * transform_flops(blocks.lengths))
         + 8 * steps * blocks.tiles * c * o * half,
-        traffic=spec.operand_bytes + 3 * steps * step + 2 * kernel,
-        workspace=layout.padded_bytes(spec) + step + kernel,
+        traffic=spec.operand_bytes + 6 * steps * step + 2 * kernel,
+        workspace=layout.padded_bytes(spec) * (steps > 1) + step + kernel,
         gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
         steps=steps,
     )
