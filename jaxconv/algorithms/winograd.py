@@ -31,7 +31,7 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 # Where polynomials are evaluated, besides infinity: small numbers round least.
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "2", "-2", "1/2", "-1/2")))
 # Bytes of a block's transformed inputs and products.
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 
 
 @cache
@@ -172,15 +172,25 @@ def outputs(y: Array, tiling: Tiling) -> Array:
     return y
 
 
-def kernel_of(rhs: Array, tiling: Tiling) -> Array:
+def kernel_matrix(cut: Tiling) -> np.ndarray:
+    """G of all axes at once: (n₋₁·…·n₀, taps)."""
+    total = np.ones((1, 1))
+    ndim = cut.spec.spatial_ndim
+    for m, n in zip(cut.m, cut.n, strict=True):
+        _, matrix, _ = transforms(m, n - m + 1)
+        # total: (frequencies so far, taps so far)
+        total = np.einsum("ft,nk->nftk", total, np.array(matrix, float))
+        total = total.reshape(total.shape[0] * total.shape[1], -1)
+    return total.astype(cut.spec.accumulator_dtype)
+
+
+def kernel_of(rhs: Array, cut: Tiling) -> Array:
     """G w: (kernel…, c, g·o) → (n₋₁·…·n₀, g, c, o)."""
-    g, dtype = tiling.spec.groups, tiling.spec.accumulator_dtype
-    w = jnp.moveaxis(layout.split_groups(rhs, -1, g), -2, -3).astype(dtype)  # (kernel…, g, c, o)
-    for d, (m, n) in enumerate(zip(tiling.m, tiling.n, strict=True)):
-        if n > 1:
-            _, matrix, _ = transforms(m, n - m + 1)
-            w = jnp.stack(combinations(matrix, [lax.index_in_dim(w, i, d, keepdims=False) for i in range(n - m + 1)]))
-    return w.reshape(-1, *w.shape[-3:])
+    g = cut.spec.groups
+    w = jnp.moveaxis(layout.split_groups(rhs, -1, g), -2, -3)  # (kernel…, g, c, o)
+    w = w.astype(cut.spec.accumulator_dtype)
+    out = kernel_matrix(cut) @ w.reshape(cut.spec.taps, -1)
+    return out.reshape(-1, *w.shape[-3:])
 
 
 def block_of(x: Array, tiling: Tiling, i: Any) -> tuple[Any, Any, Array]:
@@ -276,13 +286,9 @@ def cotangents(y: Array, cut: Tiling) -> Array:
 
 
 def weight_gradient(total: Array, cut: Tiling) -> Array:
-    g = cut.spec.groups
-    w = total.reshape(*(n for n in reversed(cut.n) if n > 1), *total.shape[1:])
-    for d in reversed(range(cut.spec.spatial_ndim)):
-        m, n = cut.m[d], cut.n[d]
-        if n > 1:
-            _, matrix, _ = transforms(m, n - m + 1)
-            w = jnp.stack(combinations(tuple(zip(*matrix, strict=True)), list(w)), sum(n > 1 for n in cut.n[:d]))
+    """Gᵀ total: (n₋₁·…·n₀, g, c, o) → (kernel…, c, g·o)."""
+    w = kernel_matrix(cut).T @ total.reshape(len(total), -1)
+    w = w.reshape(*cut.spec.kernel_shape, *total.shape[1:])
     return jnp.moveaxis(w, -3, -2).reshape(cut.spec.rhs_shape)
 
 
