@@ -22,6 +22,9 @@ LAYOUTS = {
 }
 # Kernel (spatial…, in, out), and bias where there is one.
 Params = list[tuple[Any, ...]]
+# What a training step takes of the gradients: so much that the change of a parameter, by which the
+# step is checked, is not lost in its rounding.
+RATE = 1.0
 
 
 class Operations(Protocol):
@@ -280,13 +283,11 @@ class Network:
       name: what it is.
       layers: x (N, spatial…, channels) → logits (N, …, classes).
       shape: (spatial…, channels) of one input.
-      rate: what a training step takes of the gradient.
     """
 
     name: str
     layers: Callable[[Operations, Any], Any]
     shape: tuple[int, ...] = (224, 224, 3)
-    rate: float = 1e-3
 
     def init(self, seed: int = 0) -> Params:
         """Random parameters under which activations keep their size."""
@@ -314,7 +315,7 @@ class Network:
             return -jnp.take_along_axis(logits, labels[..., None], -1).mean()
 
         value, gradients = jax.value_and_grad(loss)(params)
-        return value, jax.tree.map(lambda p, g: p - self.rate * g, params, gradients)
+        return value, jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
 
 
 NETWORKS: Sequence[Network] = (

@@ -3,6 +3,7 @@
 The only module that imports torch; imported where it is installed.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -12,16 +13,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxconv.bench.networks import Network, padding
+from jaxconv.bench.layers import DIRECTIONS, Layer
+from jaxconv.bench.networks import RATE, Network, padding
 
 torch.set_num_threads(os.cpu_count() or 1)
 
 
 class TorchCall:
-    """A function without arguments, ready to be called and timed; see ``timing.Subject``."""
+    """A function without arguments, ready to be called and timed; see ``timing.Subject``.
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    Attributes:
+      as_jax: brings an output to JAX's layout, as NumPy arrays that stay as they are.
+    """
+
+    def __init__(self, function: Callable[[], Any], as_jax: Callable[[Any], Any]) -> None:
         self.function = function
+        self.as_jax = as_jax
         self.output: Any = None
 
     def call(self) -> float:
@@ -36,7 +43,10 @@ def tensor(x: Any) -> torch.Tensor:
 
     Signals are the exception: PyTorch has no channels-last format for them.
     """
-    found = torch.from_numpy(np.array(x)).movedim(-1, 1)
+    x = np.array(x)
+    if x.dtype.name == "bfloat16":  # NumPy's is not PyTorch's
+        return tensor(x.astype(np.float32)).bfloat16()
+    found = torch.from_numpy(x).movedim(-1, 1)
     return found.contiguous() if found.ndim == 3 else found
 
 
@@ -47,7 +57,8 @@ def kernel(weights: Any) -> torch.Tensor:
 
 def array(x: torch.Tensor) -> np.ndarray:
     """(N, C, spatial…) as JAX's (N, spatial…, C)."""
-    return x.detach().movedim(1, -1).numpy()
+    x = x.detach().movedim(1, -1)
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -113,6 +124,52 @@ class Torch:
         return torch.cat(xs, 1)
 
 
+def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
+    """A layer in one direction, of the same operands; None where PyTorch can't, as with int8."""
+    if np.issubdtype(layer.spec.dtype, np.integer):
+        return None
+    lhs, rhs, cotangent = operands
+    transposed, stride, dilation = layer.lhs_dilation > 1, layer.stride, layer.rhs_dilation
+    pad = layer.padding[0]
+    weights = kernel(rhs)
+    if transposed:
+        stride, pad = layer.lhs_dilation, layer.rhs_shape[0] - 1 - pad
+        weights = weights.flip(tuple(range(2, weights.ndim))).transpose(0, 1).contiguous()
+    image, gradient = tensor(lhs), tensor(cotangent)
+    # A causal convolution is padded on both sides and its output cut, as is the custom.
+    cut = 0 if transposed else layer.padding[0] - layer.padding[1]
+    numbers = [[number] * layer.ndim for number in (stride, pad, dilation)]
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            if direction == "forward":
+                out = torch.convolution(
+                    image, weights, None, *numbers, transposed, [0] * layer.ndim, layer.groups
+                )
+                return out[..., : out.shape[-1] - cut // stride] if cut else out
+            found = torch.ops.aten.convolution_backward(
+                F.pad(gradient, (0, cut // stride)) if cut else gradient,
+                image,
+                weights,
+                None,
+                *numbers,
+                transposed,
+                [0] * layer.ndim,
+                layer.groups,
+                [direction == "input gradient", direction == "weight gradient", False],
+            )
+            return found[DIRECTIONS.index(direction) - 1]
+
+    def as_jax(x: torch.Tensor) -> np.ndarray:
+        if direction != "weight gradient":
+            return array(x)
+        if transposed:
+            x = x.transpose(0, 1).flip(tuple(range(2, x.ndim)))
+        return np.moveaxis(array(x), 0, -1)
+
+    return TorchCall(run, as_jax)
+
+
 def forward(network: Network, params: Any, x: Any) -> TorchCall:
     """The logits, as JAX's ``Network.forward`` of the same arguments gives them."""
     weights, images = _parameters(params), tensor(x)
@@ -121,34 +178,34 @@ def forward(network: Network, params: Any, x: Any) -> TorchCall:
         with torch.no_grad():
             return network.layers(Torch(weights), images)
 
-    return TorchCall(run)
+    return TorchCall(run, lambda logits: array(logits) if logits.ndim > 2 else logits.numpy())
 
 
 def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
-    """A training step that changes its parameters, as is the custom: the output of the first call
-    is what ``Network.step`` gives, the loss and the new parameters."""
+    """A training step that changes its parameters, as is the custom.
+
+    The first call is ``Network.step``: the loss, and the new parameters. Those after it add zero
+    times the gradients, which takes as long, and leads nowhere that a network doesn't return from.
+    """
     weights, images = _parameters(params), tensor(x)
     leaves = [leaf.requires_grad_() for layer in weights for leaf in layer]
     targets = torch.from_numpy(np.array(labels, np.int64))
+    rates = itertools.chain([RATE], itertools.repeat(0.0))
 
     def run() -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
         loss = F.cross_entropy(network.layers(Torch(weights), images), targets)
         loss.backward()
         with torch.no_grad():
-            torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=-network.rate)
+            torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=-next(rates))
         for leaf in leaves:
             leaf.grad = None
         return loss, weights
 
-    return TorchCall(run)
-
-
-def as_jax(x: Any) -> Any:
-    """An output of these, as JAX has it."""
-    if isinstance(x, tuple) and isinstance(x[1], list):
-        loss, weights = x
+    def as_jax(output: Any) -> Any:
+        loss, weights = output
         return loss.detach().numpy(), [tuple(map(_weights_as_jax, layer)) for layer in weights]
-    return array(x) if x.ndim > 2 else x.numpy()
+
+    return TorchCall(run, as_jax)
 
 
 def _parameters(params: Any) -> list[tuple[torch.Tensor, ...]]:
