@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench.measure import Effort, Result, measure, torch_peer
+from jaxconv.bench.measure import ENOUGH, Effort, Result, measure, torch_peer
 from jaxconv.bench.networks import LAYOUTS
 from jaxconv.bench.timing import Compiled
 from jaxconv.planner import choose
@@ -103,7 +103,7 @@ class Layer:
 
 
 def run(
-    layers: tuple[Layer, ...], directions: tuple[str, ...] = DIRECTIONS, effort: Effort = Effort()
+    layers: tuple[Layer, ...], directions: tuple[str, ...] = DIRECTIONS, effort: Effort = ENOUGH
 ) -> Iterator[str | Result]:
     """Times each layer in each direction that it has. Yields the name of what comes, then that."""
     for layer in layers:

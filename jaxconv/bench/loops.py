@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench.measure import Effort, Result, measure
+from jaxconv.bench.measure import ENOUGH, Effort, Result, measure
 from jaxconv.bench.timing import Compiled
 
 
@@ -78,7 +78,7 @@ PROGRAMS = (
 HOW = ("accelerate", "enable")
 
 
-def run(programs: tuple[Program, ...], effort: Effort = Effort()) -> Iterator[str | Result]:
+def run(programs: tuple[Program, ...], effort: Effort = ENOUGH) -> Iterator[str | Result]:
     """Times each program by ``accelerate`` and by ``enable``. Yields the name of what comes, then
     its result."""
     for program in programs:

@@ -23,6 +23,9 @@ class Effort:
     precision: float = 0.01
 
 
+ENOUGH = Effort()
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One row of a suite.

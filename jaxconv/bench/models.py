@@ -13,6 +13,8 @@ from jaxconv.bench.networks import NETWORKS, Network, Params
 from jaxconv.bench.timing import Compiled
 
 DIRECTIONS = ("forward", "training step")
+# A call takes up to several seconds.
+ENOUGH = Effort(seconds=8.0)
 MODELS: Sequence[tuple[Network, int]] = [
     (network, batch) for network in NETWORKS for batch in (1, 8)
 ]
@@ -25,7 +27,7 @@ def named(network: Network, batch: int) -> str:
 def run(
     models: Sequence[tuple[Network, int]],
     directions: tuple[str, ...] = DIRECTIONS,
-    effort: Effort = Effort(seconds=8.0),
+    effort: Effort = ENOUGH,
 ) -> Iterator[str | Result]:
     """Times each network at each batch. Yields the name of what comes, then its result."""
     peer = torch_peer()

@@ -264,14 +264,15 @@ def wavenet(net: Operations, x: Any) -> Any:
     """Van den Oord et al. 2016: two stacks of ten dilated causal layers; logits of the next of 256
     amplitudes, for each sample."""
     x = net.conv(x, 64, 2)
-    total = None
-    for dilation in 2 * tuple(2**i for i in range(10)):
-        gated = net.tanh(net.conv(x, 64, 2, dilation=dilation)) * net.sigmoid(
-            net.conv(x, 64, 2, dilation=dilation)
-        )
-        skip = net.conv(gated, 256, 1)
-        total = skip if total is None else total + skip
-        x = x + net.conv(gated, 64, 1)
+    dilations = 2 * tuple(2**i for i in range(10))
+    skips = []
+    for layer, dilation in enumerate(dilations, 1):
+        gate = net.sigmoid(net.conv(x, 64, 2, dilation=dilation))
+        gated = net.tanh(net.conv(x, 64, 2, dilation=dilation)) * gate
+        skips.append(net.conv(gated, 256, 1))
+        if layer < len(dilations):
+            x = x + net.conv(gated, 64, 1)
+    total = sum(skips[1:], skips[0])
     return net.conv(net.relu(net.conv(net.relu(total), 256, 1)), 256, 1)
 
 
@@ -292,7 +293,7 @@ class Network:
     def init(self, seed: int = 0) -> Params:
         """Random parameters under which activations keep their size."""
         net = _Random(seed)
-        jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape)))
+        jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape), jnp.float32))
         return jax.tree.map(jnp.asarray, net.made)
 
     def data(self, batch: int, seed: int = 1) -> tuple[Array, Array]:

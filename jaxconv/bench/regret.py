@@ -1,4 +1,4 @@
-"""What the choice of "auto" costs: its time over that of the best algorithm, on random convolutions.
+"""What the choice of "auto" costs: its time over the best algorithm's, on random convolutions.
 
 Yardstick: https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_method.html
 states the same of SciPy's choice.
@@ -24,6 +24,7 @@ from jaxconv.spec import ConvSpec, dilate
 
 SEED = 2024
 COUNT = 200
+ENOUGH = Effort(9, 1.0)
 # No candidates: a loop that teaches, and one that is less accurate than twice lax's error.
 LEFT_OUT = ("naive", "winograd4")
 # Slower than this many times the best after one call: not timed further.
@@ -220,7 +221,7 @@ class Regret:
     wrong: str | None
 
 
-def run(specs: list[ConvSpec], effort: Effort = Effort(9, 1.0)) -> Iterator[str | Regret]:
+def run(specs: list[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Regret]:
     """Measures each. Yields the name of what comes, then the result."""
     for spec in specs:
         yield str(spec)
@@ -228,7 +229,7 @@ def run(specs: list[ConvSpec], effort: Effort = Effort(9, 1.0)) -> Iterator[str 
             yield regret(spec, effort)
 
 
-def regret(spec: ConvSpec, effort: Effort = Effort(9, 1.0)) -> Regret:
+def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Regret:
     """Measures "auto", lax, and every candidate, by turns."""
     chosen, _ = choose(spec, jax.default_backend())
     arrays = operands(spec)

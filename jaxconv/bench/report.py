@@ -33,8 +33,9 @@ class Report:
         self.results: dict[str, list[AnyResult]] = {}
         gflops, gigabytes = machine["gemm"] / 1e9, machine["bandwidth"] / 1e9
         self._print(
-            f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, PyTorch {machine['torch'] or '–'},"
-            f" {machine['cpu']}, {machine['cores']} cores, {gflops:.0f} GFLOP/s f32 GEMM,"
+            f"jaxconv {machine['jaxconv']}, JAX {machine['jax']},"
+            f" PyTorch {machine['torch'] or '–'}, {machine['cpu']},"
+            f" {machine['cores']} cores, {gflops:.0f} GFLOP/s f32 GEMM,"
             f" {gigabytes:.1f} GB/s"
         )
 

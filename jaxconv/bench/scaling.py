@@ -40,6 +40,7 @@ SWEEPS = (
 )
 # Not the loop that shows what convolution is, and costs as much to measure as all the others.
 LEFT_OUT = ("naive",)
+ENOUGH = Effort(15, 0.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,7 @@ def slope(sizes: tuple[int, ...], values: tuple[float | None, ...]) -> float | N
     return float(np.polyfit(x, y, 1)[0])
 
 
-def run(
-    sweeps: tuple[Sweep, ...] = SWEEPS, effort: Effort = Effort(15, 0.6)
-) -> Iterator[str | Curve]:
+def run(sweeps: tuple[Sweep, ...] = SWEEPS, effort: Effort = ENOUGH) -> Iterator[str | Curve]:
     """Measures each sweep by lax, "auto" and each algorithm. Yields the name of what comes, then
     the curves of a sweep."""
     for sweep in sweeps:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxconv import tables
 from jaxconv.bench import cases, layers, loops, models, regret, scaling
-from jaxconv.bench.measure import Effort, Result
+from jaxconv.bench.measure import ENOUGH, Effort, Result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,32 +67,32 @@ SLOWER = 0.95
 def _run_layers(selection: Selection) -> Iterator[Any]:
     few = cases.LAYERS[1 :: len(cases.LAYERS) // 6]
     chosen = selection.of(cases.LAYERS, lambda layer: layer.name, few)
-    return layers.run(chosen, selection.directions(layers.DIRECTIONS), selection.effort(Effort()))
+    return layers.run(chosen, selection.directions(layers.DIRECTIONS), selection.effort(ENOUGH))
 
 
 def _run_loops(selection: Selection) -> Iterator[Any]:
     chosen = selection.of(loops.PROGRAMS, lambda program: program.name, loops.PROGRAMS[1:3])
     if selection.direction is not None:
         chosen = ()
-    return loops.run(chosen, selection.effort(Effort()))
+    return loops.run(chosen, selection.effort(ENOUGH))
 
 
 def _run_models(selection: Selection) -> Iterator[Any]:
     chosen = selection.of(models.MODELS, lambda model: models.named(*model), models.MODELS[:1])
     directions = selection.directions(models.DIRECTIONS)
-    return models.run(chosen, directions, selection.effort(Effort(seconds=8.0)))
+    return models.run(chosen, directions, selection.effort(models.ENOUGH))
 
 
 def _run_scaling(selection: Selection) -> Iterator[Any]:
     few = [dataclasses.replace(scaling.SWEEPS[0], sizes=scaling.SWEEPS[0].sizes[:2])]
     chosen = selection.of(scaling.SWEEPS, lambda sweep: sweep.name, few)
-    return scaling.run(chosen, selection.effort(Effort(15, 0.6)))
+    return scaling.run(chosen, selection.effort(scaling.ENOUGH))
 
 
 def _run_regret(selection: Selection) -> Iterator[Any]:
     specs = regret.random_specs(regret.SEED, selection.specs)
     chosen = selection.of(specs, str, specs[:4])
-    return regret.run(list(chosen), selection.effort(Effort(9, 1.0)))
+    return regret.run(list(chosen), selection.effort(regret.ENOUGH))
 
 
 TIMES = (
