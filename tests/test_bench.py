@@ -189,8 +189,15 @@ def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
     assert found.count == 3 * convolutions - 1
 
 
-@pytest.mark.usefixtures("alone")
-def test_networks_are_timed_forward_and_in_training() -> None:
+@pytest.mark.parametrize("torch", [False, True])
+def test_networks_are_timed_forward_and_in_training(
+    torch: bool, request: pytest.FixtureRequest
+) -> None:
+    if torch:
+        pytest.importorskip("torch")
+    else:
+        request.getfixturevalue("alone")
+
     def layer(net: networks.Operations, x: Any) -> Any:
         return net.linear(net.mean(net.relu(net.conv(x, 4, 3))), 3)
 
@@ -199,6 +206,7 @@ def test_networks_are_timed_forward_and_in_training() -> None:
         found = results(models.run([(network, 2)], effort=ONCE))
     assert [result.direction for result in found] == ["forward", "training step"]
     assert [result.name for result in found] == ["one layer, batch 2"] * 2
+    assert [bool(result.torch) for result in found] == [torch] * 2
     assert not any(result.wrong for result in found)
 
 
@@ -219,9 +227,19 @@ def test_torch_computes_the_same_layers(layer: Layer) -> None:
 @pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
 def test_torch_computes_the_same_networks(network: networks.Network) -> None:
     pytest.importorskip("torch")
+    peer = measure.torch_peer()
+    network = small(network)
     with jax.numpy_rank_promotion("allow"):
-        found = results(models.run([(small(network), 1)], effort=ONCE))
-    assert [result.wrong for result in found] == [None, None]
+        params, (x, labels) = network.init(), network.data(1)
+        logits = jax.jit(network.forward)(params, x)
+    forward = peer.forward(network, params, x)
+    assert forward.call() > 0
+    assert measure.difference(logits, forward.as_jax(forward.output)) < 1e-5
+    step = peer.step(network, params, x, labels)
+    step.call()
+    loss, _ = step.as_jax(step.output)
+    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+    assert float(loss) == pytest.approx(float(each.mean()), rel=1e-5)
 
 
 def test_a_wrong_peer_is_told() -> None:
@@ -436,9 +454,13 @@ def test_summary_ranks() -> None:
     ]
     assert isinstance(rows[0], Result)
     lines = SUITES["layers"].summary(rows)
-    assert lines[0] == "lax: 1 times as fast in the geometric mean of 2, 0.5 at worst; 1 below 0.95"
+    assert lines[0] == (
+        "against lax: 1 times as fast in the geometric mean of 2, 0.5 at worst; 1 below 0.95"
+    )
     assert lines[1].startswith("  0.5: slow, forward (")
-    assert lines[2].startswith("PyTorch: 0.5 times as fast in the geometric mean of 2, 0.25 at")
+    assert lines[2].startswith(
+        "against PyTorch: 0.5 times as fast in the geometric mean of 2, 0.25 at"
+    )
     assert lines[-1].startswith("errors against float64: 2 of 2 above 2 × lax's; at worst 3: ")
 
 

@@ -112,6 +112,7 @@ def measure(
     subject: Compiled,
     peer: Any = None,
     compared: Callable[[Any], Any] = lambda output: output,
+    slack: Any = None,
     **facts: Any,
 ) -> Result:
     """Times and compares.
@@ -120,6 +121,7 @@ def measure(
       baseline, subject: by lax and by jaxconv.
       peer: a ``torch_peer.TorchCall``; None without PyTorch.
       compared: from an output to what is compared, a tree of arrays.
+      slack: the same tree of what differences are allowed besides; default: none.
       facts: the rest of ``Result``.
     """
     peer_output = None
@@ -140,18 +142,22 @@ def measure(
         lower_seconds=(baseline.lower_seconds, subject.lower_seconds),
         xla_seconds=(baseline.xla_seconds, subject.xla_seconds),
         workspace=(baseline.workspace, subject.workspace),
-        difference=difference(expected, compared(subject.output)),
-        torch_difference=None if peer is None else difference(expected, peer_output),
+        difference=difference(expected, compared(subject.output), slack),
+        torch_difference=None if peer is None else difference(expected, peer_output, slack),
         **facts,
     )
 
 
-def difference(expected: Any, found: Any) -> float:
-    """The largest difference over the largest value, of the worst array of two trees."""
+def difference(expected: Any, found: Any, slack: Any = None) -> float:
+    """The largest difference over the largest value, of the worst array of two trees.
 
-    def of_array(expected: Any, found: Any) -> float:
+    ``slack``: the same tree of what is taken off the differences.
+    """
+    slack = jax.tree.map(lambda _: 0.0, expected) if slack is None else slack
+
+    def of_array(expected: Any, found: Any, slack: float) -> float:
         wide = np.asarray(expected, np.float64)
-        off = np.max(np.abs(np.asarray(found, np.float64) - wide))
+        off = max(0.0, np.max(np.abs(np.asarray(found, np.float64) - wide)) - slack)
         return float(off / max(np.max(np.abs(wide)), np.finfo(np.float64).tiny))
 
-    return max(jax.tree.leaves(jax.tree.map(of_array, expected, found)))
+    return max(jax.tree.leaves(jax.tree.map(of_array, expected, found, slack)))

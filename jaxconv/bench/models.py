@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxconv
@@ -48,6 +49,7 @@ def run(
                 Compiled(jaxconv.accelerate(function), *args),
                 torch,
                 (lambda output: output) if forward else partial(_changes, params),
+                None if forward else (0.0, jax.tree.map(_rounding, params)),
                 suite="models",
                 name=name,
                 direction=direction,
@@ -66,3 +68,8 @@ def _changes(params: Params, output: Any) -> Any:
 
     loss, new = output
     return loss, jax.tree.map(change, [tuple(layer) for layer in new], params)
+
+
+def _rounding(param: Any) -> float:
+    """The difference that rounding alone makes between two new values of a parameter."""
+    return float(jnp.finfo(param.dtype).eps * jnp.max(jnp.abs(param)))

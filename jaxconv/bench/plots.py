@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from jaxconv.bench.measure import Result
 from jaxconv.bench.scaling import Curve
@@ -42,6 +43,9 @@ def ratios(results: Sequence[Result]) -> Figure:
         panel.set_xscale("log")
         panel.set_title(f"times as fast as {'PyTorch' if peer == 'torch' else peer}")
         panel.grid(axis="x", alpha=0.3)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_yticks(rows, [f"{r.name}, {r.direction or r.how}" for r in results], fontsize=7)
     panels[0].set_ylim(len(results) - 0.5, -0.5)
     return figure
@@ -49,7 +53,7 @@ def ratios(results: Sequence[Result]) -> Figure:
 
 def roofline(results: Sequence[Result], machine: dict[str, Any]) -> Figure:
     """GFLOP/s reached over the operations for each byte of operands and result, below what memory
-    and a GEMM allow."""
+    and a GEMM allow. Arrays that stay in cache from call to call may be above the first."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     float32 = [r for r in results if r.flops and not r.name.startswith(("bfloat16", "int8"))]
@@ -83,4 +87,8 @@ def scaling(curves: Sequence[Curve]) -> Figure:
         column[0].set(title=sweep, xscale="log", yscale="log", ylabel="ms")
         column[1].set(xscale="log", yscale="symlog", ylabel="MiB of intermediate arrays")
         column[0].legend(fontsize=7)
+        ticks = sorted({size for curve in curves if curve.sweep == sweep for size in curve.sizes})
+        for panel in column:
+            panel.set_xticks(ticks, list(map(str, ticks)))
+            panel.xaxis.set_minor_formatter(NullFormatter())
     return figure

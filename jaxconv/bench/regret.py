@@ -29,9 +29,9 @@ ENOUGH = Effort(9, 1.0)
 LEFT_OUT = ("naive", "winograd4")
 # Slower than this many times the best after one call: not timed further.
 HOPELESS = 3.0
-# Operations that lax does in half a second where it is fast, and in its loops; bytes of operands,
-# and of a candidate's intermediate arrays.
-FAST_FLOPS, LOOP_FLOPS = 2e10, 6e8
+# Operations that take as long as a call; those that lax does in half a second where it is fast, and
+# in its loops; bytes of operands, and of a candidate's intermediate arrays.
+FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS = 1e6, 2e10, 6e8
 OPERANDS, WORKSPACE = 64 << 20, 1 << 30
 
 
@@ -156,7 +156,8 @@ def _bounded(spec: ConvSpec) -> bool:
     masked = spec.batch_group_count if spec.dtype == np.float32 else spec.groups
     fast = xla_is_fast(spec) and max(spec.lhs_dilation) == 1
     flops = spec.flops * math.prod(spec.lhs_dilation) * masked
-    return flops <= (FAST_FLOPS if fast else LOOP_FLOPS) and spec.operand_bytes <= OPERANDS
+    within = FEWEST_FLOPS <= flops <= (FAST_FLOPS if fast else LOOP_FLOPS)
+    return within and spec.operand_bytes <= OPERANDS
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _summary(results: Sequence[Result]) -> list[str]:
         ratios = [result.quartiles(peer)[1] for result in ranked]
         below = [result for result in ranked if result.quartiles(peer)[1] < SLOWER]
         lines.append(
-            f"{title}: {geometric_mean(ratios):.3g} times as fast in the geometric mean of"
+            f"against {title}: {geometric_mean(ratios):.3g} times as fast in the geometric mean of"
             f" {len(ratios)}, {ratios[0]:.3g} at worst; {len(below)} below {SLOWER}"
         )
         shown = below if peer == "lax" else ranked[:10]
@@ -203,7 +203,7 @@ def _regret_summary(results: Sequence[regret.Regret]) -> list[str]:
         f"regret of {len(results)}: {geometric_mean(regrets):.3f} in the geometric mean,"
         f" {np.quantile(regrets, 0.95):.3g} at the 95th percentile, {max(regrets):.3g} at worst",
         *(f"  {r.regret:.2f}: {r.spec}: {r.chosen}, best {r.best}" for r in worst),
-        f"lax: {geometric_mean(by_lax):.3g} times as fast in the geometric mean,"
+        f"against lax: {geometric_mean(by_lax):.3g} times as fast in the geometric mean,"
         f" {min(by_lax):.3g} at worst; {sum(r < SLOWER for r in by_lax)} below {SLOWER}",
     ]
 
