@@ -1,8 +1,9 @@
-"""The command line: ``jaxconv compare`` and ``jaxconv run``."""
+"""The command line: ``jaxconv compare``, ``jaxconv bench`` and ``jaxconv run``."""
 
 import importlib.util
 import io
 import os
+import re
 import runpy
 import sys
 import tempfile
@@ -15,10 +16,14 @@ try:
     import typer
     from matplotlib.backend_bases import FigureCanvasBase
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     from jaxconv import compare as engine
+    from jaxconv.bench import machine, plots
+    from jaxconv.bench.report import Report
+    from jaxconv.bench.suites import DIRECTIONS, SUITES, Selection
 except ModuleNotFoundError as error:
     # Here and not in main: without these packages there are no commands to define.
     print(
@@ -198,6 +203,95 @@ def _stdout() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=120)
     return console
+
+
+@app.command()
+def bench(
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}.", show_default="layers"
+        ),
+    ] = None,
+    case: Annotated[
+        str | None,
+        typer.Option(help="Run those whose names hold this regular expression.", metavar="REGEX"),
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(help=f"Run this one only, of {', '.join(DIRECTIONS)}.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few cases, a moment each.")] = False,
+    specs: Annotated[
+        int, typer.Option(min=1, help="Random convolutions of the suite regret.")
+    ] = Selection.specs,
+    file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write everything to this file, after every result."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--plots", help="Draw pictures into this folder.")
+    ] = None,
+) -> None:
+    """Measure jaxconv against lax, and against PyTorch where it is installed.
+
+    layers: single convolutions of well-known networks and filters, forward and gradients.
+    loops: convolutions inside scan and vmap. models: whole networks, forward and training step.
+    scaling: how costs grow. regret: what the choice of "auto" costs, on random convolutions.
+    Every result is checked against lax's; a wrong one makes the exit code 1.
+    """
+    selection = _selection(suites or [], case, direction, quick, specs)
+    for parent in {path for path in (file and file.parent, folder) if path is not None}:
+        try:
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as error:
+            _fail(f"can't write into {str(parent)!r}: {error.strerror or error}")
+    if file is not None and file.is_dir():
+        _fail(f"can't write {str(file)!r}: it is a folder")
+    try:
+        _bench(suites or ["layers"], selection, file, folder)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _selection(
+    suites: list[str], case: str | None, direction: str | None, quick: bool, specs: int
+) -> Selection:
+    """Checked options of ``bench``."""
+    for name in suites:
+        if name not in SUITES:
+            _fail(f"unknown suite {name!r}; known are {', '.join(SUITES)}")
+    if direction is not None and direction not in DIRECTIONS:
+        _fail(f"unknown direction {direction!r}; known are {', '.join(DIRECTIONS)}")
+    try:
+        pattern = None if case is None else re.compile(case)
+    except re.error as error:
+        _fail(f"--case {case!r} is no regular expression: {error}")
+    return Selection(pattern, direction, quick, specs)
+
+
+def _bench(suites: list[str], selection: Selection, file: Path | None, folder: Path | None) -> None:
+    start = time.perf_counter()
+    report = Report(_stdout(), machine.description(), file)
+    stderr = Console(stderr=True)
+    columns = TextColumn("{task.description}"), TimeElapsedColumn()
+    for suite in suites:
+        report.begin(suite)
+        with Progress(
+            *columns, console=stderr, transient=True, disable=not stderr.is_terminal
+        ) as progress:
+            task = progress.add_task("")
+            for step in SUITES[suite].run(selection):
+                if isinstance(step, str):
+                    progress.update(task, description=escape(step))
+                else:
+                    report.add(suite, step)
+        report.end(suite)
+    if not any(report.results.values()):
+        _fail("no case is selected; --case and --direction leave none")
+    written = [] if folder is None else plots.draw(folder, report.machine, report.results)
+    report.close(written, time.perf_counter() - start)
+    if report.wrong:
+        raise typer.Exit(1)
 
 
 # What comes after the script is the script's, options too.

@@ -1,51 +1,74 @@
 """The benchmark measures what it says, and notices a wrong result. Times are never asserted."""
 
 import dataclasses
-from collections.abc import Callable
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
+from rich.console import Console
 
 import jaxconv
-from jaxconv.bench import __main__ as command
-from jaxconv.bench import layers, models, programs
-from jaxconv.bench.layers import Layer
-from jaxconv.bench.timing import Compiled, alternate
-
-TINY = Layer("tiny", (2, 6, 6, 4), (3, 3, 1, 4), 4)
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        TINY,
-        dataclasses.replace(TINY, direction="input gradient"),
-        dataclasses.replace(TINY, direction="weight gradient"),
-        dataclasses.replace(TINY, dtype="int32"),
-        Layer("causal", (1, 9, 2), (3, 2, 4), padding=((2, 0),)),
-    ],
-    ids=lambda layer: f"{layer.name} {layer.direction} {layer.dtype}",
+from jaxconv import cli
+from jaxconv.bench import (
+    cases,
+    layers,
+    loops,
+    machine,
+    measure,
+    models,
+    networks,
+    regret,
+    scaling,
+    suites,
 )
-def test_a_layer_is_timed_in_pairs(layer: Layer) -> None:
-    if layer.dtype == "int32" and jax.default_backend() == "gpu":
-        pytest.skip("lax itself refuses integer convolutions on GPU")
-    (result,) = layers.run((layer,), pairs=3)
-    assert len(result.pairs) == len(result.ratios) == 3
-    assert (result.ratios > 0).all()
-    assert result.error < 1e-5
-    assert len(result.algorithms) == 1
-    assert result.algorithms[0] in jaxconv.ALGORITHMS
+from jaxconv.bench.layers import DIRECTIONS, Layer
+from jaxconv.bench.measure import Effort, Result
+from jaxconv.bench.report import Report
+from jaxconv.bench.suites import SUITES, Selection
+from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.compat import conv_general_dilated_p
+from jaxconv.layout import forward_of
+from jaxconv.parse import parse
+from jaxconv.spec import ConvSpec
+
+ONCE = Effort(1, 0.0)
+TINY = Layer("tiny", (2, 6, 6, 4), (3, 3, 1, 4), (1, 1), groups=4)
+LAYERS = (
+    TINY,
+    dataclasses.replace(TINY, dtype="bfloat16"),
+    dataclasses.replace(TINY, dtype="int8", out_dtype="int32", directions=("forward",)),
+    Layer("causal", (1, 9, 2), (3, 2, 4), (4, 0), rhs_dilation=2),
+    Layer("groups", (2, 9, 8, 4), (3, 3, 2, 6), (1, 1), stride=2, groups=2),
+    Layer("transposed", (2, 4, 4, 3), (4, 4, 3, 5), (2, 2), lhs_dilation=2),
+    Layer("volume", (1, 4, 4, 4, 2), (3, 3, 3, 2, 3), (1, 1)),
+    Layer("patches", (1, 8, 8, 3), (4, 4, 3, 5), stride=4),
+)
 
 
-def test_a_wrong_result_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = jaxconv.conv_general_dilated
-    monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
-    with pytest.raises(RuntimeError, match=r"off by 1.*e-03 of the largest value"):
-        list(layers.run((TINY,), pairs=1))
+def results(found: Iterator[Any]) -> list[Any]:
+    """Without the names that come before them."""
+    return [step for step in found if not isinstance(step, str)]
 
 
-def test_pairs_alternate_and_time_is_bounded() -> None:
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without PyTorch."""
+    monkeypatch.setattr(layers, "torch_peer", lambda: None)
+    monkeypatch.setattr(models, "torch_peer", lambda: None)
+
+
+# Timing
+
+
+def test_calls_alternate_and_time_is_bounded() -> None:
     calls = []
 
     def traced(name: str) -> Callable[[jax.Array], jax.Array]:
@@ -55,57 +78,404 @@ def test_pairs_alternate_and_time_is_bounded() -> None:
 
         return f
 
-    a, b = Compiled(traced("a"), jnp.zeros(3)), Compiled(traced("b"), jnp.zeros(3))
-    assert len(alternate(a, b, pairs=2)) == 2
+    subjects = [Compiled(traced(name), jnp.zeros(3)) for name in "abc"]
+    assert [len(times) for times in alternate(subjects, 2)] == [3, 3]
     jax.effects_barrier()
-    assert "".join(calls) == "ab" + "abab"
-    assert len(alternate(a, b, pairs=100, seconds=0.0)) == 1
+    assert "".join(calls) == "abc" + "abcabc"
+    assert len(alternate(subjects, 100, seconds=0.0)) == 1
+    calls.clear()
+    alternate(subjects[:2], 1, settle=True)
+    jax.effects_barrier()
+    assert "".join(calls) == "ab" + "aabb"
 
 
-def test_programs_are_timed_by_accelerate_and_by_enable() -> None:
-    small = programs.Program("small", lambda: (jax.nn.relu, (jnp.ones(3),)))
-    found = list(programs.run((small, programs.PROGRAMS[-1]), pairs=1))
+def test_measuring_ends_when_the_ratio_is_known() -> None:
+    steady = SimpleNamespace(call=lambda: 1.0, output=None)
+    assert len(alternate((steady, steady), 100, precision=0.01)) == 5
+    times = iter(range(1, 1000))
+    wild = SimpleNamespace(call=lambda: float(next(times) % 7 + 1), output=None)
+    assert len(alternate((steady, wild), 20, precision=0.01)) == 20
+
+
+def test_compiling_is_split() -> None:
+    compiled = Compiled(jnp.sin, jnp.zeros(3))
+    assert min(compiled.lower_seconds, compiled.xla_seconds) > 0
+    assert compiled.compile_seconds == compiled.lower_seconds + compiled.xla_seconds
+
+
+# Layers
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.name} {layer.dtype}")
+def test_layers_are_compared_with_lax_and_with_float64(layer: Layer) -> None:
+    if layer.dtype == "int8" and jax.default_backend() == "gpu":
+        pytest.skip("lax itself refuses integer convolutions on GPU")
+    found = results(layers.run((layer,), effort=Effort(3)))
+    assert [result.direction for result in found] == list(layer.directions)
+    for result in found:
+        assert result.wrong is None
+        assert len(result.lax) == 3
+        assert result.torch == ()
+        assert result.quartiles("lax")[0] > 0
+        assert set(result.how.split(", ")) <= set(jaxconv.ALGORITHMS)
+        exact = np.finfo(np.float32).eps if layer.dtype != "bfloat16" else 2**-8
+        assert max(result.errors) <= (0 if layer.dtype == "int8" else 2 * exact)
+
+
+def test_errors_are_those_of_the_outputs() -> None:
+    for direction in DIRECTIONS:
+        layer = dataclasses.replace(LAYERS[4], dtype="float64")
+        operands = layer.operands()
+        output = layer.function(lax.conv_general_dilated, direction)(*operands)
+        right, wrong = layers.exact_errors(layer, direction, operands, (output, output * 1.5))
+        assert right < 1e-14
+        assert wrong == pytest.approx(0.5)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_wrong_layer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = jaxconv.conv_general_dilated
+    monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
+    (result,) = results(layers.run((TINY,), ("forward",), ONCE))
+    assert re.match(r"tiny, forward: jaxconv is off by 1.*e-03 of the larg.*1e-04", result.wrong)
+
+
+def test_cases_are_many_and_each_is_one() -> None:
+    assert len(cases.LAYERS) >= 60
+    assert len({layer.name for layer in cases.LAYERS}) == len(cases.LAYERS)
+    for layer in cases.LAYERS:
+        assert not layer.spec.is_empty
+        assert layer.rhs_shape[-2] * layer.groups == layer.lhs_shape[-1]
+        assert layer.spec.operand_bytes < 128 << 20
+
+
+# Loops and networks
+
+
+def test_loops_are_timed_by_accelerate_and_by_enable() -> None:
+    small = loops.Program("small", lambda: (jax.nn.relu, (jnp.ones(3, jnp.float32),)))
+    found = results(loops.run((small, loops.PROGRAMS[-1]), ONCE))
     assert [result.how for result in found] == ["accelerate", "enable"] * 2
-    assert [result.error for result in found[:2]] == [0, 0]
+    assert [result.difference for result in found[:2]] == [0, 0]
+    assert not any(result.wrong for result in found)
 
 
-def test_a_wrong_program_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jaxconv, "accelerate", lambda f: lambda *args: f(*args) * 1.001)
-    with pytest.raises(RuntimeError, match=r"vmap.*off by 1.*e-03 of the largest value"):
-        list(programs.run(programs.PROGRAMS[-1:], pairs=1))
+# Millions of weights, those of the normalisation left out.
+PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6, "EfficientNet-B0": 5.3}
 
 
-@pytest.mark.parametrize("model", models.MODELS, ids=lambda model: model.name)
-def test_models_are_those_of_their_papers(model: models.Model) -> None:
-    params = model.init(size=64)
-    # Millions of weights, without normalisation: 3.5, 25.6 and 28.6 with it.
-    published = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6}
-    count = sum(weights.size for weights, _ in params) / 1e6
-    assert 0.98 < count / published[model.name] < 1.0
-    images, labels = models.data(1, size=64)
+def small(network: networks.Network) -> networks.Network:
+    *_, channels = network.shape
+    size = {2: 64, 3: 32, 4: 8}[len(network.shape)]
+    return dataclasses.replace(network, shape=(*(size,) * (len(network.shape) - 1), channels))
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
+def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
+    network = small(network)
     with jax.numpy_rank_promotion("allow"):  # users' models promote
-        loss, updated = jax.eval_shape(model.step, params, images, labels)
-        found = jaxconv.explain(model.step)(params, images, labels)
+        params = network.init()
+        x, labels = network.data(1)
+        loss, updated = jax.eval_shape(network.step, params, x, labels)
+        found = jaxconv.explain(network.step)(params, x, labels)
+    if network.name in PUBLISHED:
+        count = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
+        assert 0.98 < count / PUBLISHED[network.name] <= 1.0
     assert loss.shape == ()
     assert jax.tree.map(jnp.shape, updated) == jax.tree.map(jnp.shape, params)
     # Forward, and both gradients, but for the input gradient of the first.
-    assert found.count == 3 * (len(params) - 1) - 1
+    convolutions = sum(layer[0].ndim > 2 for layer in params)
+    assert found.count == 3 * convolutions - 1
 
 
-def test_the_command_prints_a_table(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("torch", [False, True])
+def test_networks_are_timed_forward_and_in_training(
+    torch: bool, request: pytest.FixtureRequest
 ) -> None:
-    small = programs.Program("small", lambda: (jax.nn.relu, (jnp.ones(3),)))
-    monkeypatch.setitem(command.SUITES, "layers", lambda: layers.run((TINY,), pairs=2))
-    monkeypatch.setitem(command.SUITES, "programs", lambda: programs.run((small,), pairs=2))
-    command.main([])
-    assert capsys.readouterr().out.splitlines()[-1].startswith("| tiny | forward | ")
-    command.main(["layers", "programs"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[-3:]] == ["| tiny", "| small", "| small"]
-    assert len({line.count("|") for line in lines[2:]}) == 1
+    if torch:
+        pytest.importorskip("torch")
+    else:
+        request.getfixturevalue("alone")
+
+    def layer(net: networks.Operations, x: Any) -> Any:
+        return net.linear(net.mean(net.relu(net.conv(x, 4, 3))), 3)
+
+    network = networks.Network("one layer", layer, (6, 6, 2))
+    with jax.numpy_rank_promotion("allow"):
+        found = results(models.run([(network, 2)], effort=ONCE))
+    assert [result.direction for result in found] == ["forward", "training step"]
+    assert [result.name for result in found] == ["one layer, batch 2"] * 2
+    assert [bool(result.torch) for result in found] == [torch] * 2
+    assert not any(result.wrong for result in found)
 
 
-def test_the_command_names_its_suites() -> None:
-    with pytest.raises(SystemExit, match=r"no suite speed; there are layers, gradients, programs"):
-        command.main(["speed"])
+# PyTorch
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.name} {layer.dtype}")
+def test_torch_computes_the_same_layers(layer: Layer) -> None:
+    pytest.importorskip("torch")
+    for result in results(layers.run((layer,), effort=ONCE)):
+        if layer.dtype == "int8":  # PyTorch has no such convolution
+            assert (result.torch, result.torch_difference) == ((), None)
+        else:
+            assert len(result.torch) == 1
+            assert result.wrong is None
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
+def test_torch_computes_the_same_networks(network: networks.Network) -> None:
+    pytest.importorskip("torch")
+    peer = measure.torch_peer()
+    network = small(network)
+    with jax.numpy_rank_promotion("allow"):
+        params, (x, labels) = network.init(), network.data(1)
+        logits = jax.jit(network.forward)(params, x)
+    forward = peer.forward(network, params, x)
+    assert forward.call() > 0
+    assert measure.difference(logits, forward.as_jax(forward.output)) < 1e-5
+    step = peer.step(network, params, x, labels)
+    step.call()
+    loss, _ = step.as_jax(step.output)
+    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+    assert float(loss) == pytest.approx(float(each.mean()), rel=1e-5)
+
+
+def test_a_wrong_peer_is_told() -> None:
+    subject = Compiled(jax.nn.relu, jnp.ones(3, jnp.float32))
+    peer = SimpleNamespace(call=lambda: 1.0, output=2.0, as_jax=lambda x: np.full(3, x))
+    facts = {"suite": "layers", "name": "a", "direction": "b", "how": "", "tolerance": 0.1}
+    result = measure.measure(ONCE, subject, subject, peer, **facts)
+    assert result.wrong == "a, b: PyTorch is off by 1.0e+00 of the largest value, more than 1e-01"
+
+
+# Scaling
+
+
+def test_slopes() -> None:
+    assert scaling.slope((1, 2, 4), (3.0, 12.0, 48.0)) == pytest.approx(2)
+    assert scaling.slope((1, 2, 4), (0, None, 48)) is None
+
+
+def test_scaling_measures_every_algorithm() -> None:
+    sweep = scaling.Sweep("sizes", (1, 2), lambda n: dataclasses.replace(TINY, name=f"{n}"))
+    curves = results(scaling.run((sweep,), ONCE))
+    names = [curve.algorithm for curve in curves]
+    assert names == ["lax", "auto", *scaling.able(TINY)]
+    assert "naive" not in names
+    assert all(curve.sizes == (1, 2) and min(curve.seconds) > 0 for curve in curves)
+
+
+# Regret
+
+
+def test_random_specs_are_those_of_their_seed() -> None:
+    specs = regret.random_specs(1, 300)
+    assert specs == regret.random_specs(1, 300)
+    assert specs != regret.random_specs(2, 300)
+    assert {spec.spatial_ndim for spec in specs} == {1, 2, 3}
+    assert {spec.dtype.name for spec in specs} == {"float32", "float64", "bfloat16", "int8"}
+    assert {spec.weight_gradient for spec in specs} == {True, False}
+    assert max(spec.groups for spec in specs) > 8
+    for spec in specs:
+        assert not spec.is_empty
+        lhs, rhs = (
+            jax.ShapeDtypeStruct(x.shape, x.dtype)
+            for x in jax.eval_shape(lambda spec=spec: regret.operands(spec))
+        )
+        params = parse("conv", lhs, rhs, **regret.arguments(spec))
+        assert ConvSpec.from_params(lhs, rhs, params) == spec
+
+
+@pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[4]], ids=lambda layer: layer.name)
+def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
+    function = layer.function(lax.conv_general_dilated, "weight gradient")
+    eqns = jax.make_jaxpr(function)(*layer.operands()).eqns
+    (eqn,) = (eqn for eqn in eqns if eqn.primitive is conv_general_dilated_p)
+    lhs, rhs = (v.aval for v in eqn.invars)
+    spec = regret.weight_gradient_of(layer.spec)
+    derived = ConvSpec.from_params(lhs, rhs, eqn.params)
+    assert spec.replace(precision=None) == derived.replace(precision=None)
+    forward = forward_of(spec.replace(feature_group_count=1)) if layer.groups == 1 else None
+    assert forward is None or forward.rhs_shape == layer.rhs_shape
+
+
+def test_regret_is_over_the_best_candidate() -> None:
+    (found,) = results(regret.run([TINY.spec], Effort(3)))
+    assert found.wrong is None
+    assert found.regret >= 1
+    assert found.by_lax > 0
+    assert set(found.seconds) == {"auto", "lax", *regret.candidates(TINY.spec)} - {found.chosen}
+    assert "naive" not in found.seconds
+
+
+def test_a_wrong_candidate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = jaxconv.conv_general_dilated
+    monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
+    assert str(regret.regret(TINY.spec, ONCE).wrong).startswith("auto is off by 1")
+
+
+# The command
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
+    """Suites of a moment each."""
+    del alone
+    monkeypatch.setattr(cases, "LAYERS", (TINY,) * 7)
+    monkeypatch.setattr(loops, "PROGRAMS", loops.PROGRAMS[-1:] * 3)
+    sweep = scaling.Sweep("sizes", (1, 2), lambda n: TINY)
+    monkeypatch.setattr(scaling, "SWEEPS", (sweep,))
+    monkeypatch.setattr(regret, "random_specs", lambda seed, count: [TINY.spec] * count)
+    model = (networks.Network("one", lambda net, x: net.conv(x, 3, 1), (4, 4, 2)), 1)
+    monkeypatch.setattr(models, "MODELS", [model])
+    known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "bandwidth": 1e10, "torch": None}
+    versions = {"jaxconv": "1", "jax": jax.__version__}
+    monkeypatch.setattr(machine, "description", lambda: known | versions)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of ``jaxconv bench`` with these arguments, in this process."""
+    with pytest.raises(SystemExit) as exit_, jax.numpy_rank_promotion("allow"):
+        cli.app(["bench", *map(str, arguments)])
+    captured = capsys.readouterr()
+    code = exit_.value.code
+    assert isinstance(code, int)
+    return code, captured.out, captured.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    options = ("--quick", "--specs", 2, "--json", file, "--plots", tmp_path)
+    code, out, err = run(capsys, *SUITES, *options)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    for name, suite in SUITES.items():
+        head = lines.index(name) + 2
+        assert lines[head] == f"| {' | '.join(suite.header)} |"
+        assert {line.count("|") for line in lines[head : head + 3]} == {len(suite.header) + 1}
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["machine"]["gemm"] == 1e11
+    assert list(document["results"]) == list(SUITES)
+    (*_, row) = document["results"]["layers"]
+    assert row["ratios"]["lax"][1] > 0
+    assert row["wrong"] is None
+    written = {path.name for path in tmp_path.iterdir()}
+    pictures = {"layers.png", "loops.png", "models.png", "roofline.png", "scaling.png"}
+    assert written == pictures | {"bench.json"}
+    assert "below 0.95" in out
+    assert "regret of 2: " in out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_selects(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--quick", "--case", "^t.ny$", "--direction", "input gradient")
+    assert code == 0
+    assert out.count("| tiny | input gradient |") == 7
+    assert "| tiny | forward |" not in out
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_tells_what_is_wrong(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = jaxconv.conv_general_dilated
+    monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
+    code, out, _ = run(capsys, "--quick", "--direction", "forward")
+    assert code == 1
+    assert "WRONG: tiny, forward: jaxconv is off by" in out
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("speed",), f"unknown suite 'speed'; known are {', '.join(SUITES)}"),
+        (
+            ("--direction", "up"),
+            f"unknown direction 'up'; known are {', '.join(suites.DIRECTIONS)}",
+        ),
+        (("--case", "("), "--case '(' is no regular expression: "),
+        (
+            ("--quick", "--case", "nothing"),
+            "no case is selected; --case and --direction leave none",
+        ),
+        (("loops", "--direction", "forward"), "no case is selected"),
+        (("--json", "missing/x.json"), "can't write into 'missing': No such file or directory"),
+        (("--json", "."), "can't write '.': it is a folder"),
+        (("--plots", "missing"), "can't write into 'missing': No such file or directory"),
+    ],
+)
+def test_bench_refuses(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith(f"jaxconv: {message}")
+
+
+def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(machine, "description", interrupted)
+    assert run(capsys) == (130, "", "")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_terminal_gets_columns(tmp_path: Path) -> None:
+    console = Console(width=160, force_terminal=True, color_system=None)
+    report = Report(console, machine.description(), tmp_path / "x.json")
+    with console.capture() as capture:
+        report.begin("layers")
+        for result in results(layers.run((TINY,), ("forward",), ONCE)):
+            report.add("layers", result)
+        report.end("layers")
+    text = capture.get()
+    assert "|" not in text
+    assert "tiny" in text
+    assert json.loads((tmp_path / "x.json").read_text())["results"]["layers"]
+
+
+def test_summary_ranks() -> None:
+    (result,) = results(layers.run((TINY,), ("forward",), ONCE))
+    rows = [
+        dataclasses.replace(
+            result, name=name, lax=((ratio, 1.0),), torch=((ratio / 2, 1.0),), errors=(1.0, 3.0)
+        )
+        for name, ratio in (("slow", 0.5), ("fast", 2.0))
+    ]
+    assert isinstance(rows[0], Result)
+    lines = SUITES["layers"].summary(rows)
+    assert lines[0] == (
+        "against lax: 1 times as fast in the geometric mean of 2, 0.5 at worst; 1 below 0.95"
+    )
+    assert lines[1].startswith("  0.5: slow, forward (")
+    assert lines[2].startswith(
+        "against PyTorch: 0.5 times as fast in the geometric mean of 2, 0.25 at"
+    )
+    assert lines[-1].startswith("errors against float64: 2 of 2 above 2 × lax's; at worst 3: ")
+
+
+def test_quick_is_a_few() -> None:
+    selection = Selection(quick=True)
+    assert selection.of("abc", str, "b") == ("b",)
+    assert dataclasses.replace(selection, case=re.compile("[ac]")).of("abc", str, "b") == ("a", "c")
+
+
+def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine.gemm_peak(64, 0.01) > 0
+    assert machine.bandwidth(1 << 16, 0.01) > 0
+    monkeypatch.setattr(machine, "gemm_peak", lambda: 1.0)
+    monkeypatch.setattr(machine, "bandwidth", lambda: 2.0)
+    found = machine.description()
+    assert found["jax"] == jax.__version__
+    assert found["cpu"]
+    assert found["cores"] >= 1

@@ -1,1 +1,1 @@
-"""Benchmarks: what jaxconv is measured by. ``python -m jaxconv.bench`` runs them."""
+"""Benchmarks: what jaxconv is measured by. ``jaxconv bench`` runs them."""

@@ -1,6 +1,7 @@
-"""Single layers by jaxconv and by lax: forward, input gradient, weight gradient."""
+"""Single layers by jaxconv, by lax and by PyTorch: forward, input gradient, weight gradient."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,46 +12,74 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.bench.measure import ENOUGH, Effort, Result, measure, torch_peer
+from jaxconv.bench.networks import LAYOUTS
+from jaxconv.bench.timing import Compiled
 from jaxconv.planner import choose
 from jaxconv.primitive import conv_p
 from jaxconv.spec import ConvSpec
 
-CHANNELS_LAST = {
-    1: ("NWC", "WIO", "NWC"),
-    2: ("NHWC", "HWIO", "NHWC"),
-    3: ("NDHWC", "DHWIO", "NDHWC"),
-}
+DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution to time. ``direction``: "forward", "input gradient", "weight gradient"; or
-    "gradient", which is both."""
+    """One convolution to time, channels last, the same along each spatial axis but for its sizes.
+
+    Attributes:
+      lhs_shape: (N, spatial…, C).
+      rhs_shape: (spatial…, C / groups, O).
+      padding: (before, after), of each spatial axis; on transposed layers of the dilated image.
+      directions: those that are measured, of ``DIRECTIONS``.
+    """
 
     name: str
     lhs_shape: tuple[int, ...]
     rhs_shape: tuple[int, ...]
-    groups: int = 1
-    padding: Any = "SAME"
-    dtype: str = "float32"
-    direction: str = "forward"
+    padding: tuple[int, int] = (0, 0)
     stride: int = 1
+    groups: int = 1
     lhs_dilation: int = 1
+    rhs_dilation: int = 1
+    dtype: str = "float32"
+    out_dtype: str | None = None
+    directions: tuple[str, ...] = DIRECTIONS
 
-    def function(self, conv: Callable[..., Array]) -> Callable[..., Any]:
-        """What is timed, of ``operands()``, by ``conv`` with lax's signature."""
-        ndim = len(self.lhs_shape) - 2
+    @property
+    def ndim(self) -> int:
+        return len(self.lhs_shape) - 2
+
+    @property
+    def spec(self) -> ConvSpec:
+        """Of the forward convolution."""
+        ndim = self.ndim
+        return ConvSpec(
+            self.lhs_shape,
+            self.rhs_shape,
+            (self.stride,) * ndim,
+            (self.padding,) * ndim,
+            (self.lhs_dilation,) * ndim,
+            (self.rhs_dilation,) * ndim,
+            np.dtype(self.dtype),
+            np.dtype(self.out_dtype or self.dtype),
+            self.groups,
+        )
+
+    def function(
+        self, conv: Callable[..., Array], direction: str, **options: Any
+    ) -> Callable[..., Array]:
+        """What is timed, of ``operands()``, by ``conv`` with lax's signature and ``options``."""
         forward = partial(
             conv,
-            window_strides=(self.stride,) * ndim,
-            padding=self.padding,
-            lhs_dilation=(self.lhs_dilation,) * ndim,
-            dimension_numbers=CHANNELS_LAST[ndim],
+            window_strides=(self.stride,) * self.ndim,
+            padding=(self.padding,) * self.ndim,
+            lhs_dilation=(self.lhs_dilation,) * self.ndim,
+            rhs_dilation=(self.rhs_dilation,) * self.ndim,
+            dimension_numbers=LAYOUTS[self.ndim],
             feature_group_count=self.groups,
+            preferred_element_type=None if self.out_dtype is None else np.dtype(self.out_dtype),
+            **options,
         )
-        if self.direction == "forward":
-            return forward
 
         def input_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
             return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
@@ -58,135 +87,50 @@ class Layer:
         def weight_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
             return jax.linear_transpose(lambda rhs: forward(lhs, rhs), rhs)(cotangent)[0]
 
-        if self.direction == "gradient":
-            return lambda *args: (input_gradient(*args), weight_gradient(*args))
-        return input_gradient if self.direction == "input gradient" else weight_gradient
+        functions = (lambda lhs, rhs, _: forward(lhs, rhs)), input_gradient, weight_gradient
+        return functions[DIRECTIONS.index(direction)]
 
-    def operands(self) -> tuple[Array, ...]:
+    def operands(self) -> tuple[Array, Array, Array]:
+        """Image, kernel, and cotangent of the output."""
         rng = np.random.default_rng(0)
-        operands = [_random(rng, shape, self.dtype) for shape in (self.lhs_shape, self.rhs_shape)]
-        if self.direction != "forward":
-            forward = dataclasses.replace(self, direction="forward")
-            out = jax.eval_shape(forward.function(lax.conv_general_dilated), *operands)
-            operands.append(_random(rng, out.shape, self.dtype))
-        return tuple(operands)
 
+        def random(shape: tuple[int, ...]) -> Array:
+            if jnp.issubdtype(self.dtype, np.integer):
+                return jnp.asarray(rng.integers(-9, 9, shape), self.dtype)
+            return jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype)
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Array:
-    if jnp.issubdtype(dtype, jnp.integer):
-        return jnp.asarray(rng.integers(-9, 9, shape), dtype)
-    return jnp.asarray(rng.standard_normal(shape), dtype)
-
-
-LAYERS = (
-    Layer("depthwise 3×3, 1×56×56×128", (1, 56, 56, 128), (3, 3, 1, 128), 128),
-    Layer("depthwise 7×7, 8×56×56×96", (8, 56, 56, 96), (7, 7, 1, 96), 96),
-    Layer("causal depthwise, 4×4096×512, 4 taps", (4, 4096, 512), (4, 1, 512), 512, ((3, 0),)),
-    Layer("11×11 blur, 1×1024×1024×1", (1, 1024, 1024, 1), (11, 11, 1, 1)),
-    Layer("3×3, 1×7×7×512", (1, 7, 7, 512), (3, 3, 512, 512)),
-    Layer("int32 3×3, 1×56×56×64", (1, 56, 56, 64), (3, 3, 64, 64), dtype="int32"),
-    Layer(
-        "3×3 in 32 groups, 4×28×28×256",
-        (4, 28, 28, 256),
-        (3, 3, 8, 256),
-        32,
-        direction="weight gradient",
-    ),
-    Layer("1×1, 8×28×28×256→512", (8, 28, 28, 256), (1, 1, 256, 512), direction="weight gradient"),
-    Layer("3×3, 8×56×56×64", (8, 56, 56, 64), (3, 3, 64, 64)),
-    Layer("3×3, 1×224×224×64", (1, 224, 224, 64), (3, 3, 64, 64)),
-)
-
-
-DEPTHWISE = Layer("depthwise 3×3, 8×28×28×128", (8, 28, 28, 128), (3, 3, 1, 128), 128)
-GROUPS = Layer("3×3 in 32 groups, 4×28×28×256", (4, 28, 28, 256), (3, 3, 8, 256), 32)
-STEM = Layer("7×7 stride 2, 8×224×224×3→64", (8, 224, 224, 3), (7, 7, 3, 64), stride=2)
-VOLUME = Layer("3×3×3, 2×8×28×28×32", (2, 8, 28, 28, 32), (3, 3, 3, 32, 32))
-TRANSPOSED = Layer(
-    "bfloat16 3×3×3 transposed, stride 2, 2×4×14×14×32",
-    (2, 4, 14, 14, 32),
-    (3, 3, 3, 32, 32),
-    padding=((1, 2),) * 3,
-    dtype="bfloat16",
-    lhs_dilation=2,
-)
-DENSE = tuple(
-    Layer(f"3×3, {n}×{size}×{size}×{c}", (n, size, size, c), (3, 3, c, c), direction=direction)
-    for n in (1, 8)
-    for size, c in ((56, 64), (28, 128), (14, 256), (7, 512))
-    for direction in ("forward", "input gradient", "weight gradient")
-)
-GRADIENTS = (
-    *(
-        dataclasses.replace(layer, direction=direction)
-        for layer, direction in (
-            (DEPTHWISE, "input gradient"),
-            (DEPTHWISE, "weight gradient"),
-            (GROUPS, "weight gradient"),
-            (STEM, "input gradient"),
-            (VOLUME, "input gradient"),
-            (VOLUME, "weight gradient"),
-            (TRANSPOSED, "gradient"),
-        )
-    ),
-    *DENSE,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A layer's times.
-
-    Attributes:
-      algorithms: what "auto" took, for each convolution.
-      pairs: seconds of lax and of jaxconv, called in turn.
-      compile_seconds: of lax and of jaxconv: tracing, lowering and compiling.
-      error: the largest difference from lax, over the largest value.
-    """
-
-    layer: Layer
-    algorithms: tuple[str, ...]
-    pairs: tuple[tuple[float, float], ...]
-    compile_seconds: tuple[float, float]
-    error: float
-
-    @property
-    def ratios(self) -> np.ndarray:
-        """lax's time over jaxconv's, pair by pair: above 1 is faster than lax."""
-        return np.array([baseline / own for baseline, own in self.pairs])
+        return random(self.lhs_shape), random(self.rhs_shape), random(self.spec.out_shape)
 
 
 def run(
-    layers: tuple[Layer, ...] = LAYERS, pairs: int = 301, seconds: float = 4.0
-) -> Iterator[Result]:
-    """Times each layer, at most ``pairs`` pairs and about ``seconds``, and checks its result.
-
-    Raises:
-      RuntimeError: a result is not lax's.
-    """
+    layers: tuple[Layer, ...], directions: tuple[str, ...] = DIRECTIONS, effort: Effort = ENOUGH
+) -> Iterator[str | Result]:
+    """Times each layer in each direction that it has. Yields the name of what comes, then that."""
     for layer in layers:
-        operands = layer.operands()
-        function = layer.function(jaxconv.conv_general_dilated)
-        baseline = Compiled(layer.function(lax.conv_general_dilated), *operands)
-        subject = Compiled(function, *operands)
-        measured = alternate(baseline, subject, pairs, seconds)
-        error = difference(baseline.output, subject.output)
-        # Both sum thousands of products, each in an order of its own.
-        if not error < (2e-2 if layer.dtype == "bfloat16" else 1e-4):
-            raise RuntimeError(f"{layer}: off by {error:.1e} of the largest value")
-        compiling = baseline.compile_seconds, subject.compile_seconds
-        algorithms = planned(function, *operands)
-        yield Result(layer, algorithms, tuple(measured), compiling, error)
-
-
-def difference(expected: Any, found: Any) -> float:
-    """The largest difference over the largest value, of the worst array of two trees."""
-
-    def of_array(expected: Array, found: Array) -> float:
-        wide = np.asarray(expected, np.float64)
-        return float(np.max(np.abs(np.asarray(found, np.float64) - wide)) / np.max(np.abs(wide)))
-
-    return max(jax.tree.leaves(jax.tree.map(of_array, expected, found)))
+        wanted = [direction for direction in layer.directions if direction in directions]
+        operands = layer.operands() if wanted else ()
+        for direction in wanted:
+            yield f"{layer.name}, {direction}"
+            function = layer.function(jaxconv.conv_general_dilated, direction)
+            baseline = Compiled(layer.function(lax.conv_general_dilated, direction), *operands)
+            subject = Compiled(function, *operands)
+            peer = torch_peer()
+            result = measure(
+                effort,
+                baseline,
+                subject,
+                None if peer is None else peer.layer(layer, direction, *operands),
+                suite="layers",
+                name=layer.name,
+                direction=direction,
+                how=", ".join(planned(function, *operands)),
+                # Both sum thousands of products, each in an order of its own.
+                tolerance=2e-2 if layer.dtype == "bfloat16" else 1e-4,
+                flops=layer.spec.flops,
+                traffic=layer.spec.operand_bytes,
+            )
+            errors = exact_errors(layer, direction, operands, (baseline.output, subject.output))
+            yield dataclasses.replace(result, errors=errors)
 
 
 def planned(function: Callable[..., Any], *args: Any) -> tuple[str, ...]:
@@ -198,3 +142,80 @@ def planned(function: Callable[..., Any], *args: Any) -> tuple[str, ...]:
             spec = ConvSpec.from_params(lhs, rhs, eqn.params)
             names.append(choose(spec, jax.default_backend())[0])
     return tuple(names)
+
+
+# Outputs that are recomputed in float64, and products that may be summed for all of them.
+SAMPLES, PRODUCTS = 400, 100_000_000
+
+
+def exact_errors(
+    layer: Layer, direction: str, operands: tuple[Array, ...], outputs: tuple[Array, ...]
+) -> tuple[float, ...]:
+    """Root mean square error of each output over the root mean square of what is exact.
+
+    A sample of the output, computed from its definition in float64: lax's own float64 convolutions
+    are scalar loops, which would take longer than all the rest.
+    """
+    lhs, rhs, cotangent = (np.asarray(x) for x in operands)
+    out = np.asarray(outputs[0])
+    terms = layer.spec.flops // (2 * out.size)
+    count = min(SAMPLES, max(16, PRODUCTS // terms), out.size)
+    rng = np.random.default_rng(1)
+    samples = [tuple(map(int, rng.integers(0, out.shape))) for _ in range(count)]
+    exact = np.array([_exact(layer, direction, lhs, rhs, cotangent, at) for at in samples])
+    scale = math.sqrt(np.mean(exact**2)) or 1.0
+    found = ([np.float64(np.asarray(output)[at]) for at in samples] for output in outputs)
+    return tuple(math.sqrt(np.mean((x - exact) ** 2)) / scale for x in map(np.array, found))
+
+
+def _exact(
+    layer: Layer,
+    direction: str,
+    lhs: np.ndarray,
+    rhs: np.ndarray,
+    cotangent: np.ndarray,
+    at: tuple[int, ...],
+) -> float:
+    """One element of an output: a sum over all that meet in it."""
+    depth, width = rhs.shape[-2], rhs.shape[-1] // layer.groups
+    met = [_meeting(layer, direction, axis, at) for axis in range(layer.ndim)]
+    rows, taps, positions = (list(indices) for indices in zip(*met, strict=True))
+    if direction == "weight gradient":
+        c, o = at[-2:]
+        batch = range(len(lhs))
+        one = lhs[np.ix_(batch, *rows, [o // width * depth + c])]
+        other = cotangent[np.ix_(batch, *positions, [o])]
+    elif direction == "forward":
+        n, o = at[0], at[-1]
+        group = o // width * depth
+        one = lhs[n][np.ix_(*rows, range(group, group + depth))]
+        other = rhs[np.ix_(*taps, range(depth), [o])][..., 0]
+    else:
+        n, group, c = at[0], at[-1] // depth * width, at[-1] % depth
+        one = cotangent[n][np.ix_(*positions, range(group, group + width))]
+        other = rhs[np.ix_(*taps, [c], range(group, group + width))][..., 0, :]
+    return float(np.vdot(one.astype(np.float64), other.astype(np.float64)))
+
+
+def _meeting(
+    layer: Layer, direction: str, axis: int, at: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Along one axis: image rows, taps and output positions that meet in the output element."""
+    size, kernel = layer.lhs_shape[1 + axis], layer.rhs_shape[axis]
+    positions_in_all = layer.spec.out_spatial[axis]
+    taps, stride = np.arange(kernel), layer.stride
+    if direction == "input gradient":
+        reached = at[1 + axis] * layer.lhs_dilation + layer.padding[0] - taps * layer.rhs_dilation
+        positions = reached // stride
+        meets = (reached % stride == 0) & (positions >= 0) & (positions < positions_in_all)
+        rows = np.full(kernel, at[1 + axis])
+    else:
+        if direction == "forward":
+            positions = np.full(kernel, at[1 + axis])
+        else:
+            positions = np.arange(positions_in_all)
+            taps = np.full(positions_in_all, at[axis])
+        reached = positions * stride + taps * layer.rhs_dilation - layer.padding[0]
+        rows = reached // layer.lhs_dilation
+        meets = (reached % layer.lhs_dilation == 0) & (rows >= 0) & (rows < size)
+    return rows[meets], taps[meets], positions[meets]

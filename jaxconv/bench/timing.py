@@ -1,21 +1,41 @@
-"""Timing in alternating pairs: A B A B in one process.
+"""Timing by turns: A B A B in one process.
 
 What else the machine does changes from second to second, by 30 % and more, and meets both of a pair
 alike: the ratio holds where the times don't.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
+import numpy as np
+
+# Rounds before which no ratio is taken to be settled.
+FEWEST = 5
+
+
+class Subject(Protocol):
+    """Something to time.
+
+    Attributes:
+      output: of the last call; None before it.
+    """
+
+    output: Any
+
+    def call(self) -> float:
+        """Calls it once and returns the seconds."""
+        ...
 
 
 class Compiled:
     """A function compiled for its arguments, ready to be called and timed.
 
     Attributes:
-      compile_seconds: of tracing, lowering and compiling.
+      lower_seconds: of tracing and lowering.
+      xla_seconds: of compiling what was lowered.
+      compile_seconds: of both.
       output: of the last call; None before it.
       workspace: bytes of intermediate arrays; None where the backend doesn't tell.
     """
@@ -24,8 +44,11 @@ class Compiled:
         self.args = args
         self.output: Any = None
         start = time.perf_counter()
-        self.compiled = jax.jit(function).lower(*args).compile()
+        lowered = jax.jit(function).lower(*args)
+        self.lower_seconds = time.perf_counter() - start
+        self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - start
+        self.xla_seconds = self.compile_seconds - self.lower_seconds
         analysis = self.compiled.memory_analysis()
         self.workspace: int | None = getattr(analysis, "temp_size_in_bytes", None)
 
@@ -37,20 +60,42 @@ class Compiled:
 
 
 def alternate(
-    baseline: Compiled, subject: Compiled, pairs: int, seconds: float = float("inf")
-) -> list[tuple[float, float]]:
-    """Seconds of the baseline and of the subject, called in turn after a call each to warm up.
+    subjects: Sequence[Subject],
+    rounds: int,
+    seconds: float = float("inf"),
+    precision: float = 0.0,
+    settle: bool = False,
+) -> list[tuple[float, ...]]:
+    """Seconds of each subject, called in turn after a call each to warm up.
 
     Args:
-      pairs: how many at most.
-      seconds: after which no further pair is begun; one is always measured.
+      rounds: how many at most.
+      seconds: after which no further round is begun; one is always measured.
+      precision: the measuring ends once the ratios of the first subject to the others are known so
+        well: the quartiles' distance over the median and the root of their number.
+      settle: each timed call comes after an untimed one, for subjects of several runtimes, whose
+        threads spin on for a while and disturb the next.
     """
-    for warmed_up in (baseline, subject):
-        warmed_up.call()
-    measured = []
     start = time.perf_counter()
-    while len(measured) < pairs:
-        measured.append((baseline.call(), subject.call()))
+    for subject in subjects:
+        subject.call()
+    measured: list[tuple[float, ...]] = []
+    while len(measured) < rounds:
+        times = []
+        for subject in subjects:
+            if settle:
+                subject.call()
+            times.append(subject.call())
+        measured.append(tuple(times))
         if time.perf_counter() - start > seconds:
             break
+        if len(measured) >= FEWEST and _uncertainty(measured) < precision:
+            break
     return measured
+
+
+def _uncertainty(measured: Sequence[tuple[float, ...]]) -> float:
+    """Of the worst of the median ratios, relative to it."""
+    times = np.array(measured)
+    low, median, high = np.quantile(times[:, :1] / times[:, 1:], (0.25, 0.5, 0.75), axis=0)
+    return float(np.max((high - low) / median)) / len(times) ** 0.5

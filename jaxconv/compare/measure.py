@@ -207,9 +207,9 @@ def _measure(
     try:
         subject = _compiled(function, convolution, *baseline.args, algorithm=name)
         if repeats is None:
-            pairs = alternate(baseline, subject, ENOUGH, BUDGET)
+            pairs = alternate((baseline, subject), ENOUGH, BUDGET)
         else:
-            pairs = alternate(baseline, subject, repeats)
+            pairs = alternate((baseline, subject), repeats)
     except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
         return Measurement(name, reason=f"it failed: {str(error).splitlines()[0]}")
     lax_seconds += [pair[0] for pair in pairs]

@@ -1,4 +1,4 @@
-"""Whole programs that call lax alone, with and without jaxconv: loops, batches, networks."""
+"""Programs that call lax alone, by ``accelerate`` and by ``enable``: loops and batches."""
 
 import contextlib
 import dataclasses
@@ -11,24 +11,16 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench import models
-from jaxconv.bench.layers import difference
-from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.bench.measure import ENOUGH, Effort, Result, measure
+from jaxconv.bench.timing import Compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Something to time.
-
-    Attributes:
-      name: what it is.
-      make: gives the function and its arguments.
-      tolerance: largest difference from lax, over the largest value, that rounding explains.
-    """
+    """Something to time. ``make`` gives the function and its arguments."""
 
     name: str
     make: Callable[[], tuple[Callable[..., Any], tuple[Any, ...]]]
-    tolerance: float = 1e-4
 
 
 def _random(*shape: int) -> Array:
@@ -83,53 +75,28 @@ PROGRAMS = (
     Program("a gradient for each of 32 examples, 3×3, 28×28×16→32", gradients_per_example),
     Program("8 kernels at once by vmap, 3×3, 8×28×28×32", kernels_in_a_batch),
 )
+HOW = ("accelerate", "enable")
 
 
-def _step(model: models.Model) -> Program:
-    # The smallest gradients of 50 layers are sums of terms that cancel.
-    return Program(
-        f"{model.name}, training step, batch 8, 224×224",
-        lambda: (model.step, (model.init(), *models.data(8))),
-        tolerance=1e-2,
-    )
-
-
-MODELS = tuple(map(_step, models.MODELS))
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A program's times; see ``layers.Result``. ``how``: "accelerate" or "enable"."""
-
-    program: Program
-    how: str
-    pairs: tuple[tuple[float, float], ...]
-    compile_seconds: tuple[float, float]
-    error: float
-
-    @property
-    def ratios(self) -> np.ndarray:
-        """lax's time over jaxconv's, pair by pair: above 1 is faster than lax."""
-        return np.array([baseline / own for baseline, own in self.pairs])
-
-
-def run(programs: tuple[Program, ...], pairs: int = 101, seconds: float = 10.0) -> Iterator[Result]:
-    """Times each program by ``accelerate`` and by ``enable``, and checks its results.
-
-    Raises:
-      RuntimeError: a result is not lax's.
-    """
+def run(programs: tuple[Program, ...], effort: Effort = ENOUGH) -> Iterator[str | Result]:
+    """Times each program by ``accelerate`` and by ``enable``. Yields the name of what comes, then
+    its result."""
     for program in programs:
         function, args = program.make()
         baseline = Compiled(function, *args)
-        for how in ("accelerate", "enable"):
+        for how in HOW:
+            yield f"{program.name}, {how}"
             with jaxconv.enabled() if how == "enable" else contextlib.nullcontext():
                 subject = Compiled(
                     jaxconv.accelerate(function) if how == "accelerate" else function, *args
                 )
-            measured = alternate(baseline, subject, pairs, seconds)
-            error = difference(baseline.output, subject.output)
-            if not error < program.tolerance:
-                raise RuntimeError(f"{program.name}: off by {error:.1e} of the largest value")
-            compiling = baseline.compile_seconds, subject.compile_seconds
-            yield Result(program, how, tuple(measured), compiling, error)
+            yield measure(
+                effort,
+                baseline,
+                subject,
+                suite="loops",
+                name=program.name,
+                direction="",
+                how=how,
+                tolerance=1e-4,
+            )

@@ -1,0 +1,329 @@
+"""Whole networks, without normalisation: what is left is what convolutions cost.
+
+A network is written once, in terms of ``Operations``, and run by JAX (``Lax`` below, which calls
+``lax.conv_general_dilated`` as a user's model does) and by PyTorch (``torch_peer``). Convolutions
+that a normalisation follows in the paper have no bias, as there.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+LAYOUTS = {
+    1: ("NWC", "WIO", "NWC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NDHWC", "DHWIO", "NDHWC"),
+}
+# Kernel (spatial…, in, out), and bias where there is one.
+Params = list[tuple[Any, ...]]
+# What a training step takes of the gradients: so much that the change of a parameter, by which the
+# step is checked, is not lost in its rounding.
+RATE = 1.0
+
+
+class Operations(Protocol):
+    """What the networks are made of. Parameters are taken in the order of the calls."""
+
+    def conv(
+        self,
+        x: Any,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        *,
+        bias: bool = True,
+    ) -> Any:
+        """A convolution to so many channels. One dimension: causal; two or three: odd kernels pad
+        by half on both sides, even ones by nothing."""
+        ...
+
+    def up(self, x: Any, channels: int) -> Any:
+        """A transposed convolution with kernel and stride 2, and a bias."""
+        ...
+
+    def linear(self, x: Any, features: int) -> Any:
+        """(N, 1…, channels) → (N, features), with a bias."""
+        ...
+
+    def mean(self, x: Any) -> Any:
+        """Over all positions, which stay as axes of size 1."""
+        ...
+
+    def max_pool(self, x: Any, window: int, pad: int) -> Any:
+        """Of stride 2."""
+        ...
+
+    def channels(self, x: Any) -> int: ...
+    def concatenate(self, *xs: Any) -> Any: ...
+    def relu(self, x: Any) -> Any: ...
+    def relu6(self, x: Any) -> Any: ...
+    def gelu(self, x: Any) -> Any: ...
+    def silu(self, x: Any) -> Any: ...
+    def sigmoid(self, x: Any) -> Any: ...
+    def tanh(self, x: Any) -> Any: ...
+
+
+def padding(ndim: int, kernel: int, dilation: int = 1) -> tuple[tuple[int, int], ...]:
+    """Of a network's convolution, as ``Operations.conv`` has it."""
+    if ndim == 1:
+        return (((kernel - 1) * dilation, 0),)
+    half = (kernel // 2) * dilation if kernel % 2 else 0
+    return ((half, half),) * ndim
+
+
+class Lax:
+    """``Operations`` by JAX, channels last."""
+
+    relu = staticmethod(jax.nn.relu)
+    relu6 = staticmethod(jax.nn.relu6)
+    gelu = staticmethod(jax.nn.gelu)
+    silu = staticmethod(jax.nn.silu)
+    sigmoid = staticmethod(jax.nn.sigmoid)
+    tanh = staticmethod(jnp.tanh)
+
+    def __init__(self, params: Params) -> None:
+        self._params = iter(params)
+
+    def parameters(self, shape: tuple[int, ...], bias: bool, out: int = -1) -> tuple[Any, ...]:
+        """The next layer's: a kernel of this shape, and a bias for its axis ``out``."""
+        del shape, bias, out
+        return next(self._params)
+
+    def conv(
+        self,
+        x: Array,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        *,
+        bias: bool = True,
+    ) -> Array:
+        ndim = x.ndim - 2
+        shape = (*(kernel,) * ndim, x.shape[-1] // groups, channels)
+        weights, *biases = self.parameters(shape, bias)
+        y = lax.conv_general_dilated(
+            x,
+            weights,
+            (stride,) * ndim,
+            padding(ndim, kernel, dilation),
+            rhs_dilation=(dilation,) * ndim,
+            dimension_numbers=LAYOUTS[ndim],
+            feature_group_count=groups,
+        )
+        return y + biases[0] if biases else y
+
+    def up(self, x: Array, channels: int) -> Array:
+        ndim = x.ndim - 2
+        weights, bias = self.parameters((*(2,) * ndim, channels, x.shape[-1]), True, -2)
+        layout = LAYOUTS[ndim]
+        y = lax.conv_transpose(
+            x, weights, (2,) * ndim, "VALID", None, layout, transpose_kernel=True
+        )
+        return y + bias
+
+    def linear(self, x: Array, features: int) -> Array:
+        weights, bias = self.parameters((x.shape[-1], features), True)
+        return x.reshape(len(x), -1) @ weights + bias
+
+    def mean(self, x: Array) -> Array:
+        return x.mean(range(1, x.ndim - 1), keepdims=True)
+
+    def max_pool(self, x: Array, window: int, pad: int) -> Array:
+        ndim = x.ndim - 2
+        windows, strides = (1, *(window,) * ndim, 1), (1, *(2,) * ndim, 1)
+        pads = ((0, 0), *((pad, pad),) * ndim, (0, 0))
+        return lax.reduce_window(x, -jnp.inf, lax.max, windows, strides, pads)
+
+    def channels(self, x: Array) -> int:
+        return x.shape[-1]
+
+    def concatenate(self, *xs: Array) -> Array:
+        return jnp.concatenate(xs, -1)
+
+
+class _Random(Lax):
+    """Gives each layer random parameters, under which activations keep their size."""
+
+    def __init__(self, seed: int) -> None:
+        self.made: Params = []
+        self._rng = np.random.default_rng(seed)
+
+    def parameters(
+        self, shape: tuple[int, ...], bias: bool, out: int = -1
+    ) -> tuple[np.ndarray, ...]:
+        scale = math.sqrt(math.prod(shape) / shape[out])
+        weights = self._rng.standard_normal(shape, np.float32) / np.float32(scale)
+        biases = [np.zeros(shape[out], np.float32)] if bias else []
+        self.made.append((weights, *biases))
+        return self.made[-1]
+
+
+def mobilenet_v2(net: Operations, x: Any) -> Any:
+    """Sandler et al. 2018."""
+    x = net.relu6(net.conv(x, 32, 3, 2, bias=False))
+    for expansion, channels, blocks, first_stride in (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    ):
+        for block in range(blocks):
+            stride = first_stride if block == 0 else 1
+            hidden = net.channels(x) * expansion
+            y = net.relu6(net.conv(x, hidden, 1, bias=False)) if expansion > 1 else x
+            y = net.relu6(net.conv(y, hidden, 3, stride, hidden, bias=False))
+            y = net.conv(y, channels, 1, bias=False)
+            x = x + y if x.shape == y.shape else y
+    return net.linear(net.mean(net.relu6(net.conv(x, 1280, 1, bias=False))), 1000)
+
+
+def resnet_50(net: Operations, x: Any) -> Any:
+    """He et al. 2015."""
+    x = net.max_pool(net.relu(net.conv(x, 64, 7, 2, bias=False)), 3, 1)
+    for channels, blocks, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
+        for block in range(blocks):
+            stride = first_stride if block == 0 else 1
+            y = net.relu(net.conv(x, channels, 1, bias=False))
+            y = net.relu(net.conv(y, channels, 3, stride, bias=False))
+            y = net.conv(y, 4 * channels, 1, bias=False)
+            shortcut = net.conv(x, 4 * channels, 1, stride, bias=False) if block == 0 else x
+            x = net.relu(shortcut + y)
+    return net.linear(net.mean(x), 1000)
+
+
+def convnext_t(net: Operations, x: Any) -> Any:
+    """Liu et al. 2022. Its convolutions have biases."""
+    for channels, blocks, patch in ((96, 3, 4), (192, 3, 2), (384, 9, 2), (768, 3, 2)):
+        x = net.conv(x, channels, patch, patch)
+        for _ in range(blocks):
+            y = net.conv(x, channels, 7, groups=channels)
+            y = net.gelu(net.conv(y, 4 * channels, 1))
+            x = x + net.conv(y, channels, 1)
+    return net.linear(net.mean(x), 1000)
+
+
+def efficientnet_b0(net: Operations, x: Any) -> Any:
+    """Tan and Le 2019, with squeeze and excitation, whose convolutions have biases."""
+    x = net.silu(net.conv(x, 32, 3, 2, bias=False))
+    for expansion, channels, blocks, first_stride, kernel in (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    ):
+        for block in range(blocks):
+            stride = first_stride if block == 0 else 1
+            entering = net.channels(x)
+            hidden = entering * expansion
+            y = net.silu(net.conv(x, hidden, 1, bias=False)) if expansion > 1 else x
+            y = net.silu(net.conv(y, hidden, kernel, stride, hidden, bias=False))
+            gate = net.silu(net.conv(net.mean(y), entering // 4, 1))
+            y = net.conv(y * net.sigmoid(net.conv(gate, hidden, 1)), channels, 1, bias=False)
+            x = x + y if x.shape == y.shape else y
+    return net.linear(net.mean(net.silu(net.conv(x, 1280, 1, bias=False))), 1000)
+
+
+def unet_3d(net: Operations, x: Any) -> Any:
+    """Çiçek et al. 2016, with half its channels: logits of 3 classes for each voxel."""
+
+    def twice(x: Any, first: int, second: int) -> Any:
+        for channels in (first, second):
+            x = net.relu(net.conv(x, channels, 3, bias=False))
+        return x
+
+    skips = []
+    for channels in (16, 32, 64):
+        x = twice(x, channels, 2 * channels)
+        skips.append(x)
+        x = net.max_pool(x, 2, 0)
+    x = twice(x, 128, 256)
+    for skip in reversed(skips):
+        x = net.concatenate(net.up(x, net.channels(x)), skip)
+        channels = net.channels(skip)
+        x = twice(x, channels, channels)
+    return net.conv(x, 3, 1)
+
+
+def wavenet(net: Operations, x: Any) -> Any:
+    """Van den Oord et al. 2016: two stacks of ten dilated causal layers; logits of the next of 256
+    amplitudes, for each sample."""
+    x = net.conv(x, 64, 2)
+    dilations = 2 * tuple(2**i for i in range(10))
+    skips = []
+    for layer, dilation in enumerate(dilations, 1):
+        gate = net.sigmoid(net.conv(x, 64, 2, dilation=dilation))
+        gated = net.tanh(net.conv(x, 64, 2, dilation=dilation)) * gate
+        skips.append(net.conv(gated, 256, 1))
+        if layer < len(dilations):
+            x = x + net.conv(gated, 64, 1)
+    total = sum(skips[1:], skips[0])
+    return net.conv(net.relu(net.conv(net.relu(total), 256, 1)), 256, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network with its parameters outside.
+
+    Attributes:
+      name: what it is.
+      layers: x (N, spatial…, channels) → logits (N, …, classes).
+      shape: (spatial…, channels) of one input.
+    """
+
+    name: str
+    layers: Callable[[Operations, Any], Any]
+    shape: tuple[int, ...] = (224, 224, 3)
+
+    def init(self, seed: int = 0) -> Params:
+        """Random parameters under which activations keep their size."""
+        net = _Random(seed)
+        jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape), jnp.float32))
+        return jax.tree.map(jnp.asarray, net.made)
+
+    def data(self, batch: int, seed: int = 1) -> tuple[Array, Array]:
+        """Random inputs (batch, *shape) and labels, one for each logit vector."""
+        rng = np.random.default_rng(seed)
+        x = jnp.asarray(rng.standard_normal((batch, *self.shape)), jnp.float32)
+        logits = jax.eval_shape(self.forward, self.init(), x)
+        labels = rng.integers(0, logits.shape[-1], logits.shape[:-1])
+        return x, jnp.asarray(labels, jnp.int32)
+
+    def forward(self, params: Params, x: Array) -> Array:
+        """The logits."""
+        return self.layers(Lax(params), x)
+
+    def step(self, params: Params, x: Array, labels: Array) -> tuple[Array, Params]:
+        """A training step: the loss, and the parameters after one of gradient descent."""
+
+        def loss(params: Params) -> Array:
+            logits = jax.nn.log_softmax(self.forward(params, x))
+            return -jnp.take_along_axis(logits, labels[..., None], -1).mean()
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
+
+
+NETWORKS: Sequence[Network] = (
+    Network("MobileNetV2", mobilenet_v2),
+    Network("ResNet-50", resnet_50),
+    Network("ConvNeXt-T", convnext_t),
+    Network("EfficientNet-B0", efficientnet_b0),
+    Network("3-D U-Net", unet_3d, (32, 32, 32, 1)),
+    Network("WaveNet", wavenet, (4096, 1)),
+)

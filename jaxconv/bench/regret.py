@@ -1,0 +1,283 @@
+"""What the choice of "auto" costs: its time over the best algorithm's, on random convolutions.
+
+Yardstick: https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_method.html
+states the same of SciPy's choice.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+import jaxconv
+from jaxconv.bench.measure import Effort, difference
+from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.planner import choose, plan_spec, xla_is_fast
+from jaxconv.spec import ConvSpec, dilate
+
+SEED = 2024
+COUNT = 200
+ENOUGH = Effort(9, 1.0)
+# No candidates: a loop that teaches, and one that is less accurate than twice lax's error.
+LEFT_OUT = ("naive", "winograd4")
+# Slower than this many times the best after one call: not timed further.
+HOPELESS = 3.0
+# Operations that take as long as a call; those that lax does in half a second where it is fast, and
+# in its loops; bytes of operands, and of a candidate's intermediate arrays.
+FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS = 1e6, 2e10, 6e8
+OPERANDS, WORKSPACE = 64 << 20, 1 << 30
+
+
+def random_specs(seed: int, count: int) -> list[ConvSpec]:
+    """Random convolutions as they occur in practice, the same for the same seed.
+
+    One, two and three dimensions, kernels of 1 to 31, strides, groups, dilations, batches of 1 to
+    8, transposed ones, and weight gradients in the layout that JAX derives; most in float32. All
+    are such that lax takes about half a second at most.
+    """
+    rng = np.random.default_rng(seed)
+    specs: list[ConvSpec] = []
+    while len(specs) < count:
+        spec = _random_spec(rng)
+        if spec is not None and _bounded(spec):
+            specs.append(spec)
+    return specs
+
+
+def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
+    ndim = int(rng.choice([1, 2, 3], p=[0.2, 0.65, 0.15]))
+    largest = {1: 16384, 2: 256, 3: 40}[ndim]
+    size = _between(rng, 4, largest)
+    sizes = (
+        (size,) * ndim
+        if rng.random() < 0.8
+        else tuple(_between(rng, 4, largest) for _ in range(ndim))
+    )
+    kernels, weights = {
+        1: ((1, 2, 3, 4, 5, 7, 10, 16, 31), (1, 2, 3, 2, 1, 1, 1, 1, 1)),
+        2: ((1, 2, 3, 4, 5, 7, 11, 16, 31), (4, 1, 6, 1, 2, 2, 1, 0.5, 0.5)),
+        3: ((1, 2, 3, 5), (2, 2, 6, 1)),
+    }[ndim]
+    kernel = int(rng.choice(kernels, p=np.array(weights) / sum(weights)))
+    kind = rng.choice(["dense", "depthwise", "grouped", "single"], p=[0.6, 0.2, 0.12, 0.08])
+    c, o = _channels(rng), _channels(rng)
+    if rng.random() < 0.4:
+        o = c
+    groups = 1
+    if kind == "depthwise":
+        groups, o = c, c * int(rng.choice([1, 2], p=[0.9, 0.1]))
+    elif kind == "grouped":
+        groups = int(rng.choice([2, 4, 8, 16, 32]))
+        c, o = groups * math.ceil(c / groups), groups * math.ceil(o / groups)
+    elif kind == "single":
+        c, o = 1, int(rng.choice([1, 2, 8]))
+    stride = (
+        int(rng.choice([1, 2, 4], p=[0.75, 0.2, 0.05]))
+        if kernel > 1
+        else int(rng.choice([1, 2], p=[0.9, 0.1]))
+    )
+    if kernel in (2, 4, 16) and rng.random() < 0.5:
+        stride = kernel  # patches
+    dilation = int(rng.choice([1, 2, 4], p=[0.9, 0.07, 0.03])) if stride == 1 and kernel > 1 else 1
+    transposed = kernel > 1 and stride == 1 and dilation == 1 and rng.random() < 0.1
+    extent = dilate(kernel, dilation)
+    pads = ("valid", "half", "causal")[int(rng.choice(3, p=[0.2, 0.65, 0.15]))]
+    lo, hi = {
+        "valid": (0, 0),
+        "half": ((extent - 1) // 2, extent // 2),
+        "causal": (extent - 1, 0),
+    }[pads]
+    dtype = str(rng.choice(["float32", "bfloat16", "int8", "float64"], p=[0.85, 0.06, 0.05, 0.04]))
+    spec = ConvSpec(
+        (int(rng.choice([1, 2, 4, 8])), *sizes, c),
+        (*(kernel,) * ndim, c // groups, o),
+        (stride,) * ndim,
+        ((lo, hi),) * ndim,
+        (2 if transposed else 1,) * ndim,
+        (dilation,) * ndim,
+        np.dtype(dtype),
+        np.dtype("int32" if dtype == "int8" else dtype),
+        groups,
+        precision=(lax.Precision.DEFAULT, lax.Precision.DEFAULT),
+    )
+    if spec.is_empty:
+        return None
+    if not transposed and dtype != "int8" and rng.random() < 0.3:
+        return weight_gradient_of(spec)
+    return spec
+
+
+def _between(rng: np.random.Generator, low: int, high: int) -> int:
+    """A size, all orders of magnitude alike."""
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _channels(rng: np.random.Generator) -> int:
+    if rng.random() < 0.1:
+        return 3
+    return 2 ** int(rng.integers(3, 10)) if rng.random() < 0.6 else _between(rng, 1, 512)
+
+
+def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
+    """The convolution that JAX derives for a kernel's gradient; ``layout.forward_of``'s inverse."""
+    n, *sizes, c = spec.lhs_shape
+    padding = tuple(
+        (lo, hi - (size - dilate(k, d)) % stride)
+        for (lo, hi), size, k, d, stride in zip(
+            spec.padding,
+            spec.padded_spatial,
+            spec.kernel_shape,
+            spec.rhs_dilation,
+            spec.window_strides,
+            strict=True,
+        )
+    )
+    return spec.replace(
+        lhs_shape=(c, *sizes, n),
+        rhs_shape=(*spec.out_spatial, n, spec.out_channels),
+        window_strides=spec.rhs_dilation,
+        padding=padding,
+        rhs_dilation=spec.window_strides,
+        feature_group_count=1,
+        batch_group_count=spec.feature_group_count,
+        weight_gradient=True,
+    )
+
+
+def _bounded(spec: ConvSpec) -> bool:
+    # Groups of a batch, and of features outside f32, become one dense convolution with zeros.
+    masked = spec.batch_group_count if spec.dtype == np.float32 else spec.groups
+    fast = xla_is_fast(spec) and max(spec.lhs_dilation) == 1
+    flops = spec.flops * math.prod(spec.lhs_dilation) * masked
+    within = FEWEST_FLOPS <= flops <= (FAST_FLOPS if fast else LOOP_FLOPS)
+    return within and spec.operand_bytes <= OPERANDS
+
+
+def arguments(spec: ConvSpec) -> dict[str, Any]:
+    """Those of ``conv_general_dilated`` that ``spec`` says, for ``operands(spec)``."""
+    last = 1 + spec.spatial_ndim
+    middle = range(1, last)
+    layout = lax.ConvDimensionNumbers(
+        (0, last, *middle), (last, last - 1, *range(last - 1)), (0, last, *middle)
+    )
+    if spec.weight_gradient:
+        layout = lax.ConvDimensionNumbers(
+            (last, 0, *middle), (last, 0, *middle), (last - 1, last, *range(last - 1))
+        )
+    return {
+        "window_strides": spec.window_strides,
+        "padding": spec.padding,
+        "lhs_dilation": spec.lhs_dilation,
+        "rhs_dilation": spec.rhs_dilation,
+        "dimension_numbers": layout,
+        "feature_group_count": spec.feature_group_count,
+        "batch_group_count": spec.batch_group_count,
+        "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
+    }
+
+
+def operands(spec: ConvSpec, seed: int = 0) -> tuple[Array, Array]:
+    """Random arrays, in memory as the spec has them: image and kernel, or image and cotangent."""
+    rng = np.random.default_rng(seed)
+    lhs, rhs = spec.lhs_shape, spec.rhs_shape
+    if spec.weight_gradient:
+        lhs = (lhs[-1], *lhs[1:-1], lhs[0])
+        rhs = (rhs[-2], *rhs[:-2], rhs[-1])
+
+    def random(shape: tuple[int, ...]) -> Array:
+        if jnp.issubdtype(spec.dtype, np.integer):
+            return jnp.asarray(rng.integers(-9, 9, shape), spec.dtype)
+        return jnp.asarray(rng.standard_normal(shape), spec.dtype)
+
+    return random(lhs), random(rhs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regret:
+    """One convolution.
+
+    Attributes:
+      spec: in words.
+      chosen: what "auto" took.
+      best: the fastest candidate.
+      seconds: of "auto", of lax, and of each candidate, medians; of hopeless ones a single call.
+      regret: time of "auto" over that of the best candidate, 1 where it is the best.
+      by_lax: lax's time over that of "auto": above 1 is faster than lax.
+      wrong: which disagree with lax, in words; None where none does.
+    """
+
+    spec: str
+    chosen: str
+    best: str
+    seconds: dict[str, float]
+    regret: float
+    by_lax: float
+    wrong: str | None
+
+
+def run(specs: list[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Regret]:
+    """Measures each. Yields the name of what comes, then the result."""
+    for spec in specs:
+        yield str(spec)
+        with jax.enable_x64(True) if spec.dtype == np.float64 else contextlib.nullcontext():
+            yield regret(spec, effort)
+
+
+def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Regret:
+    """Measures "auto", lax, and every candidate, by turns."""
+    chosen, _ = choose(spec, jax.default_backend())
+    arrays = operands(spec)
+    subjects: dict[str, Compiled] = {}
+    once: dict[str, float] = {}
+    # The chosen one is measured as "auto", which may hand parts on to algorithms that it may not
+    # under its own name.
+    for name in ("auto", "lax", *(name for name in candidates(spec) if name != chosen)):
+        subjects[name] = Compiled(_function(spec, name), *arrays)
+        subjects[name].call()
+        once[name] = subjects[name].call()
+    expected = subjects["lax"].output
+    tolerance = 2e-2 if spec.dtype.name == "bfloat16" else 1e-4
+    off = {name: difference(expected, subject.output) for name, subject in subjects.items()}
+    wrong = [
+        f"{name} is off by {error:.1e}" for name, error in off.items() if not error < tolerance
+    ]
+    limit = HOPELESS * min(once.values())
+    hopeful = [name for name in subjects if name == "auto" or once[name] <= limit]
+    times = np.array(alternate([subjects[name] for name in hopeful], effort.pairs, effort.seconds))
+    seconds = once | dict(zip(hopeful, map(float, np.median(times, 0)), strict=True))
+    able = {name: time for name, time in seconds.items() if name != "lax"}
+    best = min(able, key=lambda name: able[name])
+    return Regret(
+        str(spec),
+        chosen,
+        chosen if best == "auto" else best,
+        seconds,
+        seconds["auto"] / able[best],
+        seconds["lax"] / seconds["auto"],
+        "; ".join(wrong) or None,
+    )
+
+
+def candidates(spec: ConvSpec) -> list[str]:
+    """The algorithms that could be chosen for a spec."""
+    plan = plan_spec(spec, jax.default_backend())
+    return [
+        candidate.name
+        for candidate in plan.candidates
+        if candidate.name not in LEFT_OUT
+        and candidate.reason is None
+        and candidate.workspace <= WORKSPACE
+    ]
+
+
+def _function(spec: ConvSpec, name: str) -> Callable[..., Array]:
+    if name == "lax":
+        return partial(lax.conv_general_dilated, **arguments(spec))
+    return partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)

@@ -1,0 +1,225 @@
+"""The same by PyTorch: layers and networks in its channels-last format, on all cores.
+
+The only module that imports torch; imported where it is installed.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from jaxconv.bench.layers import DIRECTIONS, Layer
+from jaxconv.bench.networks import RATE, Network, padding
+
+torch.set_num_threads(os.cpu_count() or 1)
+
+
+class TorchCall:
+    """A function without arguments, ready to be called and timed; see ``timing.Subject``.
+
+    Attributes:
+      as_jax: brings an output to JAX's layout, as NumPy arrays that stay as they are.
+    """
+
+    def __init__(self, function: Callable[[], Any], as_jax: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.as_jax = as_jax
+        self.output: Any = None
+
+    def call(self) -> float:
+        """Calls it once and returns the seconds."""
+        start = time.perf_counter()
+        self.output = self.function()
+        return time.perf_counter() - start
+
+
+def tensor(x: Any) -> torch.Tensor:
+    """(N, spatial…, C) of JAX as (N, C, spatial…), with the same order in memory.
+
+    Signals are the exception: PyTorch has no channels-last format for them.
+    """
+    x = np.array(x)
+    if x.dtype.name == "bfloat16":  # NumPy's is not PyTorch's
+        return tensor(x.astype(np.float32)).bfloat16()
+    found = torch.from_numpy(x).movedim(-1, 1)
+    return found.contiguous() if found.ndim == 3 else found
+
+
+def kernel(weights: Any) -> torch.Tensor:
+    """(spatial…, in, out) of JAX as (out, in, spatial…), channels last."""
+    return tensor(np.moveaxis(np.asarray(weights), -1, 0))
+
+
+def array(x: torch.Tensor) -> np.ndarray:
+    """(N, C, spatial…) as JAX's (N, spatial…, C)."""
+    x = x.detach().movedim(1, -1)
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class Torch:
+    """``networks.Operations`` by PyTorch."""
+
+    relu = staticmethod(F.relu)
+    relu6 = staticmethod(F.relu6)
+    silu = staticmethod(F.silu)
+    sigmoid = staticmethod(torch.sigmoid)
+    tanh = staticmethod(torch.tanh)
+
+    def __init__(self, params: list[tuple[torch.Tensor, ...]]) -> None:
+        self._params = iter(params)
+
+    def conv(
+        self,
+        x: torch.Tensor,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        dilation: int = 1,
+        *,
+        bias: bool = True,
+    ) -> torch.Tensor:
+        del channels, bias
+        weights, *biases = next(self._params)
+        ndim = x.ndim - 2
+        (pad, _), *_ = padding(ndim, kernel, dilation)
+        bias_or_none = biases[0] if biases else None
+        y = CONV[ndim](x, weights, bias_or_none, stride, pad, dilation, groups)
+        # A causal convolution is padded on both sides and cut, as is the custom.
+        return y[..., : x.shape[-1]] if ndim == 1 else y
+
+    def up(self, x: torch.Tensor, channels: int) -> torch.Tensor:
+        del channels
+        weights, bias = next(self._params)
+        return UP[x.ndim - 2](x, weights, bias, 2)
+
+    def linear(self, x: torch.Tensor, features: int) -> torch.Tensor:
+        del features
+        weights, bias = next(self._params)
+        return F.linear(x.flatten(1), weights, bias)
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(tuple(range(2, x.ndim)), keepdim=True)
+
+    def max_pool(self, x: torch.Tensor, window: int, pad: int) -> torch.Tensor:
+        return MAX_POOL[x.ndim - 2](x, window, 2, pad)
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x, approximate="tanh")
+
+    def channels(self, x: torch.Tensor) -> int:
+        return x.shape[1]
+
+    def concatenate(self, *xs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(xs, 1)
+
+
+def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
+    """A layer in one direction, of the same operands; None where PyTorch can't, as with int8."""
+    if np.issubdtype(layer.spec.dtype, np.integer):
+        return None
+    lhs, rhs, cotangent = operands
+    transposed, stride, dilation = layer.lhs_dilation > 1, layer.stride, layer.rhs_dilation
+    pad = layer.padding[0]
+    weights = kernel(rhs)
+    if transposed:
+        stride, pad = layer.lhs_dilation, layer.rhs_shape[0] - 1 - pad
+        weights = weights.flip(tuple(range(2, weights.ndim))).transpose(0, 1).contiguous()
+    image, gradient = tensor(lhs), tensor(cotangent)
+    # A causal convolution is padded on both sides and its output cut, as is the custom.
+    cut = 0 if transposed else layer.padding[0] - layer.padding[1]
+    numbers = [[number] * layer.ndim for number in (stride, pad, dilation)]
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            if direction == "forward":
+                out = torch.convolution(
+                    image, weights, None, *numbers, transposed, [0] * layer.ndim, layer.groups
+                )
+                return out[..., : out.shape[-1] - cut // stride] if cut else out
+            found = torch.ops.aten.convolution_backward(
+                F.pad(gradient, (0, cut // stride)) if cut else gradient,
+                image,
+                weights,
+                None,
+                *numbers,
+                transposed,
+                [0] * layer.ndim,
+                layer.groups,
+                [direction == "input gradient", direction == "weight gradient", False],
+            )
+            return found[DIRECTIONS.index(direction) - 1]
+
+    def as_jax(x: torch.Tensor) -> np.ndarray:
+        if direction != "weight gradient":
+            return array(x)
+        if transposed:
+            x = x.transpose(0, 1).flip(tuple(range(2, x.ndim)))
+        return np.moveaxis(array(x), 0, -1)
+
+    return TorchCall(run, as_jax)
+
+
+def forward(network: Network, params: Any, x: Any) -> TorchCall:
+    """The logits, as JAX's ``Network.forward`` of the same arguments gives them."""
+    weights, images = _parameters(params), tensor(x)
+
+    def run() -> torch.Tensor:
+        with torch.no_grad():
+            return network.layers(Torch(weights), images)
+
+    return TorchCall(run, lambda logits: array(logits) if logits.ndim > 2 else logits.numpy())
+
+
+def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
+    """A training step that changes its parameters, as is the custom.
+
+    The first call is ``Network.step``: the loss, and the new parameters. Those after it add zero
+    times the gradients, which takes as long, and leads nowhere that a network doesn't return from.
+    """
+    weights, images = _parameters(params), tensor(x)
+    leaves = [leaf.requires_grad_() for layer in weights for leaf in layer]
+    targets = torch.from_numpy(np.array(labels, np.int64))
+    rates = itertools.chain([RATE], itertools.repeat(0.0))
+
+    def run() -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+        loss = F.cross_entropy(network.layers(Torch(weights), images), targets)
+        loss.backward()
+        with torch.no_grad():
+            torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=-next(rates))
+        for leaf in leaves:
+            leaf.grad = None
+        return loss, weights
+
+    def as_jax(output: Any) -> Any:
+        loss, weights = output
+        return loss.detach().numpy(), [tuple(map(_weights_as_jax, layer)) for layer in weights]
+
+    return TorchCall(run, as_jax)
+
+
+def _parameters(params: Any) -> list[tuple[torch.Tensor, ...]]:
+    return [tuple(map(_as_weights, layer)) for layer in params]
+
+
+def _as_weights(x: Any) -> torch.Tensor:
+    """A kernel, the matrix of a linear layer, or a bias."""
+    if x.ndim == 1:
+        return torch.from_numpy(np.array(x))
+    return kernel(x) if x.ndim > 2 else torch.from_numpy(np.array(x).T.copy())
+
+
+def _weights_as_jax(x: torch.Tensor) -> np.ndarray:
+    if x.ndim == 1:
+        return x.detach().numpy().copy()
+    return np.moveaxis(array(x), 0, -1).copy() if x.ndim > 2 else x.detach().numpy().T.copy()
