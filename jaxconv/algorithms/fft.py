@@ -5,7 +5,9 @@ circular correlation only those outputs are kept that did not wrap around. Stock
 convolution and correlation" (1966).
 
 Sums of many products become a few sums over all elements: rounding errors are as large as those of
-the largest outputs, everywhere, and one NaN or infinity spreads over its whole block.
+the largest outputs, everywhere, and one NaN or infinity spreads over its whole block. In float32
+that is 2e-7 to 3e-7 of the largest output; lax has 1e-7 to 2e-7 with one input channel, and more
+than an FFT with 16 or in its scalar loop.
 """
 
 import dataclasses
