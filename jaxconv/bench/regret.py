@@ -19,7 +19,7 @@ from jax import Array, lax
 import jaxconv
 from jaxconv.bench.measure import Effort, difference
 from jaxconv.bench.timing import Compiled, alternate
-from jaxconv.planner import choose, plan_spec, xla_is_fast
+from jaxconv.planner import choose, plan_spec
 from jaxconv.spec import ConvSpec, dilate
 
 SEED = 2024
@@ -154,7 +154,11 @@ def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
 def _bounded(spec: ConvSpec) -> bool:
     # Groups of a batch, and of features outside f32, become one dense convolution with zeros.
     masked = spec.batch_group_count if spec.dtype == np.float32 else spec.groups
-    fast = xla_is_fast(spec) and max(spec.lhs_dilation) == 1
+    fast = (
+        spec.spatial_ndim < 3
+        and spec.groups == max(spec.lhs_dilation) == 1
+        and jnp.issubdtype(spec.dtype, np.inexact)
+    )
     flops = spec.flops * math.prod(spec.lhs_dilation) * masked
     within = FEWEST_FLOPS <= flops <= (FAST_FLOPS if fast else LOOP_FLOPS)
     return within and spec.operand_bytes <= OPERANDS
