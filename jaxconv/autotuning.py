@@ -16,10 +16,10 @@ from jax import Array
 
 from jaxconv import tables
 from jaxconv.explanation import choice, fn_jaxpr, walk
+from jaxconv.measured import Winner, allowed, record
 from jaxconv.parse import fail
 from jaxconv.planner import execute, forget, plan_spec
 from jaxconv.spec import ConvSpec
-from jaxconv.winners import Winner, allowed, record
 
 # How much faster than the planned one another must be, in the median and in three rounds of four:
 # what the same algorithm timed against itself does not reach.

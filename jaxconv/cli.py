@@ -1,4 +1,4 @@
-"""The command line: ``jaxconv compare``, ``jaxconv bench`` and ``jaxconv run``."""
+"""The command line: ``jaxconv compare``, ``jaxconv bench``, ``jaxconv tune``, ``jaxconv run``."""
 
 import importlib.util
 import io
@@ -22,6 +22,7 @@ try:
 
     from jaxconv import compare as engine
     from jaxconv.bench import machine, plots
+    from jaxconv.bench import tune as tuning
     from jaxconv.bench.report import Report
     from jaxconv.bench.suites import DIRECTIONS, SUITES, Selection
 except ModuleNotFoundError as error:
@@ -295,6 +296,26 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
 
 
 # What comes after the script is the script's, options too.
+@app.command()
+def tune(
+    seconds: Annotated[
+        float, typer.Option(min=1, help="After so long no further convolution is timed.")
+    ] = tuning.SECONDS,
+) -> None:
+    """Measure how fast this machine is, so that predicted times are its own.
+
+    Times random convolutions for about a minute and keeps a factor for each algorithm in the cache
+    folder, where later plans find it. ``jaxconv.autotune`` measures the convolutions of a program.
+    """
+    console = Console(stderr=True)
+    with console.status("Timing convolutions") as status:
+        try:
+            tuned = tuning.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    print(tuned)
+
+
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="A Python script.")],

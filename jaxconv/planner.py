@@ -14,11 +14,11 @@ from jax import Array
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.measured import allowed, winner
 from jaxconv.parse import fail, parse
 from jaxconv.prediction import calibrated
 from jaxconv.settings import listeners, over_limit
 from jaxconv.spec import ConvSpec
-from jaxconv.winners import allowed, winner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
 
 def forget() -> None:
     """Drops the plans that are kept: settings or measurements have changed."""
-    for planned in (choose, predict, plan_spec):
+    for planned in (choose, predict, plan_spec, calibrated):
         planned.cache_clear()
 
 

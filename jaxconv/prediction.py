@@ -26,15 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, prepared
+from jaxconv.algorithms.base import Algorithm
+from jaxconv.measured import scales
 from jaxconv.spec import ConvSpec
 
 # A row of a matrix in a vector register or two: products with fewer columns take as long.
 LANES = 16
 # What a core's second-level cache holds, with room to spare.
 CACHE = 1_500_000
-# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads, to wake
-# one of which takes 20 to 60 µs.
+# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads; to
+# wake one takes 20 to 60 µs.
 WAKING = 200_000
 # XLA:CPU leaves convolutions with fewer channels than this to its older kernels.
 FEW_CHANNELS = 16
@@ -274,8 +275,7 @@ def device_class() -> str:
     return f"{machine} with AVX-512" if wide else machine
 
 
-
-# Where nothing was measured: an accelerator does most of what the quantities count 100 times as fast.
+# Where nothing was measured: an accelerator does what the quantities count about 100 times as fast.
 ESTIMATE = 0.01
 
 
@@ -286,4 +286,4 @@ def calibrated(platform: str) -> Calibration:
     if document is None:
         none = np.zeros((0, len(QUANTITIES)))
         return Calibration({"device": "an estimate"}, 1.0, none, {}, {"all": ESTIMATE})
-    return from_document(document, {})
+    return from_document(document, scales(platform))

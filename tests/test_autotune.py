@@ -13,7 +13,7 @@ from cases import CASES, Case
 from jax import lax
 
 import jaxconv
-from jaxconv import autotuning, cache, winners
+from jaxconv import autotuning, cache, measured
 from jaxconv.autotuning import Measurement, Tuning, candidates, measure
 from jaxconv.planner import forget, plan_spec
 from jaxconv.settings import config
@@ -118,10 +118,10 @@ def test_candidates(case: Case) -> None:
     assert names[0] == plan.algorithm
     assert "xla" in names
     assert len(set(names)) == len(names)
-    assert not winners.NEVER & set(names[1:])
+    assert not measured.NEVER & set(names[1:])
     possible = {c.name: c.seconds for c in plan.candidates if c.reason is None}
     assert set(names) <= set(possible)
-    for name in set(possible) - set(names) - winners.NEVER:
+    for name in set(possible) - set(names) - measured.NEVER:
         assert possible[name] > autotuning.HOPELESS_PREDICTED * min(possible.values())
 
 

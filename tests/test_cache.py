@@ -16,11 +16,11 @@ import jax
 import pytest
 
 import jaxconv
-from jaxconv import cache, winners
+from jaxconv import cache, measured
+from jaxconv.measured import Winner, record, winner
 from jaxconv.planner import choose, forget
 from jaxconv.settings import config
 from jaxconv.spec import ConvSpec
-from jaxconv.winners import Winner, record, winner
 
 ROOT = Path(jaxconv.__file__).parents[1]
 
@@ -300,7 +300,7 @@ SPEC = ConvSpec(
 
 
 def test_the_key_is_all_fields_as_text() -> None:
-    assert winners.key(SPEC) == (
+    assert measured.key(SPEC) == (
         "lhs_shape=(1,8,8,3) rhs_shape=(3,3,3,4) window_strides=(1,1) padding=((1,1),(0,-1))"
         " lhs_dilation=(1,1) rhs_dilation=(1,2) dtype=bfloat16 out_dtype=float32"
         " feature_group_count=1 batch_group_count=1 precision=(HIGHEST,DEFAULT)"
@@ -311,9 +311,9 @@ def test_the_key_is_all_fields_as_text() -> None:
 @pytest.fixture
 def name() -> Iterator[str]:
     forget()
-    identity = winners.fingerprint("cpu")
+    identity = measured.fingerprint("cpu")
     assert identity is not None
-    yield winners._name(identity)
+    yield measured._name(identity)
     forget()
 
 
@@ -350,11 +350,11 @@ def test_a_winner_that_can_not_run_is_ignored(name: str) -> None:
     assert choose(SPEC, "cpu")[0] == "im2col"
 
 
-@pytest.mark.parametrize("algorithm", sorted(winners.OTHER_PRODUCTS))
+@pytest.mark.parametrize("algorithm", sorted(measured.OTHER_PRODUCTS))
 def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
-    assert not winners.allowed(algorithm, SPEC)
-    assert not winners.allowed("winograd4", SPEC.replace(precision=None))
-    assert winners.allowed("im2col", SPEC)
+    assert not measured.allowed(algorithm, SPEC)
+    assert not measured.allowed("winograd4", SPEC.replace(precision=None))
+    assert measured.allowed("im2col", SPEC)
 
 
 ENTRIES: dict[str, Any] = {
@@ -371,7 +371,7 @@ def test_an_entry_of_no_use_costs_one_warning(name: str, entry: str) -> None:
     rules = choose(SPEC, "cpu")
     good = SPEC.replace(weight_gradient=True)
     record(good, "cpu", Winner("im2col", 0.001, None))
-    document = {"winners": {winners.key(SPEC): ENTRIES[entry], **cache.load(name)["winners"]}}
+    document = {"winners": {measured.key(SPEC): ENTRIES[entry], **cache.load(name)["winners"]}}
     cache.update(name, adding(**document))
     forget()
     with pytest.warns(UserWarning, match="an entry of no use"):
@@ -386,13 +386,13 @@ def test_other_devices_and_versions_are_apart(
     monkeypatch: pytest.MonkeyPatch, name: str, field: str
 ) -> None:
     record(SPEC, "cpu", Winner("im2col", 0.001, None))
-    identity = dict(winners.fingerprint("cpu") or {}) | {field: "other"}
+    identity = dict(measured.fingerprint("cpu") or {}) | {field: "other"}
     with monkeypatch.context() as patched:
-        patched.setattr(winners, "fingerprint", lambda platform: identity)
+        patched.setattr(measured, "fingerprint", lambda platform: identity)
         assert quietly(winner, SPEC, "cpu") is None
         # A file of that name with what was measured elsewhere is foreign.
         content = json.loads(file_of(name).read_text())
-        other = winners._name(identity)
+        other = measured._name(identity)
         file_of(other).write_text(json.dumps(content | {"name": other}))
         with pytest.warns(UserWarning, match="it is of another device or version"):
             assert winner(SPEC, "cpu") is None
@@ -400,9 +400,9 @@ def test_other_devices_and_versions_are_apart(
 
 
 def test_devices_that_are_not_here_have_no_winners() -> None:
-    winners.fingerprint.cache_clear()
+    measured.fingerprint.cache_clear()
     missing = next(p for p in ("tpu", "gpu") if p != jax.default_backend())
-    assert winners.fingerprint(missing) is None
+    assert measured.fingerprint(missing) is None
     assert winner(SPEC, missing) is None
     record(SPEC, missing, Winner("im2col", 0.001, None))
     assert config.cache_dir is not None

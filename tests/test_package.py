@@ -135,7 +135,7 @@ LAYERS = (
     ("jaxconv.algorithms.gemm",),
     (),  # each algorithm
     ("jaxconv.algorithms",),
-    ("jaxconv.winners",),
+    ("jaxconv.measured",),
     ("jaxconv.planner",),
     ("jaxconv.primitive",),
     ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling", "jaxconv.explanation"),

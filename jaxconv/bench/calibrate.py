@@ -27,10 +27,10 @@ from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.bench.regret import operands, random_specs
 from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.measured import NEVER
 from jaxconv.planner import execute
 from jaxconv.prediction import QUANTITIES, Calibration, Constants
 from jaxconv.spec import ConvSpec
-from jaxconv.winners import NEVER
 
 SEED = 101  # not that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried

@@ -1,11 +1,13 @@
-"""Which algorithm was measured to be the fastest for a convolution on this machine.
+"""What was measured on this machine: the fastest algorithm for a convolution, and how fast it is.
 
-A document of the cache for each device, version of JAX and version of jaxconv.
+Winners are what ``autotune`` finds; scales are factors of predicted times, which ``jaxconv tune``
+finds. Each is a document of the cache for each device, version of JAX and version of jaxconv.
 """
 
 import dataclasses
 import enum
 import hashlib
+import math
 import os
 import platform as system
 import re
@@ -80,18 +82,20 @@ def _processor() -> str:
     return f"{model}, {cores} cores"
 
 
-def _name(identity: Mapping[str, str]) -> str:
+def _name(identity: Mapping[str, str], what: str = "winners") -> str:
     """The document's name: readable, and different for every fingerprint."""
     text = "-".join(identity.values())
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"winners-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
+    return f"{what}-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
 
 
-def _problem(identity: Mapping[str, str], document: cache.Document) -> str | None:
-    """What is wrong with a document of winners; None where nothing is."""
+def _problem(
+    identity: Mapping[str, str], document: cache.Document, what: str = "winners"
+) -> str | None:
+    """What is wrong with a document; None where nothing is."""
     if document.get("fingerprint") != identity:
         return "it is of another device or version"
-    return None if isinstance(document.get("winners"), dict) else "it has no winners"
+    return None if isinstance(document.get(what), dict) else f"it has no {what}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,3 +158,26 @@ def record(spec: ConvSpec, platform: str, found: Winner) -> None:
         return {"fingerprint": identity, "winners": winners}
 
     cache.update(_name(identity), merged, partial(_problem, identity))
+
+
+def scales(platform: str) -> Mapping[str, float]:
+    """Factors of predicted times on this machine; none where it was not tuned, or isn't wanted."""
+    identity = fingerprint(platform) if config.use_cache else None
+    if identity is None:
+        return {}
+    name = _name(identity, "scales")
+    document = cache.load(name, partial(_problem, identity, what="scales"))
+    found = {} if document is None else document["scales"]
+    good = {k: v for k, v in found.items() if isinstance(v, (int, float)) and 0 < v < math.inf}
+    if len(good) < len(found):
+        cache.warn(name, f"{name!r} holds factors of no use: they are ignored")
+    return good
+
+
+def record_scales(platform: str, found: Mapping[str, float]) -> None:
+    """Keeps factors of predicted times in the cache, in place of those before."""
+    identity = fingerprint(platform)
+    if identity is not None:
+        check = partial(_problem, identity, what="scales")
+        document = {"fingerprint": identity, "scales": dict(found)}
+        cache.update(_name(identity, "scales"), lambda _: document, check)

@@ -1,0 +1,122 @@
+"""``tune``: makes predicted times those of this machine, within a minute.
+
+A sample of random convolutions is timed by the algorithms that are predicted to be the fastest, and
+by XLA. How far the predictions of each algorithm are off, on the median, is kept in the user's
+cache as a factor; which shapes suit it is left as the package's data has it.
+"""
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import numpy as np
+
+from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.bench.calibrate import measure
+from jaxconv.bench.regret import random_specs
+from jaxconv.measured import record_scales, scales
+from jaxconv.planner import forget, plan_spec, predict
+from jaxconv.prediction import kind
+from jaxconv.spec import ConvSpec
+
+SEED = 7  # neither that of ``calibrate`` nor that of ``regret``
+SECONDS = 50.0  # no convolution is begun later: with the last one, a minute
+FLOPS = 3e8  # larger convolutions are left out: they take long and say the same
+FASTEST = 4  # so many algorithms are timed for each convolution, besides XLA's
+FEW = 3  # fewer samples of a kind than these have the factor of all
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How far predictions of a kind of algorithm were off.
+
+    Attributes:
+      kind: an algorithm, or its weight gradient.
+      samples: convolutions it was timed on.
+      factor: measured over predicted time, the median: predictions are multiplied by it.
+      spread: the quartiles of the same.
+    """
+
+    kind: str
+    samples: int
+    factor: float
+    spread: tuple[float, float]
+
+
+HEADER = ("algorithm", "convolutions", "measured over predicted", "quartiles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What ``tune`` measured. ``str()`` is a table."""
+
+    platform: str
+    convolutions: int
+    rows: tuple[Scale, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (r.kind, str(r.samples), f"{r.factor:.2f}", "{:.2f}–{:.2f}".format(*r.spread))
+            for r in self.rows
+        ]
+        line = f"Timed {self.convolutions} random convolutions on {self.platform}."
+        return f"{line}\n{tables.as_text([HEADER, *rows], right=(1, 2, 3))}"
+
+
+def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None) -> Tuned:
+    """Times convolutions for about ``seconds`` and keeps the factors of predicted times.
+
+    Args:
+      shown: called with each convolution before it is timed.
+    """
+    platform = jax.default_backend()
+    before = scales(platform)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    end = time.perf_counter() + seconds
+    count = 0
+    for spec in _sample():
+        if time.perf_counter() > end:
+            break
+        shown(str(spec))
+        count += 1
+        todo = prepared(spec)
+        for name, taken in measure(spec, _candidates(spec, platform)).seconds.items():
+            what = kind(ALGORITHMS[name], todo)
+            unscaled = predict(name, todo, platform) / before.get(what, 1.0)
+            ratios[what].append(taken / unscaled)
+    rows = _rows(ratios)
+    record_scales(platform, {row.kind: row.factor for row in rows})
+    forget()
+    return Tuned(platform, count, rows)
+
+
+def _rows(ratios: Mapping[str, list[float]]) -> tuple[Scale, ...]:
+    all_ratios = [ratio for found in ratios.values() for ratio in found]
+    rows = []
+    for what, found in sorted(ratios.items()):
+        enough = found if len(found) >= FEW else all_ratios
+        low, factor, high = map(float, np.quantile(enough, (0.25, 0.5, 0.75)))
+        rows.append(Scale(what, len(found), factor, (low, high)))
+    return tuple(rows)
+
+
+def _sample() -> Iterator[ConvSpec]:
+    """Convolutions without end, the same in every process."""
+    seed = SEED
+    while True:
+        for spec in random_specs(seed, 50):
+            small = spec.flops <= FLOPS and spec.dtype == np.float32
+            if small and refusal(ALGORITHMS["xla"], spec) is None:
+                yield spec
+        seed += 1
+
+
+def _candidates(spec: ConvSpec, platform: str) -> list[str]:
+    possible = [c for c in plan_spec(spec, platform).candidates if c.reason is None]
+    possible.sort(key=lambda c: c.seconds)
+    names = [c.name for c in possible if c.name != "naive"][:FASTEST]
+    return list(dict.fromkeys([*names, "xla"]))
