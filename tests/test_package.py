@@ -125,7 +125,7 @@ MODULES = {
 }
 # Of the columns spec ← layout ← base ← … the number; nothing imports from a column to its right.
 LAYERS = (
-    ("jaxconv.compat", "jaxconv.calibration", "jaxconv.tables"),
+    ("jaxconv.compat", "jaxconv.tables"),
     ("jaxconv.spec",),
     ("jaxconv.parse",),
     ("jaxconv.settings",),
@@ -136,6 +136,7 @@ LAYERS = (
     (),  # each algorithm
     ("jaxconv.algorithms",),
     ("jaxconv.measured",),
+    ("jaxconv.prediction",),
     ("jaxconv.planner",),
     ("jaxconv.primitive",),
     ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling", "jaxconv.explanation"),

@@ -6,6 +6,7 @@ that a normalisation follows in the paper have no bias, as there.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -139,10 +140,15 @@ class Lax:
         return x.mean(range(1, x.ndim - 1), keepdims=True)
 
     def max_pool(self, x: Array, window: int, pad: int) -> Array:
-        ndim = x.ndim - 2
-        windows, strides = (1, *(window,) * ndim, 1), (1, *(2,) * ndim, 1)
-        pads = ((0, 0), *((pad, pad),) * ndim, (0, 0))
-        return lax.reduce_window(x, -jnp.inf, lax.max, windows, strides, pads)
+        # Axis by axis, of slices: the gradient of lax.reduce_window with lax.max writes five arrays
+        # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
+        for axis in range(1, x.ndim - 1):
+            edges = [(pad, pad, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
+            x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
+            last = x.shape[axis] - window + 1
+            views = [lax.slice_in_dim(x, i, last + i, 2, axis) for i in range(window)]
+            x = functools.reduce(jnp.maximum, views)
+        return x
 
     def channels(self, x: Array) -> int:
         return x.shape[-1]
