@@ -112,6 +112,8 @@ CASES = {
             lhs_dilation=(4, 2),
             feature_group_count=2,
         ),
+        _case("1d five taps", (3, 13, 3), (5, 3, 2)),
+        _case("3d dense", (1, 5, 4, 7, 2), (3, 1, 5, 2, 3), padding=((1, 1), (0, 1), (-1, 2))),
         _case("9x9", (1, 12, 11, 1), (9, 9, 1, 2)),
         _case("no output", (2, 2, 5, 3), (3, 3, 3, 4), padding="VALID"),
         _case("no channels", (2, 5, 5, 0), (3, 3, 0, 4)),

@@ -6,6 +6,7 @@ Expected are lax and a loop in NumPy, both in float64, and for derivatives lax's
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,11 +23,29 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
+from jaxconv.algorithms import winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.planner import run
 
 Conv = Callable[[Any, Any], Array]
 
+WINOGRAD = {
+    "1d",
+    "1d causal depthwise",
+    "1d five taps",
+    "3x3",
+    "whole image",
+    "depthwise",
+    "grouped",
+    "batch groups",
+    "negative padding",
+    "nchw",
+    "odd layout",
+    "weight gradient",
+    "3d dense",
+    "no output",
+    "no channels",
+}
 # The cases that an algorithm takes; one that is not here takes all of them.
 TAKES = {
     "im2col_tiled": CASES.keys() - {"matmul"},
@@ -53,6 +72,8 @@ TAKES = {
     },
     "fft": CASES.keys() - {"matmul"},
     "slices": {name for name in CASES if name != "matmul" and not name.startswith("1d")},
+    "winograd": WINOGRAD,
+    "winograd4": WINOGRAD,
 }
 PAIRS = [(name, case) for name in ("auto", *jaxconv.ALGORITHMS) for case in CASES]
 TAKEN = [(name, case) for name, case in PAIRS if case in TAKES.get(name, CASES)]
@@ -138,9 +159,40 @@ def expected_derivatives(name: str) -> tuple[list[np.ndarray], dict[str, Expecte
     }
 
 
+def absolute_by(name: str, case: str, fun: Callable[[Conv], Conv], *args: Any) -> Any:
+    """``fun`` of the convolution, all its operands and Winograd's matrices without their signs.
+
+    A direct sum rounds relative to Σ |x·w|. Winograd's transforms cancel, also between outputs of
+    a tile, and it rounds relative to |Aᵀ| [(|G| |w|) ⊙ (|Bᵀ| |x|)] (Barabasz et al., 2020).
+    """
+    exact = winograd.transforms
+
+    def absolute(m: int, r: int) -> Any:
+        return tuple(tuple(tuple(map(abs, row)) for row in matrix) for matrix in exact(m, r))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "transforms", absolute)
+        return jax.jit(fun(conv_by(name, CASES[case])))(*map(np.abs, args))
+
+
+def winograd_roundings(name: str, case: str) -> int:
+    """Roundings that Winograd adds to those of its products: a coefficient and a sum of at most n
+    terms in both transforms along each axis, and over all of them in the kernel's, at once."""
+    m = {"winograd": 2, "winograd4": 4}[name]
+    n = [k + m - 1 for k in CASES[case].spec().kernel_shape if k > 1]
+    return sum(2 * (size + 1) for size in n) + math.prod(n)
+
+
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_values_and_derivatives(name: str, case: str) -> None:
     args, expected = expected_derivatives(case)
+    if name.startswith("winograd"):
+        magnitudes = absolute_by(name, case, derivatives, *args)
+        more = winograd_roundings(name, case)
+        expected = {
+            key: Expected(e.value, np.asarray(magnitudes[key]), e.length + more)
+            for key, e in expected.items()
+        }
     outs = jax.jit(derivatives(conv_by(name, CASES[case])))(*args)
     for key, out in outs.items():
         assert out.dtype == np.float64
@@ -189,6 +241,17 @@ def expected_batches(name: str) -> tuple[np.ndarray, np.ndarray, list[list[Expec
 @pytest.mark.parametrize(("name", "case"), TAKEN)
 def test_vmap_and_scan(name: str, case: str) -> None:
     lhs, rhs, expected = expected_batches(case)
+    if name.startswith("winograd"):
+        more = winograd_roundings(name, case)
+
+        def rounded(e: Expected, x: np.ndarray, w: np.ndarray) -> Expected:
+            magnitude = np.asarray(absolute_by(name, case, lambda conv: conv, x, w))
+            return Expected(e.value, magnitude, e.length + more)
+
+        expected = [
+            [rounded(e, x, w) for e, w in zip(row, rhs, strict=True)]
+            for row, x in zip(expected, lhs, strict=True)
+        ]
     outs = jax.jit(batches_and_loops(conv_by(name, CASES[case])))(lhs, rhs)
     for i, j in itertools.product(range(2), range(2)):
         expected[i][j].check(outs["vmap rhs in scan"][i, j], name)
@@ -294,9 +357,11 @@ def test_dtypes(name: str, dtype: str, preferred: str | None) -> None:
         for case in cases
         if algorithm is None or refusal(algorithm, case.spec(jnp.dtype(dtype))) is None
     ]
-    if not cases:
-        assert name == "fft"
-        assert integers  # which must stay exact
+    if not cases:  # refused for its dtype
+        spec = prepared(CASES["batch groups"].spec(jnp.dtype(dtype)))
+        reason = jaxconv.ALGORITHMS[name].supports(spec)
+        assert reason
+        assert spec.dtype.name in reason
         return
     small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
     operands = [operands_of(jnp.dtype(dtype), case, small) for case in cases]

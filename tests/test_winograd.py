@@ -1,0 +1,114 @@
+"""Winograd's matrices, exactly; its accuracy; what it refuses; blocks of every size."""
+
+import itertools
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES, Case
+from jax import lax
+
+import jaxconv
+from jaxconv.algorithms import winograd
+from jaxconv.algorithms.base import apply, refusal
+
+NAMES = ("winograd", "winograd4")
+
+
+@pytest.mark.parametrize(
+    ("m", "r"), [(m, r) for m, r in itertools.product((1, 2, 3, 4), range(1, 8)) if m + r <= 9]
+)
+def test_the_matrices_make_a_correlation(m: int, r: int) -> None:
+    """Aᵀ[(G g) ⊙ (Bᵀ d)] for all unit vectors g and d, which are linear in both."""
+    a, g, b = (np.array(matrix, object) for matrix in winograd.transforms(m, r))
+    assert a.shape == (m, m + r - 1)
+    assert g.shape == (m + r - 1, r)
+    assert b.shape == (m + r - 1,) * 2
+    assert all(isinstance(x, Fraction) for matrix in (a, g, b) for x in matrix.flat)
+    products = np.einsum("if,fk,fj->ikj", a, g, b)
+    for i, k, j in itertools.product(range(m), range(r), range(m + r - 1)):
+        assert products[i, k, j] == (j == i + k)
+
+
+def test_the_matrices_of_lavin_and_gray() -> None:
+    """F(2, 3) is the paper's but for the sign of a row of Bᵀ, which Aᵀ or G has too."""
+    a, g, b = winograd.transforms(2, 3)
+    assert np.abs(np.array(a, float)).tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert np.abs(np.array(g, float)).tolist() == [[1, 0, 0], [0.5] * 3, [0.5] * 3, [0, 0, 1]]
+    rows = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
+    assert np.abs(np.array(b, float)).tolist() == rows
+
+
+def large(channels: int) -> Case:
+    arguments = CASES["3x3"].arguments
+    return Case("large", (1, 15, 14, channels), (3, 3, channels, channels), arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("channels", [16, 64])
+def test_accuracy(channels: int, dtype: str) -> None:
+    """F(2, 3) has at most twice the error of lax in the same dtype, forward and backward."""
+    case = large(channels)
+    lhs, rhs = (jnp.asarray(x, dtype) for x in case.operands())
+    out = jnp.asarray(case.operands(seed=1)[0], dtype)
+
+    def computed(conv: Any, *args: Any) -> list[np.ndarray]:
+        def fun(lhs: Any, rhs: Any, out: Any) -> Any:
+            value, transpose = jax.vjp(conv, lhs, rhs)
+            return value, *transpose(out)
+
+        return [np.asarray(x, np.float64) for x in jax.jit(fun)(*args)]
+
+    def by_winograd(lhs: Any, rhs: Any) -> jax.Array:
+        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm="winograd")
+
+    exact = computed(case.lax, *(np.asarray(x, np.float64) for x in (lhs, rhs, out)))
+    ours, theirs = computed(by_winograd, lhs, rhs, out), computed(case.lax, lhs, rhs, out)
+    for x, y, reference in zip(ours, theirs, exact, strict=True):
+        assert np.linalg.norm(x - reference) <= 2 * np.linalg.norm(y - reference)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_refuses_the_highest_precision(name: str) -> None:
+    case = CASES["3x3"]
+    operands = case.operands(np.float32)
+    for precision in ("highest", ("default", "highest"), lax.Precision.HIGHEST):
+        with pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"):
+            jaxconv.conv_general_dilated(
+                *operands, **case.arguments, precision=precision, algorithm=name
+            )
+    with (
+        jax.default_matmul_precision("highest"),
+        pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"),
+    ):
+        jaxconv.conv_general_dilated(*operands, **case.arguments, algorithm=name)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
+def test_refuses_what_has_no_fractions(dtype: str) -> None:
+    reason = refusal(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
+    assert reason
+    assert "real floating-point" in reason
+
+
+@pytest.mark.parametrize("limit", [1, 3000, 12000])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"])
+def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of an image, one image, several: values and weight gradients are the same."""
+    monkeypatch.setattr(winograd, "BLOCK_BYTES", limit)
+    monkeypatch.setattr(winograd.Tiling, "kernel_bytes", 0)
+    algorithm, spec = jaxconv.ALGORITHMS[name], CASES[case].spec()
+    lhs, rhs = CASES[case].operands()
+    out = np.random.default_rng(2).standard_normal(spec.out_shape)
+    value = apply(algorithm, lhs, rhs, spec, lambda *_: pytest.fail("hands nothing on"))
+    expected, transpose = jax.vjp(CASES[case].lax, lhs, rhs)
+    np.testing.assert_allclose(value, expected, rtol=1e-11, atol=1e-11)
+    assert algorithm.gradient is not None
+    gradient = algorithm.gradient(jnp.asarray(lhs), jnp.asarray(out), spec)
+    np.testing.assert_allclose(gradient, transpose(out)[1], rtol=1e-11, atol=1e-11)
+    cost = algorithm.cost(spec)
+    assert cost.steps == winograd.tiling(2 if name == "winograd" else 4, spec).steps
