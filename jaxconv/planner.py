@@ -129,18 +129,30 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     return best, f"it is predicted to be the fastest ({figures})"
 
 
-# Products that an output must sum for an FFT to be as accurate as "auto" promises: with 7×7 to 21×21
-# taps of one channel its error was up to 2.6 times lax's, with 31×31 1.8 times.
+# Products that an output must sum for an FFT to be as accurate as "auto" promises: of one channel
+# and 7×7 to 21×21 taps its error was up to 2.6 times lax's, with 31×31 1.8 times.
 LONG = 512
+# Input times output channels of a group up to which shifting is worth its compiling: at most the
+# first, or the second where few terms make an output. In a network XLA writes what comes before
+# into each of its terms: with 3×3 on 3→32 and 1×1 on 16→32 channels a step of MobileNetV2 took
+# 77 s to compile, without 5 s.
+FEW_CHANNELS = 9
+SOME_CHANNELS, FEW_TERMS = 64, 72
 
 
 def _eligible(name: str, spec: ConvSpec) -> bool:
     """Whether "auto" may take an algorithm for a prepared ``spec``."""
+    channels, n = spec.rhs_shape[-2], spec.gemm[2]
     if name == "fft":
         return allowed(name, spec) and (spec.weight_gradient or spec.gemm[3] >= LONG)
     if name == "slices":
         # In fewer dimensions slices are another way to spell the same products.
         return spec.spatial_ndim > 2
+    if name == "shift" and not spec.weight_gradient:
+        few = SOME_CHANNELS if spec.taps * channels <= FEW_TERMS else FEW_CHANNELS
+        return n == 1 < spec.groups or channels * n <= few
+    if name == "implicit" and spec.groups > 1 and not spec.weight_gradient:
+        return channels > 1  # a product of one element by one is a shift in another layout
     return allowed(name, spec)
 
 
