@@ -237,7 +237,8 @@ def transformed_kernel(rhs: Array, cut: Tiling) -> Array:
     """G w: (kernel…, c, g·o) → (frequencies, g, c, o)."""
     w = jnp.moveaxis(layout.split_groups(rhs, -1, cut.spec.groups), -2, -3)
     w = w.astype(cut.spec.accumulator_dtype)  # w: (kernel…, g, c, o)
-    return (kernel_transform(cut) @ w.reshape(cut.spec.taps, -1)).reshape(-1, *w.shape[-3:])
+    out = jnp.asarray(kernel_transform(cut)) @ w.reshape(cut.spec.taps, -1)
+    return out.reshape(-1, *w.shape[-3:])
 
 
 def run(m: int, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:

@@ -1,6 +1,8 @@
 """The layers that are timed: those of well-known networks, and image and signal filters."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from jaxconv.bench.layers import Layer
 
@@ -57,24 +59,31 @@ def _up(
     return dataclasses.replace(layer, name=name, padding=(pad, pad), lhs_dilation=2)
 
 
-RESNET = tuple(
-    _conv("ResNet-50", batch, *layer)
-    for batch in (1, 8)
-    for layer in (
-        (224, (3, 64), 7, 2),
-        (56, (64, 64), 3),
-        (28, (128, 128), 3),
-        (14, (256, 256), 3),
-        (7, (512, 512), 3),
-        (56, (128, 128), 3, 2),
-        (56, (64, 256), 1),
-        (7, (512, 2048), 1),
-        (56, (256, 512), 1, 2),
-    )
+def _convs(network: str, layers: Sequence[tuple[Any, ...]]) -> tuple[Layer, ...]:
+    return tuple(_conv(network, *layer) for layer in layers)
+
+
+RESNET = _convs(
+    "ResNet-50",
+    [
+        (batch, *layer)
+        for batch in (1, 8)
+        for layer in (
+            (224, (3, 64), 7, 2),
+            (56, (64, 64), 3),
+            (28, (128, 128), 3),
+            (14, (256, 256), 3),
+            (7, (512, 512), 3),
+            (56, (128, 128), 3, 2),
+            (56, (64, 256), 1),
+            (7, (512, 2048), 1),
+            (56, (256, 512), 1, 2),
+        )
+    ],
 )
-MOBILENET = tuple(
-    _conv("MobileNetV2", *layer)
-    for layer in (
+MOBILENET = _convs(
+    "MobileNetV2",
+    (
         (8, 224, (3, 32), 3, 2),
         (1, 112, (32, 32), 3, 1, 32),
         (8, 112, (96, 96), 3, 2, 96),
@@ -85,20 +94,20 @@ MOBILENET = tuple(
         (8, 56, (24, 144), 1),
         (1, 7, (320, 1280), 1),
         (8, 7, (320, 1280), 1),
-    )
+    ),
 )
-EFFICIENTNET = tuple(
-    _conv("EfficientNet-B0", *layer)
-    for layer in (
+EFFICIENTNET = _convs(
+    "EfficientNet-B0",
+    (
         (1, 28, (240, 240), 5, 1, 240),
         (8, 28, (240, 240), 5, 1, 240),
         (8, 14, (672, 672), 5, 2, 672),
         (8, 1, (672, 28), 1),
-    )
+    ),
 )
-CONVNEXT = tuple(
-    _conv("ConvNeXt-T", *layer)
-    for layer in (
+CONVNEXT = _convs(
+    "ConvNeXt-T",
+    (
         (1, 224, (3, 96), 4, 4),
         (8, 224, (3, 96), 4, 4),
         (8, 56, (96, 192), 2, 2),
@@ -106,25 +115,25 @@ CONVNEXT = tuple(
         (8, 56, (96, 96), 7, 1, 96),
         (8, 14, (384, 384), 7, 1, 384),
         (8, 56, (96, 384), 1),
-    )
+    ),
 )
-RESNEXT = tuple(
-    _conv("ResNeXt-50", *layer)
-    for layer in (
+RESNEXT = _convs(
+    "ResNeXt-50",
+    (
         (1, 56, (128, 128), 3, 1, 32),
         (8, 28, (256, 256), 3, 1, 32),
         (1, 14, (512, 512), 3, 1, 32),
         (8, 14, (1024, 1024), 3, 2, 32),
-    )
+    ),
 )
-VGG = tuple(
-    _conv("VGG-16", *layer)
-    for layer in (
+VGG = _convs(
+    "VGG-16",
+    (
         (1, 224, (3, 64), 3),
         (1, 224, (64, 64), 3),
         (1, 56, (256, 256), 3),
         (8, 14, (512, 512), 3),
-    )
+    ),
 )
 UNET = (
     _conv("3-D U-Net", 1, 32, (1, 32), 3, ndim=3),

@@ -1,6 +1,6 @@
 """Whole networks by ``accelerate``, by lax and by PyTorch: forward, and a training step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ def run(
             name = named(network, batch)
             yield f"{name}, {direction}"
             forward = direction == "forward"
-            function = network.forward if forward else network.step
+            function: Callable[..., Any] = network.forward if forward else network.step
             args: tuple[Any, ...] = (params, x) if forward else (params, x, labels)
             torch = None
             if peer is not None:
