@@ -1,0 +1,186 @@
+"""Predicted times: the data they rest on, and how they choose."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from cases import CASES
+from typer.testing import CliRunner
+
+import jaxconv
+from jaxconv import cli, measured, prediction
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.bench import calibrate, tune
+from jaxconv.bench.regret import random_specs
+from jaxconv.planner import choose, forget, plan_spec, predict
+
+DOCUMENTS = prediction.documents()
+SPECS = [spec for spec in random_specs(11, 60) if spec.flops < 1e6]
+
+
+@pytest.fixture
+def _own_cache(tmp_path: Path) -> Iterator[None]:
+    with jaxconv.config.set(cache_dir=tmp_path):
+        yield
+    forget()
+
+
+# The data
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document["origin"]["jax"])
+def test_calibrations_say_where_they_come_from(document: dict) -> None:
+    assert {"device", "cores", "jax", "date", "command", "convolutions"} <= set(document["origin"])
+    assert document["origin"]["convolutions"] == len(document["points"])
+    calibration = prediction.from_document(document, {})
+    width = len(prediction.position(prepared(CASES["3x3"].spec(np.float32))))
+    assert calibration.points.shape[1] == width
+    named = {name.removesuffix(" gradient") for name in calibration.kinds}
+    assert named == set(ALGORITHMS) - measured.NEVER
+    for known in calibration.kinds.values():
+        assert (known.constants >= 0).all()
+        assert known.constants.any()
+        assert np.isfinite(known.weights).all()
+
+
+def test_the_calibration_is_that_of_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for version in ("0.10.2", "0.11.1", "0.12.0.1", "1.0"):
+        monkeypatch.setattr(jax, "__version__", version)
+        prediction.document_for.cache_clear()
+        document = prediction.document_for("cpu")
+        assert document is not None
+        found[version] = document["origin"]["jax"]
+    prediction.document_for.cache_clear()
+    assert found["0.10.2"] == found["0.11.1"] == "0.10.2"
+    assert found["0.12.0.1"] == found["1.0"]
+    assert found["1.0"].startswith("0.12")
+    assert prediction.document_for("tpu") is None
+
+
+# What is predicted
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_algorithm_has_a_time(case: object, platform: str) -> None:
+    spec = prepared(case.spec(np.float32))  # type: ignore[attr-defined]
+    if spec.is_empty:
+        return
+    for name, algorithm in ALGORITHMS.items():
+        if refusal(algorithm, spec) is None:
+            seconds = predict(name, spec, platform)
+            assert 0 < seconds < 1
+            assert predict(name, spec, platform) == seconds
+
+
+def test_more_work_takes_longer() -> None:
+    small = prepared(CASES["3x3"].spec(np.float32))
+    shape = (8, 128, 128, small.lhs_shape[-1])
+    large = small.replace(lhs_shape=shape)
+    for name, algorithm in ALGORITHMS.items():
+        if refusal(algorithm, small) is None:
+            assert predict(name, large, "cpu") > predict(name, small, "cpu")
+
+
+def test_what_is_chosen_is_predicted_to_be_fast() -> None:
+    for spec in SPECS:
+        plan = plan_spec(spec, "cpu")
+        seconds = {c.name: c.seconds for c in plan.candidates if c.reason is None}
+        assert seconds[plan.algorithm] <= seconds["xla"]
+        assert plan.algorithm not in measured.NEVER
+
+
+def test_highest_precision_leaves_out_other_products() -> None:
+    spec = prepared(CASES["3x3"].spec(np.float32))
+    spec = spec.replace(
+        lhs_shape=(8, 14, 14, 256),
+        rhs_shape=(3, 3, 256, 256),
+        precision=(jax.lax.Precision.HIGHEST,) * 2,
+    )
+    assert choose(spec, "cpu")[0] not in measured.OTHER_PRODUCTS
+
+
+# How the data is made
+
+
+def test_what_was_measured_is_kept_as_a_line() -> None:
+    spec = SPECS[0]
+    found = calibrate.Measured(spec, {"xla": 1e-3}, {"xla": 0.01})
+    assert calibrate.Measured.of_line(found.line()) == found
+
+
+def test_measuring_times_what_can_do_it() -> None:
+    spec = min(SPECS, key=lambda spec: spec.flops)
+    found = calibrate.measure(spec)
+    able = {name for name, a in ALGORITHMS.items() if refusal(a, spec) is None}
+    assert set(found.seconds) == able - measured.NEVER
+    assert all(seconds > 0 for seconds in found.seconds.values())
+
+
+def test_a_fit_gives_back_what_it_was_given() -> None:
+    """Times that are the formula's own are predicted within 10 %, and the file holds them."""
+    truth = prediction.calibrated("cpu")
+    rows = []
+    for spec in map(prepared, SPECS):
+        seconds = {
+            name: truth.seconds(algorithm, spec)
+            for name, algorithm in ALGORITHMS.items()
+            if name in ("im2col", "xla") and refusal(algorithm, spec) is None
+        }
+        rows.append(calibrate.Measured(spec, seconds, dict.fromkeys(seconds, 0.1)))
+    made = calibrate.fit(rows)
+    read = prediction.from_document(
+        calibrate.document(made, "cpu", calibrate.origin(len(rows))), {}
+    )
+    misses = []
+    for row in rows:
+        for name, seconds in row.seconds.items():
+            again = read.seconds(ALGORITHMS[name], row.spec)
+            assert math.isclose(again, made.seconds(ALGORITHMS[name], row.spec), rel_tol=0.05)
+            misses.append(abs(math.log(again / seconds)))
+    assert np.median(misses) < 0.1
+
+
+# A machine's own
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = prepared(SPECS[0])
+    before = predict("xla", spec, "cpu")
+    slow = calibrate.Measured(spec, {"xla": 3 * before}, {})
+    monkeypatch.setattr(tune, "_sample", lambda: iter([spec] * 3))
+    monkeypatch.setattr(tune, "measure", lambda spec, names: slow)
+    shown: list[str] = []
+    tuned = tune.tune(60, shown.append)
+    assert shown == [str(spec)] * 3
+    assert [row.samples for row in tuned.rows] == [3]
+    assert math.isclose(tuned.rows[0].factor, 3)
+    assert "measured over predicted" in str(tuned)
+    assert math.isclose(predict("xla", spec, "cpu"), 3 * before)
+    # Tuned again, the factor is of the package's prediction, not of the tuned one.
+    assert math.isclose(tune.tune(60).rows[0].factor, 3)
+    with jaxconv.config.set(use_cache=False):
+        assert math.isclose(predict("xla", spec, "cpu"), before)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_factors_of_no_use_are_ignored() -> None:
+    measured.record_scales("cpu", {"xla": 2.0, "im2col": -1.0, "shift": "fast"})  # type: ignore[dict-item]
+    with pytest.warns(UserWarning, match="factors of no use"):
+        assert measured.scales("cpu") == {"xla": 2.0}
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_the_command_line_tunes(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataclasses.replace(SPECS[0])
+    monkeypatch.setattr(tune, "_sample", lambda: iter([small]))
+    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
+    assert result.exit_code == 0, result.output
+    assert "Timed 1 random convolutions" in result.output
