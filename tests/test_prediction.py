@@ -123,6 +123,12 @@ def test_measuring_times_what_can_do_it() -> None:
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
+def test_well_known_convolutions_are_calibrated_too() -> None:
+    specs = calibrate.well_known()
+    assert len(specs) == len(set(specs)) > 300
+    assert {True, False} == {spec.weight_gradient for spec in specs}
+
+
 def test_a_fit_gives_back_what_it_was_given() -> None:
     """Times that are the formula's own are predicted within 10 %, and the file holds them."""
     truth = prediction.calibrated("cpu")

@@ -1,7 +1,8 @@
 """Makes the data that predictions rest on: ``python -m jaxconv.bench.calibrate FILE``.
 
-Random convolutions are timed by every algorithm that can do them, in turn; then constants are
-fitted to the times and what they leave is interpolated (see ``jaxconv.prediction``). FILE is the
+Random convolutions, those of the suite ``layers`` and those of three networks' training steps are
+timed by every algorithm that can do them, in turn; then constants are fitted to the times and what
+they leave is interpolated (see ``jaxconv.prediction``). FILE is the
 calibration, ``jaxconv/calibrations/*.json``; what is measured goes to FILE.measured as it comes, a
 line for each convolution, so that an interrupted run goes on where it was.
 """
@@ -11,7 +12,7 @@ import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,11 @@ from scipy import optimize  # JAX depends on it
 from jaxconv import prediction
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.regret import operands, random_specs
 from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.explanation import choice, fn_jaxpr, walk
 from jaxconv.measured import NEVER
 from jaxconv.planner import execute
 from jaxconv.prediction import QUANTITIES, Calibration, Constants
@@ -63,6 +67,25 @@ class Measured:
         fields["padding"] = tuple(map(tuple, fields["padding"]))
         fields["precision"] = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
         return cls(ConvSpec(**fields), *seconds)
+
+
+def well_known() -> list[ConvSpec]:
+    """The convolutions that users have most: of known networks, forward and backward."""
+    found: dict[ConvSpec, None] = {}
+
+    def add(function: Callable[..., Any], *args: Any) -> None:
+        for eqn, *_ in walk(fn_jaxpr(function, args, {})):
+            found[choice("calibrate", eqn)[0]] = None
+
+    for layer in LAYERS:
+        shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
+        operands = [jax.ShapeDtypeStruct(shape, layer.dtype) for shape in shapes]
+        for direction in layer.directions:
+            add(layer.function(lax.conv_general_dilated, direction), *operands)
+    for network in NETWORKS[:3]:
+        for batch in (1, 8):
+            add(network.step, jax.eval_shape(network.init), *network.data(batch))
+    return list(found)
 
 
 def by(spec: ConvSpec, algorithm: str, lhs: Array, rhs: Array) -> Array:
@@ -221,18 +244,19 @@ def load(path: Path) -> list[Measured]:
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--convolutions", type=int, default=800)
+    parser.add_argument("--convolutions", type=int, default=800, help="random ones")
     options = parser.parse_args(None if arguments is None else list(arguments))
     jax.config.update("jax_enable_x64", True)
     kept = options.file.with_name(options.file.name + ".measured")
     kept.touch()
     done = len(kept.read_text().splitlines())
-    for i, spec in enumerate(random_specs(SEED, options.convolutions)):
+    specs = random_specs(SEED, options.convolutions) + well_known()
+    for i, spec in enumerate(specs):
         if i < done:
             continue
         with kept.open("a") as file:
             file.write(measure(spec).line() + "\n")
-        print(f"{i + 1} of {options.convolutions}: {spec}", flush=True)
+        print(f"{i + 1} of {len(specs)}: {spec}", flush=True)
     measured = load(kept)
     made = document(fit(measured), jax.default_backend(), origin(len(measured)))
     options.file.write_text(text(made))
