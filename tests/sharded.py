@@ -37,6 +37,8 @@ CASES_OF = {
     "phase": ("transposed",),
     "implicit": ("3x3", "large kernel"),
     "shift": ("3x3", "grouped", "large kernel"),
+    "winograd": ("grouped",),
+    "winograd4": ("grouped",),
 }
 # How the operands are laid over a mesh of 2×2 devices named a and b.
 LAYOUTS = {

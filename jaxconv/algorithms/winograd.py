@@ -332,7 +332,7 @@ def cost(m: int, spec: ConvSpec) -> Cost:
 def _record(name: str, m: int) -> Algorithm:
     return Algorithm(
         name,
-        f"F({m}, r) along each axis: transforms tiles of {m} outputs, so that fewer products do",
+        f"fewer products for tiles of {m} outputs an axis, by transforming them: F({m}, r)",
         partial(supports, m),
         partial(cost, m),
         partial(run, m),
