@@ -23,6 +23,7 @@ DEVICES = 4
 # Batch and output channels divide by the devices.
 CASES = {
     "3x3": case_of((8, 5, 6, 3), (3, 3, 3, 8), window_strides=(2, 1)),
+    "3x3 stride 1": case_of((8, 5, 6, 3), (3, 3, 3, 8)),
     "1x1": case_of((8, 5, 6, 3), (1, 1, 3, 8), window_strides=(2, 2)),
     "transposed": case_of(
         (8, 4, 3, 3), (3, 3, 3, 8), padding=((1, 2), (2, 1)), lhs_dilation=(2, 2)
@@ -37,6 +38,8 @@ CASES_OF = {
     "phase": ("transposed",),
     "implicit": ("3x3", "large kernel"),
     "shift": ("3x3", "grouped", "large kernel"),
+    "winograd": ("3x3 stride 1", "grouped"),
+    "winograd4": ("3x3 stride 1", "grouped"),
 }
 # How the operands are laid over a mesh of 2×2 devices named a and b.
 LAYOUTS = {

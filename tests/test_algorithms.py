@@ -159,7 +159,7 @@ def expected_derivatives(name: str) -> tuple[list[np.ndarray], dict[str, Expecte
     }
 
 
-def absolute_by(name: str, case: str, fun: Callable[[Conv], Conv], *args: Any) -> Any:
+def absolute_by(name: str, case: str, fun: Callable[[Conv], Callable], *args: Any) -> Any:
     """``fun`` of the convolution, all its operands and Winograd's matrices without their signs.
 
     A direct sum rounds relative to Σ |x·w|. Winograd's transforms cancel, also between outputs of

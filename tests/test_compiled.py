@@ -46,6 +46,8 @@ DENSE = {
     "implicit": ("3x3 stride 2", "grouped", "1d", "3d", "nchw", "batch groups"),
     "pointwise": ("1x1", "1x1 stride 2", "1x1 padded", "grouped 1x1", "matmul"),
     "shift": ("3x3 stride 2", "depthwise", "1d causal depthwise", "grouped"),
+    "winograd": ("3x3", "grouped", "1d", "3d dense", "nchw", "batch groups"),
+    "winograd4": ("3x3", "grouped", "1d", "3d dense", "nchw", "batch groups"),
 }
 FORWARD = {
     "phase": ("transposed", "all dilations", "3d transposed"),

@@ -74,17 +74,17 @@ def test_accuracy(channels: int, dtype: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_refuses_the_highest_precision(name: str) -> None:
     case = CASES["3x3"]
-    operands = case.operands(np.float32)
+    lhs, rhs = map(jnp.asarray, case.operands(np.float32))
     for precision in ("highest", ("default", "highest"), lax.Precision.HIGHEST):
         with pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"):
             jaxconv.conv_general_dilated(
-                *operands, **case.arguments, precision=precision, algorithm=name
+                lhs, rhs, **case.arguments, precision=precision, algorithm=name
             )
     with (
         jax.default_matmul_precision("highest"),
         pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"),
     ):
-        jaxconv.conv_general_dilated(*operands, **case.arguments, algorithm=name)
+        jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
 
 
 @pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
@@ -102,13 +102,13 @@ def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(winograd, "BLOCK_BYTES", limit)
     monkeypatch.setattr(winograd.Tiling, "kernel_bytes", 0)
     algorithm, spec = jaxconv.ALGORITHMS[name], CASES[case].spec()
-    lhs, rhs = CASES[case].operands()
+    lhs, rhs = map(jnp.asarray, CASES[case].operands())
     out = np.random.default_rng(2).standard_normal(spec.out_shape)
     value = apply(algorithm, lhs, rhs, spec, lambda *_: pytest.fail("hands nothing on"))
     expected, transpose = jax.vjp(CASES[case].lax, lhs, rhs)
     np.testing.assert_allclose(value, expected, rtol=1e-11, atol=1e-11)
     assert algorithm.gradient is not None
-    gradient = algorithm.gradient(jnp.asarray(lhs), jnp.asarray(out), spec)
+    gradient = algorithm.gradient(lhs, jnp.asarray(out), spec)
     np.testing.assert_allclose(gradient, transpose(out)[1], rtol=1e-11, atol=1e-11)
     cost = algorithm.cost(spec)
     assert cost.steps == winograd.tiling(2 if name == "winograd" else 4, spec).steps

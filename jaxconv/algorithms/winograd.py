@@ -237,7 +237,7 @@ def transformed_kernel(rhs: Array, cut: Tiling) -> Array:
     """G w: (kernel…, c, g·o) → (frequencies, g, c, o)."""
     w = jnp.moveaxis(layout.split_groups(rhs, -1, cut.spec.groups), -2, -3)
     w = w.astype(cut.spec.accumulator_dtype)  # w: (kernel…, g, c, o)
-    out = jnp.asarray(kernel_transform(cut)) @ w.reshape(cut.spec.taps, -1)
+    out = jnp.matmul(kernel_transform(cut), w.reshape(cut.spec.taps, -1), precision="highest")
     return out.reshape(-1, *w.shape[-3:])
 
 
@@ -292,7 +292,7 @@ def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
             np.int32(0), np.int32(cut.steps), lambda i, total: total + block(i), total
         )
     # total: (frequencies, g, c, o)
-    w = kernel_transform(cut).T @ total.reshape(len(total), -1)
+    w = jnp.matmul(kernel_transform(cut).T, total.reshape(len(total), -1), precision="highest")
     w = w.reshape(spec.taps, *total.shape[1:])
     return jnp.moveaxis(w, 1, 2).reshape(spec.rhs_shape)
 
@@ -333,7 +333,7 @@ def cost(m: int, spec: ConvSpec) -> Cost:
 def _record(name: str, m: int) -> Algorithm:
     return Algorithm(
         name,
-        f"F({m}, r) along each axis: transforms tiles of {m} outputs, so that fewer products do",
+        f"fewer products for tiles of {m} outputs an axis, by transforming them: F({m}, r)",
         partial(supports, m),
         partial(cost, m),
         partial(run, m),
