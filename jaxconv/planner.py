@@ -108,16 +108,17 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     possible = [
         name
         for name, algorithm in ALGORITHMS.items()
-        if name not in without and _eligible(name, spec) and rejection(algorithm, spec) is None
+        if name not in without and allowed(name, spec) and rejection(algorithm, spec) is None
     ]
     if measured is not None and measured.algorithm in possible:
         return measured.algorithm, measured.why
-    if spec.is_empty:
-        return "xla", "there is nothing to compute"
-    if not possible:
-        return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
     if platform != "cpu":
         return _on_accelerator(spec, platform, possible)
+    if spec.is_empty and "xla" in possible:
+        return "xla", "there is nothing to compute"
+    possible = [name for name in possible if _pays(name, spec)]
+    if spec.is_empty or not possible:
+        return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
     seconds = {name: predict(name, spec, platform) for name in possible}
     best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
     lax = seconds.get("xla")
@@ -140,11 +141,11 @@ FEW_CHANNELS = 9
 SOME_CHANNELS, FEW_TERMS = 64, 72
 
 
-def _eligible(name: str, spec: ConvSpec) -> bool:
-    """Whether "auto" may take an algorithm for a prepared ``spec``."""
+def _pays(name: str, spec: ConvSpec) -> bool:
+    """Whether "auto" considers an algorithm on CPU for a prepared ``spec``."""
     channels, n = spec.rhs_shape[-2], spec.gemm[2]
     if name == "fft":
-        return allowed(name, spec) and (spec.weight_gradient or spec.gemm[3] >= LONG)
+        return spec.weight_gradient or spec.gemm[3] >= LONG
     if name == "slices":
         # In fewer dimensions slices are another way to spell the same products.
         return spec.spatial_ndim > 2
@@ -153,7 +154,7 @@ def _eligible(name: str, spec: ConvSpec) -> bool:
         return n == 1 < spec.groups or channels * n <= few
     if name == "implicit" and spec.groups > 1 and not spec.weight_gradient:
         return channels > 1  # a product of one element by one is a shift in another layout
-    return allowed(name, spec)
+    return True
 
 
 # XLA's own convolution stays unless another is predicted to take less than this share of its time.

@@ -41,7 +41,7 @@ class ConvSpec:
     out_dtype: np.dtype
     feature_group_count: int = 1
     batch_group_count: int = 1
-    precision: Any = None
+    precision: Any = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
     weight_gradient: bool = False
 
     @classmethod

