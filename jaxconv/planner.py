@@ -118,7 +118,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         return "xla", "there is nothing to compute"
     possible = [name for name in possible if _pays(name, spec)]
     if spec.is_empty or not possible:
-        return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+        return _last_resort(spec)
     seconds = {name: predict(name, spec, platform) for name in possible}
     best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
     lax = seconds.get("xla")
@@ -175,6 +175,10 @@ def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     return over_limit(algorithm.cost(spec).workspace)
 
 
+def _last_resort(spec: ConvSpec) -> tuple[str, str]:
+    return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+
+
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
     if platform == "gpu" and jnp.issubdtype(spec.dtype, np.integer):
         for name in ("pointwise", "implicit"):
@@ -182,7 +186,7 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
                 return name, "XLA refuses integer convolutions on GPU"
     if "xla" in possible:
         return "xla", "the platform's own convolution is fast for most shapes"
-    return possible[-1], "it is what is left"
+    return _last_resort(spec)
 
 
 @lru_cache(maxsize=8192)

@@ -46,6 +46,7 @@ DENSE = {
     "implicit": ("3x3 stride 2", "grouped", "1d", "3d", "nchw", "batch groups"),
     "pointwise": ("1x1", "1x1 stride 2", "1x1 padded", "grouped 1x1", "matmul"),
     "shift": ("3x3 stride 2", "depthwise", "1d causal depthwise", "grouped"),
+    "fft": ("3x3 stride 2", "grouped", "1d", "nchw"),
     "winograd": ("3x3", "grouped", "1d", "3d dense", "nchw", "batch groups"),
     "winograd4": ("3x3", "grouped", "1d", "3d dense", "nchw", "batch groups"),
 }
