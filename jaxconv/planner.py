@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import tables
+from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.measured import allowed, winner
@@ -133,6 +133,8 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 # Products that an output must sum for an FFT to be as accurate as "auto" promises: of one channel
 # and 7×7 to 21×21 taps its error was up to 2.6 times lax's, with 31×31 1.8 times.
 LONG = 512
+# Channels of a group from which on Winograd's transforms cost less than the products they save.
+MANY_CHANNELS = 16
 # Input times output channels of a group up to which shifting is worth its compiling: at most the
 # first, or the second where few terms make an output. In a network XLA writes what comes before
 # into each of its terms: with 3×3 on 3→32 and 1×1 on 16→32 channels a step of MobileNetV2 took
@@ -144,8 +146,11 @@ SOME_CHANNELS, FEW_TERMS = 64, 72
 def _pays(name: str, spec: ConvSpec) -> bool:
     """Whether "auto" considers an algorithm on CPU for a prepared ``spec``."""
     channels, n = spec.rhs_shape[-2], spec.gemm[2]
+    if name == "winograd":
+        forward = layout.forward_of(spec) if spec.weight_gradient else spec
+        return min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
     if name == "fft":
-        return spec.weight_gradient or spec.gemm[3] >= LONG
+        return spec.gemm[3] >= LONG
     if name == "slices":
         # In fewer dimensions slices are another way to spell the same products.
         return spec.spatial_ndim > 2

@@ -194,10 +194,6 @@ CHOICES = {
         "pointwise",
     ),
     "matrix product": (forward((64, 128), (128, 32), ()), "pointwise"),
-    "transposed": (
-        forward((1, 28, 28, 128), (4, 4, 128, 64), ((2, 2),) * 2, lhs_dilation=(2, 2)),
-        "phase",
-    ),
 }
 
 

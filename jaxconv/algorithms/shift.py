@@ -120,7 +120,11 @@ def block_rows(height: int) -> int:
 
 
 def product(view: Array, y: Array, spec: ConvSpec) -> Array:
-    """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group."""
+    """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group.
+
+    The image's may be those of several rows of taps, which meet the same cotangents.
+    """
+    y = jnp.broadcast_to(y, (*view.shape[:-1], y.shape[-1]))
     if view.shape[-1] == y.shape[-1] == spec.groups:
         return view * y
     view = layout.split_groups(view, -1, spec.groups)[..., None]
