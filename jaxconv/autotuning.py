@@ -7,6 +7,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -221,7 +222,7 @@ def _choose(planned: str, times: dict[str, list[float]]) -> str:
 
 
 def _operands(spec: ConvSpec) -> tuple[Array, Array]:
-    """Random operands as they lie in memory: canonical; for a weight gradient see ``_compiled``."""
+    """Random operands as they lie in memory; for a weight gradient see ``as_it_arrives``."""
     lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
     if spec.weight_gradient:
         c, *lhs_spatial, n = lhs_shape
@@ -238,23 +239,22 @@ def _operands(spec: ConvSpec) -> tuple[Array, Array]:
     return drawn(lhs_shape), drawn(rhs_shape)
 
 
-def _compiled(
-    spec: ConvSpec, algorithm: str, platform: str, operands: tuple[Array, Array]
-) -> Callable[[Array, Array], Array]:
-    """``spec`` as "auto" would run it by ``algorithm``.
+def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs: Array) -> Array:
+    """``spec`` as "auto" would run it by ``algorithm``, of operands as they lie in memory.
 
     The image of a weight gradient is channels-last, its kernel too: only the convolution's own
     numbering calls channels the batch. It is transposed in here, as in the program that it is from.
     """
+    if not spec.weight_gradient:
+        return execute(lhs, rhs, spec, algorithm, platform)
+    lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
+    return jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
 
-    def convolution(lhs: Array, rhs: Array) -> Array:
-        if not spec.weight_gradient:
-            return execute(lhs, rhs, spec, algorithm, platform)
-        lhs = jnp.swapaxes(lhs, 0, -1)
-        rhs = jnp.moveaxis(rhs, 0, -2)
-        return jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
 
-    return jax.jit(convolution).lower(*operands).compile()
+def _compiled(
+    spec: ConvSpec, algorithm: str, platform: str, operands: tuple[Array, Array]
+) -> Callable[[Array, Array], Array]:
+    return jax.jit(partial(as_it_arrives, spec, algorithm, platform)).lower(*operands).compile()
 
 
 def _seconds(compiled: Callable[[Array, Array], Array], operands: tuple[Array, Array]) -> float:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.spec import ConvSpec, Pads, dilate
 
 # Slices written out one after another before a loop takes over.
 UNROLL = 64
@@ -154,13 +154,9 @@ def patches(x: Array, spec: ConvSpec) -> Array:
     return x
 
 
-def forward_of(spec: ConvSpec) -> ConvSpec:
-    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, what ``spec`` gives
-    as kernel, its output's cotangent as output. Groups are feature groups."""
-    g = spec.feature_group_count
-    batch, *_, gn = spec.lhs_shape
-    # What the window of the cotangent leaves over at the end is no part of the forward window.
-    padding = tuple(
+def _met_by_windows(spec: ConvSpec) -> Pads:
+    """The padding without what windows leave over at the end, which has no part in gradients."""
+    return tuple(
         (lo, hi - (size - dilate(k, d)) % stride)
         for (lo, hi), size, k, d, stride in zip(
             spec.padding,
@@ -171,6 +167,29 @@ def forward_of(spec: ConvSpec) -> ConvSpec:
             strict=True,
         )
     )
+
+
+def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
+    """The convolution that JAX derives for a kernel's gradient; the inverse of ``forward_of``."""
+    n, *sizes, c = spec.lhs_shape
+    return spec.replace(
+        lhs_shape=(c, *sizes, n),
+        rhs_shape=(*spec.out_spatial, n, spec.out_channels),
+        window_strides=spec.rhs_dilation,
+        padding=_met_by_windows(spec),
+        rhs_dilation=spec.window_strides,
+        feature_group_count=1,
+        batch_group_count=spec.feature_group_count,
+        weight_gradient=True,
+    )
+
+
+def forward_of(spec: ConvSpec) -> ConvSpec:
+    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, what ``spec`` gives
+    as kernel, its output's cotangent as output. Groups are feature groups."""
+    g = spec.feature_group_count
+    batch, *_, gn = spec.lhs_shape
+    padding = _met_by_windows(spec)
     return spec.replace(
         lhs_shape=(gn // g, *spec.lhs_spatial, g * batch),
         rhs_shape=(*spec.out_spatial, batch, spec.out_channels),

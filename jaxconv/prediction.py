@@ -37,7 +37,7 @@ CACHE = 1_500_000
 # FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads; to
 # wake one takes 20 to 60 µs.
 WAKING = 200_000
-# XLA:CPU leaves convolutions with fewer channels than this to its older kernels.
+# XLA:CPU leaves convolutions with no more channels than this to its older kernels.
 FEW_CHANNELS = 16
 
 REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop")
@@ -179,7 +179,7 @@ class Constants:
     compile_seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Calibration:
     """Measured constants, and where they come from.
 
@@ -217,9 +217,6 @@ class Calibration:
     def known(self, algorithm: Algorithm, spec: ConvSpec) -> Constants | None:
         # Some compute a weight gradient as any other convolution: those have constants for both.
         return self.kinds.get(kind(algorithm, spec)) or self.kinds.get(algorithm.name)
-
-    def __hash__(self) -> int:
-        return id(self)
 
 
 @lru_cache(maxsize=64)
@@ -284,6 +281,5 @@ def calibrated(platform: str) -> Calibration:
     """What predictions for a platform rest on; an estimate where nothing was measured."""
     document = document_for(platform)
     if document is None:
-        none = np.zeros((0, len(QUANTITIES)))
-        return Calibration({"device": "an estimate"}, 1.0, none, {}, {"all": ESTIMATE})
+        return Calibration({"device": "an estimate"}, 1.0, np.zeros((0, 0)), {}, {"all": ESTIMATE})
     return from_document(document, scales(platform))

@@ -16,7 +16,7 @@ from jax import lax
 from rich.console import Console
 
 import jaxconv
-from jaxconv import cli
+from jaxconv import cli, layout
 from jaxconv.bench import (
     cases,
     layers,
@@ -294,7 +294,7 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
     eqns = jax.make_jaxpr(function)(*layer.operands()).eqns
     (eqn,) = (eqn for eqn in eqns if eqn.primitive is conv_general_dilated_p)
     lhs, rhs = (v.aval for v in eqn.invars)
-    spec = regret.weight_gradient_of(layer.spec)
+    spec = layout.weight_gradient_of(layer.spec)
     derived = ConvSpec.from_params(lhs, rhs, eqn.params)
     assert spec.replace(precision=None) == derived.replace(precision=None)
     forward = forward_of(spec.replace(feature_group_count=1)) if layer.groups == 1 else None

@@ -18,21 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 from scipy import optimize  # JAX depends on it
 
 from jaxconv import prediction
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.autotuning import as_it_arrives
 from jaxconv.bench.cases import LAYERS
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.regret import operands, random_specs
 from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.explanation import choice, fn_jaxpr, walk
 from jaxconv.measured import NEVER
-from jaxconv.planner import execute
 from jaxconv.prediction import QUANTITIES, Calibration, Constants
 from jaxconv.spec import ConvSpec
 
@@ -88,15 +87,6 @@ def well_known() -> list[ConvSpec]:
     return list(found)
 
 
-def by(spec: ConvSpec, algorithm: str, lhs: Array, rhs: Array) -> Array:
-    """``spec`` as "auto" would run it by ``algorithm``, of operands as they lie in memory."""
-    if not spec.weight_gradient:
-        return execute(lhs, rhs, spec, algorithm, jax.default_backend())
-    # Image and cotangent lie channels-last; only the convolution's numbering exchanges the axes.
-    lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
-    return jnp.moveaxis(execute(lhs, rhs, spec, algorithm, jax.default_backend()), 0, -2)
-
-
 def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
     """Times ``spec`` by each algorithm that can do it, or by ``names``."""
     able = names or [
@@ -107,7 +97,10 @@ def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
         and algorithm.cost(prepared(spec)).workspace <= WORKSPACE
     ]
     arrays = operands(spec)
-    subjects = {name: Compiled(partial(by, spec, name), *arrays) for name in able}
+    platform = jax.default_backend()
+    subjects = {
+        name: Compiled(partial(as_it_arrives, spec, name, platform), *arrays) for name in able
+    }
     for subject in subjects.values():
         subject.call()
     seconds = {name: subject.call() for name, subject in subjects.items()}

@@ -17,16 +17,16 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
+from jaxconv import layout
 from jaxconv.bench.measure import Effort, difference
 from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.measured import NEVER
 from jaxconv.planner import choose, plan_spec
 from jaxconv.spec import ConvSpec, dilate
 
 SEED = 2024
 COUNT = 200
 ENOUGH = Effort(9, 1.0)
-# No candidates: a loop that teaches, and one that is less accurate than twice lax's error.
-LEFT_OUT = ("naive", "winograd4")
 # Slower than this many times the best after one call: not timed further.
 HOPELESS = 3.0
 # Operations that take as long as a call; those that lax does in half a second where it is fast, and
@@ -110,7 +110,7 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
     if spec.is_empty:
         return None
     if not transposed and dtype != "int8" and rng.random() < 0.3:
-        return weight_gradient_of(spec)
+        return layout.weight_gradient_of(spec)
     return spec
 
 
@@ -123,32 +123,6 @@ def _channels(rng: np.random.Generator) -> int:
     if rng.random() < 0.1:
         return 3
     return 2 ** int(rng.integers(3, 10)) if rng.random() < 0.6 else _between(rng, 1, 512)
-
-
-def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
-    """The convolution that JAX derives for a kernel's gradient; ``layout.forward_of``'s inverse."""
-    n, *sizes, c = spec.lhs_shape
-    padding = tuple(
-        (lo, hi - (size - dilate(k, d)) % stride)
-        for (lo, hi), size, k, d, stride in zip(
-            spec.padding,
-            spec.padded_spatial,
-            spec.kernel_shape,
-            spec.rhs_dilation,
-            spec.window_strides,
-            strict=True,
-        )
-    )
-    return spec.replace(
-        lhs_shape=(c, *sizes, n),
-        rhs_shape=(*spec.out_spatial, n, spec.out_channels),
-        window_strides=spec.rhs_dilation,
-        padding=padding,
-        rhs_dilation=spec.window_strides,
-        feature_group_count=1,
-        batch_group_count=spec.feature_group_count,
-        weight_gradient=True,
-    )
 
 
 def _bounded(spec: ConvSpec) -> bool:
@@ -168,11 +142,11 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
     """Those of ``conv_general_dilated`` that ``spec`` says, for ``operands(spec)``."""
     last = 1 + spec.spatial_ndim
     middle = range(1, last)
-    layout = lax.ConvDimensionNumbers(
+    numbering = lax.ConvDimensionNumbers(
         (0, last, *middle), (last, last - 1, *range(last - 1)), (0, last, *middle)
     )
     if spec.weight_gradient:
-        layout = lax.ConvDimensionNumbers(
+        numbering = lax.ConvDimensionNumbers(
             (last, 0, *middle), (last, 0, *middle), (last - 1, last, *range(last - 1))
         )
     return {
@@ -180,7 +154,7 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
         "padding": spec.padding,
         "lhs_dilation": spec.lhs_dilation,
         "rhs_dilation": spec.rhs_dilation,
-        "dimension_numbers": layout,
+        "dimension_numbers": numbering,
         "feature_group_count": spec.feature_group_count,
         "batch_group_count": spec.batch_group_count,
         "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
@@ -275,7 +249,7 @@ def candidates(spec: ConvSpec) -> list[str]:
     return [
         candidate.name
         for candidate in plan.candidates
-        if candidate.name not in LEFT_OUT
+        if candidate.name not in NEVER
         and candidate.reason is None
         and candidate.workspace <= WORKSPACE
     ]
