@@ -156,6 +156,13 @@ def _pays(name: str, spec: ConvSpec) -> bool:
         return min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
     if name == "fft":
         return spec.gemm[3] >= LONG
+    if name == "im2col" and spec.taps == 1:
+        # The same product as pointwise has, in other words: which of them is left to chance.
+        return refusal(ALGORITHMS["pointwise"], spec) is not None
+    if name == "phase" and spec.out_channels == 1:
+        # XLA's own sums many channels to one output at the speed of memory: 0.6 ms for the input
+        # gradient of 10 taps stride 5, 1×16000×1 to 512 channels, by phases 1.2 to 2.6.
+        return channels < MANY_CHANNELS
     if name == "slices":
         # In fewer dimensions slices are another way to spell the same products.
         return spec.spatial_ndim > 2

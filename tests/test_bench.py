@@ -1,8 +1,10 @@
 """The benchmark measures what it says, and notices a wrong result. Times are never asserted."""
 
 import dataclasses
+import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,10 +85,28 @@ def test_calls_alternate_and_time_is_bounded() -> None:
     jax.effects_barrier()
     assert "".join(calls) == "abc" + "abcabc"
     assert len(alternate(subjects, 100, seconds=0.0)) == 1
-    calls.clear()
-    alternate(subjects[:2], 1, settle=True)
-    jax.effects_barrier()
-    assert "".join(calls) == "ab" + "aabb"
+
+
+def test_each_settles_before_it_is_timed() -> None:
+    calls = []
+
+    def subject(name: str) -> Any:
+        def call() -> float:
+            calls.append(name)
+            time.sleep(0.001)
+            return 1.0
+
+        return SimpleNamespace(call=call, output=None)
+
+    alternate((subject("a"), subject("b")), 1, settle=0.01)
+    first, *rest = (len(list(group)) for _, group in itertools.groupby(calls))
+    assert first == 1
+    assert all(1 < length <= 12 for length in rest[1:])
+
+
+def test_one_alone_has_no_ratio() -> None:
+    steady = SimpleNamespace(call=lambda: 1.0, output=None)
+    assert alternate((steady,), 7) == [(1.0,)] * 7
 
 
 def test_measuring_ends_when_the_ratio_is_known() -> None:

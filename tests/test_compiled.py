@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, LAST, Case
 from jax import Array
 
 import jaxconv
-from jaxconv.algorithms.base import apply, refusal
+from jaxconv.algorithms import phase, shift
+from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.planner import run
 from jaxconv.spec import ConvSpec
 
@@ -224,6 +226,34 @@ def test_grouped_pointwise_is_one_batched_product(kind: str) -> None:
     assert [len(axes) for axes in eqn.params["dimension_numbers"][1]] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    ("case", "products"),
+    [
+        (case_of((2, 4, 5, 6), (2, 2, 6, 3), padding=((1, 1),) * 2, lhs_dilation=(2, 2)), 1),
+        (case_of((2, 9, 8), (4, 8, 2), padding=((3, 3),), lhs_dilation=(2,)), 1),
+        (case_of((2, 4, 5, 6), (2, 2, 6, 3), padding=((1, 2),) * 2, lhs_dilation=(2, 2)), 1),
+        # Phases of unlike numbers of taps, and groups, whose output channels would lie apart.
+        (TRANSPOSED, 4),
+        (
+            case_of(
+                (2, 4, 5, 6),
+                (2, 2, 2, 3),
+                padding=((1, 1),) * 2,
+                lhs_dilation=(2, 2),
+                feature_group_count=3,
+            ),
+            4,
+        ),
+    ],
+)
+def test_phases_that_differ_in_nothing_are_one_convolution(case: Case, products: int) -> None:
+    assert len(phase.parts(case.spec())) == products
+    lhs, rhs = map(jnp.asarray, case.operands())
+    np.testing.assert_allclose(
+        convolve(case, "phase", lhs, rhs), case.lax(lhs, rhs), rtol=1e-4, atol=1e-4
+    )
+
+
 def test_multiply_add_has_no_product() -> None:
     assert canonical_products(CASES["depthwise"], "shift") == []
 
@@ -243,6 +273,25 @@ def test_tiles_bound_the_workspace(padding: str) -> None:
 
     assert workspace("im2col_tiled") <= 8 << 20
     assert workspace("im2col") > 100 << 20
+
+
+@pytest.mark.parametrize("case", ["depthwise", "grouped", "3x3 stride 2", "all dilations"])
+def test_large_batches_are_shifted_image_by_image(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the padded copy is one image's, with the same values."""
+    spec = CASES[case].spec()
+    lhs, rhs = map(jnp.asarray, CASES[case].operands())
+    at_once = shift.cost(prepared(spec)).workspace
+    monkeypatch.setattr(shift, "COPIED", 0)
+    monkeypatch.setattr(shift, "LIGHT", 1e9)
+    assert shift.cost(prepared(spec)).workspace == at_once // len(lhs) > 0
+
+    def by_shift(lhs: Array, rhs: Array) -> Array:
+        return apply(shift.SHIFT, lhs, rhs, spec, lambda *_: pytest.fail("hands nothing on"))
+
+    assert "scan" in str(jax.make_jaxpr(by_shift)(lhs, rhs))
+    np.testing.assert_allclose(by_shift(lhs, rhs), CASES[case].lax(lhs, rhs), rtol=1e-4, atol=1e-4)
 
 
 @on_cpu

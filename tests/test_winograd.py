@@ -87,6 +87,17 @@ def test_refuses_the_highest_precision(name: str) -> None:
         jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
 
 
+def test_blocks_of_few_channels_are_larger() -> None:
+    """So that their products are large enough for all cores."""
+    same = CASES["3x3"].arguments
+    few, many = (
+        winograd.tiling(2, Case("", (8, 28, 28, c), (3, 3, c, c), same).spec()) for c in (128, 256)
+    )
+    assert (few.images, many.images) == (4, 1)
+    assert few.block_bytes <= winograd.BLOCK_BYTES_OF_FEW
+    assert many.block_bytes <= max(winograd.BLOCK_BYTES, many.kernel_bytes)
+
+
 @pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
 def test_refuses_what_has_no_fractions(dtype: str) -> None:
     reason = refusal(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
@@ -99,7 +110,7 @@ def test_refuses_what_has_no_fractions(dtype: str) -> None:
 @pytest.mark.parametrize("case", ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"])
 def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of an image, one image, several: values and weight gradients are the same."""
-    monkeypatch.setattr(winograd, "BLOCK_BYTES", limit)
+    monkeypatch.setattr(winograd, "BLOCK_BYTES_OF_FEW", limit)
     monkeypatch.setattr(winograd.Tiling, "kernel_bytes", 0)
     algorithm, spec = jaxconv.ALGORITHMS[name], CASES[case].spec()
     lhs, rhs = map(jnp.asarray, CASES[case].operands())

@@ -32,9 +32,12 @@ Matrix = tuple[tuple[Fraction, ...], ...]
 # Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020):
 # F(4, 3) on 0, 1, -1, 1/2, -2 errs by two thirds of what it does on 0, 1, -1, 2, -2.
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
-# Bytes of a block's transformed inputs and products. With everything in one block 8×28×28×128 on
-# JAX 0.10.2 takes 13 ms instead of 5 to 6, with 2 MiB 10 ms.
-BLOCK_BYTES = 8 << 20
+# Bytes of a block's transformed inputs and products: what stays in cache and is not fresh memory
+# for each call. JAX 0.10.2 multiplies on one core where products are small (76 instead of 114
+# GFLOP/s for 392×128×128 instead of 784×128×128), so that blocks of few channels have more tiles:
+# 8×56×56×64 takes 9 ms, with 8 MiB 13, with 26 MiB 13 to 16.
+BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
+FEW_CHANNELS = 200
 
 
 @cache
@@ -160,7 +163,8 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
     """The blocks of ``spec``; they are as large as its transformed kernel, which each reads."""
     batch, height = spec.lhs_shape[0], spec.out_spatial[0]
     cut = Tiling(spec, tuple(m if k > 1 else 1 for k in spec.kernel_shape), 1, height)
-    limit = max(BLOCK_BYTES, cut.kernel_bytes)
+    few = min(cut.gemm[2:]) < FEW_CHANNELS
+    limit = max(BLOCK_BYTES_OF_FEW if few else BLOCK_BYTES, cut.kernel_bytes)
     fit = limit // cut.block_bytes
     if fit:
         images = max(i for i in range(1, min(fit, batch) + 1) if batch % i == 0)

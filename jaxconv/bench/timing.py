@@ -64,7 +64,7 @@ def alternate(
     rounds: int,
     seconds: float = float("inf"),
     precision: float = 0.0,
-    settle: bool = False,
+    settle: float = 0.0,
 ) -> list[tuple[float, ...]]:
     """Seconds of each subject, called in turn after a call each to warm up.
 
@@ -73,8 +73,8 @@ def alternate(
       seconds: after which no further round is begun; one is always measured.
       precision: the measuring ends once the ratios of the first subject to the others are known so
         well: the quartiles' distance over the median and the root of their number.
-      settle: each timed call comes after an untimed one, for subjects of several runtimes, whose
-        threads spin on for a while and disturb the next.
+      settle: each is called so many seconds before it is timed, for subjects of several runtimes,
+        whose threads spin on for a while and disturb the next.
     """
     start = time.perf_counter()
     for subject in subjects:
@@ -83,13 +83,14 @@ def alternate(
     while len(measured) < rounds:
         times = []
         for subject in subjects:
-            if settle:
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < settle:
                 subject.call()
             times.append(subject.call())
         measured.append(tuple(times))
         if time.perf_counter() - start > seconds:
             break
-        if len(measured) >= FEWEST and _uncertainty(measured) < precision:
+        if precision and len(measured) >= FEWEST and _uncertainty(measured) < precision:
             break
     return measured
 
