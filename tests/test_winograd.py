@@ -90,9 +90,8 @@ def test_refuses_the_highest_precision(name: str) -> None:
 def test_blocks_of_few_channels_are_larger() -> None:
     """So that their products are large enough for all cores."""
     same = CASES["3x3"].arguments
-    few, many = (
-        winograd.tiling(2, Case("", (8, 28, 28, c), (3, 3, c, c), same).spec()) for c in (128, 256)
-    )
+    cases = [Case("", (8, 28, 28, c), (3, 3, c, c), same) for c in (128, 256)]
+    few, many = (winograd.tiling(2, case.spec(jnp.dtype("float32"))) for case in cases)
     assert (few.images, many.images) == (4, 1)
     assert few.block_bytes <= winograd.BLOCK_BYTES_OF_FEW
     assert many.block_bytes <= max(winograd.BLOCK_BYTES, many.kernel_bytes)
