@@ -34,7 +34,6 @@ from jax.lax import conv_general_dilated_p
 
 __all__ = [
     "JAXPRS",
-    "LOOPS_ARE_KERNELS",
     "Primitive",
     "Trace",
     "ad",
@@ -66,9 +65,6 @@ __all__ = [
 
 # Up to JAX 0.11 a jaxpr with its constants is another class.
 JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
-
-# XLA:CPU compiles a loop with all that is in it to one function, and vectorises its accumulators.
-LOOPS_ARE_KERNELS = jax.__version_info__ >= (0, 11)
 
 # A part of the key by which jit finds what it has compiled; None unless set.
 jit_key = config_ext.Config("jaxconv_accelerate", None, include_in_jit_key=True)

@@ -40,6 +40,28 @@ def pad_and_dilate(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
     return lhs, spec.replace(lhs_shape=lhs.shape, padding=zeros, lhs_dilation=ones)
 
 
+def rows_of(
+    x: Array, spec: ConvSpec, image: Any, images: int, row: Any, rows: int
+) -> tuple[Array, ConvSpec]:
+    """``images`` images from ``image`` on, padded, as far as ``rows`` output rows from ``row`` on
+    meet them, and the spec of what is left to do. Rows are those of the first spatial axis.
+
+    For a ``spec`` without ``lhs_dilation``. The image itself is not padded: a second one in memory
+    would be as large as the output.
+    """
+    stride = spec.window_strides[0]
+    span = (rows - 1) * stride + dilate(spec.kernel_shape[0], spec.rhs_dilation[0])
+    size, taken = x.shape[1], min(span, x.shape[1])
+    low, high = (max(0, pad) for pad in spec.padding[0])
+    start = row * stride - spec.padding[0][0]
+    first = jnp.clip(start, 0, size - taken)
+    x = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, images), first, taken, 1)
+    pads = ((low, high), *spec.padding[1:])
+    x, spec = pad_and_dilate(x, spec.replace(lhs_shape=x.shape, padding=pads))
+    x = lax.dynamic_slice_in_dim(x, start - first + low, span, 1)
+    return x, spec.replace(lhs_shape=x.shape)
+
+
 def padded_bytes(spec: ConvSpec) -> int:
     """Bytes of ``lhs`` after ``pad_and_dilate``, 0 where that has nothing to do."""
     if spec.padded_spatial == spec.lhs_spatial:

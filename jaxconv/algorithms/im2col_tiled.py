@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxconv import compat, layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.spec import ConvSpec
 
 # Bytes of the patch matrix of a tile.
 TILE_BYTES = 2 << 20
@@ -58,23 +58,10 @@ def tiles_of(x: Array, spec: ConvSpec) -> tuple[int, int, Callable[[Any], Tile]]
     rows = tile_rows(spec)
     height = spec.out_spatial[0]
     tiles = -(-height // rows)
-    stride = spec.window_strides[0]
-    span = (rows - 1) * stride + dilate(spec.kernel_shape[0], spec.rhs_dilation[0])
-
-    # Tiles are padded, not the image: a second image in memory would be as large as the output.
-    size, taken = x.shape[1], min(span, x.shape[1])
-    low, high = (max(0, pad) for pad in spec.padding[0])
-    pads = ((low, high), *spec.padding[1:])
-    unpadded = spec.replace(lhs_shape=(1, taken, *x.shape[2:]), padding=pads)
 
     def tile(i: Any) -> Tile:
         image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
-        start = row * stride - spec.padding[0][0]
-        first = jnp.clip(start, 0, size - taken)
-        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, 1), first, taken, 1)
-        part, part_spec = layout.pad_and_dilate(part, unpadded)
-        part = lax.dynamic_slice_in_dim(part, start - first + low, span, 1)
-        return image, row, part, part_spec.replace(lhs_shape=part.shape)
+        return image, row, *layout.rows_of(x, spec, image, 1, row, rows)
 
     return x.shape[0] * tiles, rows, tile
 

@@ -1,6 +1,7 @@
 """Multiply-add of shifted views, no GEMM: for few input channels a group."""
 
-import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,9 +25,14 @@ UNROLL = 64
 # 8×112×112×96: 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). A loop runs on one
 # core, which pays up to so many operations a byte.
 COPIED, LIGHT = 32 << 20, 13
-# Output rows whose products with a tap are summed before they reach the accumulators, which would
-# else be read and written for each: 7 rows take a third of the time that 1 takes.
-ROWS = 7
+# Output rows whose products with a tap are summed before anything is written, and at most so many
+# products in all columns of taps, which are compiled one by one: of 7, 14, 28 and 56 rows, 14 are
+# the fastest or within 20 % of it.
+ROWS, PRODUCTS = 14, 100
+# Bytes of the images whose products are summed at once where one has no more rows than that.
+IMAGE_BYTES = 5 << 20
+# Numbers side by side that fill a vector register or two.
+LANES = 16
 # Outputs in a row where there is but one axis.
 WIDTH = 64
 
@@ -97,54 +103,55 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """Sums products of shifted rows, image by image, in accumulators of one row for each tap.
-
-    What a block of rows needs stays in cache, and only the row that is left at the end is summed
-    along itself, which XLA:CPU does without vector instructions.
-    """
+    """Sums products of shifted rows, by blocks of rows that stay in cache."""
     if spec.spatial_ndim == 1:
         return rows_of_one(image, cotangent, spec)
-    dtype, g = spec.accumulator_dtype, spec.groups
-    c, o = spec.rhs_shape[-2], spec.out_channels // g
-    height, *widths = spec.out_spatial
-    rows = block_rows(height)
-    padded = spec.replace(lhs_shape=(1, *image.shape[1:]))
-    add_blocks = add_by_tap if compat.LOOPS_ARE_KERNELS else add_by_column
+    if any(d > 1 for d in spec.lhs_dilation):
+        image, spec = layout.pad_and_dilate(image, spec)
+    g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
+    rows, images = block_of(spec)
+    blocks, left = divmod(spec.out_spatial[0], rows)
 
-    def add_image(n: Array, totals: Array | list[Array]) -> Any:
-        x = lax.dynamic_slice_in_dim(image, n, 1)
-        x = layout.pad_and_dilate(x, padded)[0][0].astype(dtype)
-        y = lax.dynamic_slice_in_dim(cotangent, n, 1)[0].astype(dtype)
-        totals = add_blocks(x, y, 0, rows, height // rows, totals, spec)
-        if height % rows:  # apart, since rows of zeros to fill a block would make NaN of Inf
-            totals = add_blocks(x, y, height - height % rows, height % rows, 1, totals, spec)
-        return totals
+    def sums(first: Any, row: Any, rows: int) -> Array:
+        x, part = layout.rows_of(image, spec, first, images, row, rows)
+        y = lax.dynamic_slice_in_dim(
+            lax.dynamic_slice_in_dim(cotangent, first, images), row, rows, 1
+        )
+        return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
 
-    lanes = (g,) if c == o == 1 else (g, c, o)  # an axis of length 1 would cost vector lanes
-    if compat.LOOPS_ARE_KERNELS:
-        totals = jnp.zeros((spec.taps, *widths, *lanes), dtype)
+    def add(steps: int, total: Array, block: Callable[[Any], Array]) -> Array:
+        return lax.fori_loop(np.int32(0), np.int32(steps), lambda i, total: total + block(i), total)
+
+    steps = len(image) // images * blocks
+    if steps == 1:
+        total = sums(0, 0, rows)
     else:
-        columns = spec.taps // spec.kernel_shape[0]
-        totals = [jnp.zeros((spec.kernel_shape[0], *widths, *lanes), dtype)] * columns
-    totals = jax.tree.map(lambda total: compat.auto_insert_reshard(total, image)[0], totals)
-    totals = lax.fori_loop(np.int32(0), np.int32(len(image)), add_image, totals)
-    if isinstance(totals, list):
-        totals = jnp.stack(totals, 1).reshape(spec.taps, *widths, *lanes)
-    out = totals.sum(range(1, 1 + len(widths)))  # out: (taps, lanes…)
-    return jnp.moveaxis(out.reshape(-1, g, c, o), 1, 2).reshape(spec.rhs_shape)
+        shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
+        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+        total = add(steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows))
+    if left:  # apart, since rows of zeros to fill a block would make NaN of Inf
+        total = add(len(image), total, lambda i: sums(i, blocks * rows, left))
+    # total: (columns of taps, kernel rows, lanes…)
+    out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
+    return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
 
 
-def block_rows(height: int) -> int:
-    """Rows of a block: the number nearest to ``ROWS`` that divides ``height``, if one is near."""
-    near = [rows for rows in range(ROWS // 2 + 1, 2 * ROWS + 1) if height % rows == 0]
-    return min(near, key=lambda rows: abs(rows - ROWS), default=min(ROWS, height))
+def block_of(spec: ConvSpec) -> tuple[int, int]:
+    """Output rows and images of a block: the number of rows near to ``ROWS`` that divides all, if
+    there is one, and several images only where all their rows are in it."""
+    height, batch = spec.out_spatial[0], spec.lhs_shape[0]
+    most = min(ROWS, max(2, PRODUCTS * spec.kernel_shape[0] // spec.taps))
+    near = [rows for rows in range(most // 2 + 1, 2 * most + 1) if height % rows == 0]
+    rows = min(near, key=lambda rows: abs(rows - most), default=min(most, height))
+    if rows < height:
+        return rows, 1
+    size = spec.accumulator_dtype.itemsize * math.prod((*spec.padded_spatial, spec.lhs_shape[-1]))
+    fit = max(1, IMAGE_BYTES // size)
+    return rows, max(i for i in range(1, min(fit, batch) + 1) if batch % i == 0)
 
 
 def product(view: Array, y: Array, spec: ConvSpec) -> Array:
-    """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group.
-
-    The image's may be those of several rows of taps, which meet the same cotangents.
-    """
+    """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group."""
     y = jnp.broadcast_to(y, (*view.shape[:-1], y.shape[-1]))
     if view.shape[-1] == y.shape[-1] == spec.groups:
         return view * y
@@ -152,67 +159,34 @@ def product(view: Array, y: Array, spec: ConvSpec) -> Array:
     return view * layout.split_groups(y, -1, spec.groups)[..., None, :]
 
 
-def add_by_tap(
-    x: Array, y: Array, first: int, rows: int, blocks: int, totals: Any, spec: ConvSpec
-) -> Any:
-    """Adds the products of ``blocks`` blocks of rows from row ``first`` on, tap by tap.
+def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
+    """Each tap's sum of products: (columns of taps, kernel rows, lanes).
 
-    x: (rows, …, G·c), padded; y: (out rows, …, G·o); totals: (taps, …, G) or (taps, …, G, c, o).
-    """
-    stride, (_, *widths) = spec.window_strides[0], spec.out_spatial
-
-    def add_block(block: Array, totals: Any) -> Any:
-        start = first + block * rows
-        ys = lax.dynamic_slice_in_dim(y, start, rows, 0)
-
-        def add_tap(tap: Array, totals: Any) -> Any:
-            offsets = layout.unravel(tap, spec.kernel_shape)
-            starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-            starts[0] += start * stride
-            xs = layout.strided(x[None], starts, (rows, *widths), spec.window_strides)[0]
-            added = lax.dynamic_index_in_dim(totals, tap, 0, False)
-            added += layout.sum_of(rows, lambda row: product(xs[row], ys[row], spec), rows)
-            return lax.dynamic_update_index_in_dim(totals, added, tap, 0)
-
-        return lax.fori_loop(np.int32(0), np.int32(spec.taps), add_tap, totals)
-
-    return lax.fori_loop(np.int32(0), np.int32(blocks), add_block, totals)
-
-
-def add_by_column(
-    x: Array, y: Array, first: int, rows: int, blocks: int, totals: Any, spec: ConvSpec
-) -> Any:
-    """``add_by_tap`` with a total (kernel rows, …) for each column of taps.
-
-    The loop carries the rows that the next block needs, so that what adds them up reads no index:
-    with one XLA 0.10.2 uses no vector instructions (8×56×56×96 7×7: 30 ms against 6).
+    x: (n, rows, …, G·c), padded; y: (n, out rows, …, G·o); lanes: (G,) or (G, c, o). The taps of a
+    column, which meet the same cotangents, are neighbours in memory where lanes fill a vector.
+    Sums over images and widths come last, of all columns at one time: where each column had its
+    own, XLA of JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms
+    instead of 1.2).
     """
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
-    (dilation, *dilations), (_, *widths) = spec.rhs_dilation, spec.out_spatial
-    span = (rows - 1) * stride + dilate(k, dilation)
+    (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
+    fill = spec.rhs_shape[-2] * spec.out_channels >= LANES
 
-    def rows_at(block: Any) -> tuple[Array, Array]:
-        start = first + block * rows
-        xs = lax.dynamic_slice_in_dim(x, start * stride, span, 0)
-        return xs, lax.dynamic_slice_in_dim(y, start, rows, 0)
+    def column(i: Any) -> Array:
+        offsets = layout.unravel(i, others)
+        starts = [t * d for t, d in zip(offsets, dilations, strict=True)]
 
-    def add_block(block: Array, carry: Any) -> Any:
-        totals, (xs, ys) = carry
-        sums = []
-        for offsets, total in zip(itertools.product(*map(range, others)), totals, strict=True):
-            starts = [t * d for t, d in zip(offsets, dilations, strict=True)]
+        def term(row: int) -> Array:
+            view = layout.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
+            if fill:
+                return product(jnp.moveaxis(view, 1, -2), y[:, row, ..., None, :], spec)
+            return product(view, y[:, row, None], spec)
 
-            def term(row: int, starts: list[int] = starts) -> Array:
-                view = layout.strided(
-                    xs[None], [row * stride, *starts], (k, *widths), (dilation, *strides)
-                )
-                return product(view[0], ys[row], spec)
+        return layout.sum_of(rows, term, rows)
 
-            sums.append(total + layout.sum_of(rows, term, rows))
-        return sums, rows_at(block + 1)
-
-    carry = totals, rows_at(np.int32(0))
-    return lax.fori_loop(np.int32(0), np.int32(blocks), add_block, carry)[0]
+    out = layout.stack_of(math.prod(others), column, 0)
+    first = 2 if fill else 3
+    return out.sum((1, *range(first, first + len(widths))))
 
 
 def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:

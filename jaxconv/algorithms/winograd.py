@@ -179,18 +179,9 @@ def block_of(x: Array, cut: Tiling, i: Any) -> tuple[Any, Any, Array]:
 
     The last block of an image moves up where the rows don't divide, and has some of them again.
     """
-    spec, rows = cut.spec, cut.rows
-    low, high = (max(0, pad) for pad in spec.padding[0])
     image = i // cut.row_blocks * cut.images
-    row = jnp.minimum(i % cut.row_blocks * rows, spec.out_spatial[0] - rows)
-    span = rows + spec.kernel_shape[0] - 1
-    size, taken = x.shape[1], min(span, x.shape[1])
-    start = row - spec.padding[0][0]
-    first = jnp.clip(start, 0, size - taken)
-    x = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, cut.images), first, taken, 1)
-    pads = ((low, high), *spec.padding[1:])
-    x, _ = layout.pad_and_dilate(x, spec.replace(lhs_shape=x.shape, padding=pads))
-    return image, row, lax.dynamic_slice_in_dim(x, start - first + low, span, 1)
+    row = jnp.minimum(i % cut.row_blocks * cut.rows, cut.spec.out_spatial[0] - cut.rows)
+    return image, row, layout.rows_of(x, cut.spec, image, cut.images, row, cut.rows)[0]
 
 
 def whole_tiles(x: Array, cut: Tiling) -> Array:
