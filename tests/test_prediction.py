@@ -177,6 +177,13 @@ def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
         assert math.isclose(predict("xla", spec, "cpu"), before)
 
 
+def test_factors_of_few_samples_are_drawn_to_what_all_have_in_common() -> None:
+    many, few = tune._rows({"im2col": [2.0] * 99, "shift": [4.0] * 2})
+    assert math.isclose(many.factor, 2)
+    assert 2 < few.factor < 2.3
+    assert few.spread == (4, 4)
+
+
 @pytest.mark.usefixtures("_own_cache")
 def test_factors_of_no_use_are_ignored() -> None:
     measured.record_scales("cpu", {"xla": 2.0, "im2col": -1.0, "shift": "fast"})  # type: ignore[dict-item]
