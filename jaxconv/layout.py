@@ -13,6 +13,8 @@ from jax import Array, lax
 
 from jaxconv.spec import ConvSpec, Pads, dilate
 
+# Numbers side by side that fill a vector register or two.
+LANES = 16
 # Slices written out one after another before a loop takes over.
 UNROLL = 64
 

@@ -30,8 +30,6 @@ from jaxconv.algorithms.base import Algorithm
 from jaxconv.measured import scales
 from jaxconv.spec import ConvSpec
 
-# A row of a matrix in a vector register or two: products with fewer columns take as long.
-LANES = 16
 # What a core's second-level cache holds, with room to spare.
 CACHE = 1_500_000
 # FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads; to
@@ -90,10 +88,11 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
     elif cost.gemm is None:
         found["flops"] = cost.flops / 5e10
         # Vectors run along the channels, where there are enough.
-        found["narrow"] = cost.flops / 5e10 / min(spec.lhs_shape[-1], LANES)
+        found["narrow"] = cost.flops / 5e10 / min(spec.lhs_shape[-1], layout.LANES)
     else:
         count, m, n, k = cost.gemm
-        found["flops"] = 2 * count * m * k * -(-n // LANES) * LANES / 3e11
+        # Products with fewer columns than lanes take as long.
+        found["flops"] = 2 * count * m * k * -(-n // layout.LANES) * layout.LANES / 3e11
         found["a"] = count * m * k * size / 2e10
         found["b"] = count * k * n * size / 2e10
         found["c"] = count * m * n * size / 2e10

@@ -85,6 +85,7 @@ def test_calls_alternate_and_time_is_bounded() -> None:
     jax.effects_barrier()
     assert "".join(calls) == "abc" + "abcabc"
     assert len(alternate(subjects, 100, seconds=0.0)) == 1
+    assert len(alternate(subjects, 100, seconds=0.0, fewest=3)) == 3
 
 
 def test_each_settles_before_it_is_timed() -> None:

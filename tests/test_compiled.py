@@ -13,6 +13,7 @@ from cases import CASES, LAST, Case
 from jax import Array
 
 import jaxconv
+from jaxconv import layout
 from jaxconv.algorithms import phase, shift
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.planner import run
@@ -273,6 +274,37 @@ def test_tiles_bound_the_workspace(padding: str) -> None:
 
     assert workspace("im2col_tiled") <= 8 << 20
     assert workspace("im2col") > 100 << 20
+
+
+@pytest.mark.parametrize("lanes", [1, 1000])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("case", ["depthwise", "grouped", "3x3 stride 2", "3d dense", "1d"])
+def test_blocks_of_shifted_rows(
+    case: str, rows: int, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several blocks of an image, rows that are left over, images by twos and at one time."""
+    monkeypatch.setattr(shift, "ROWS", rows)
+    monkeypatch.setattr(shift, "WIDTH", 2)
+    monkeypatch.setattr(layout, "LANES", lanes)
+    four = (4, *CASES[case].lhs_shape[1:])
+    spec = CASES[case].spec().replace(lhs_shape=four)
+    rng = np.random.default_rng(3)
+    image, cotangent = (rng.standard_normal(shape) for shape in (four, spec.out_shape))
+    kernel = jnp.zeros(spec.rhs_shape)
+    forward = functools.partial(jax.lax.conv_general_dilated, image, **CASES[case].arguments)
+    (expected,) = jax.linear_transpose(forward, kernel)(cotangent)
+    for size in (1, 10_000, 1 << 20):
+        monkeypatch.setattr(shift, "IMAGE_BYTES", size)
+        found = shift.gradient(jnp.asarray(image), jnp.asarray(cotangent), spec)
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_blocks_divide_rows_where_a_number_near_does() -> None:
+    blocks = {
+        height: shift.block_of(case_of((8, height, 14, 96), (3, 3, 96, 96)).spec(np.float32))
+        for height in (7, 14, 29, 56, 112)
+    }
+    assert blocks == {7: (7, 8), 14: (14, 8), 29: (14, 1), 56: (14, 1), 112: (14, 1)}
 
 
 @pytest.mark.parametrize("case", ["depthwise", "grouped", "3x3 stride 2", "all dilations"])

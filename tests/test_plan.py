@@ -226,6 +226,18 @@ def test_choice_on_cpu_avoids_xlas_loops(name: str) -> None:
     assert planned(*arguments, **keywords).algorithm != "xla"
 
 
+@pytest.mark.parametrize("n", [64, 256, 1024])
+def test_one_tap_is_pointwise_or_xlas(n: int) -> None:
+    """The patch matrix of one tap is the image: im2col would be pointwise by another name."""
+    assert planned((1, 16000, 64), (1, 64, n)).algorithm in ("pointwise", "implicit", "xla")
+
+
+def test_many_channels_to_one_are_xlas() -> None:
+    """The input gradient of a signal's first layer."""
+    plan = planned((1, 3199, 512), (10, 512, 1), ((9, 9),), lhs_dilation=(5,))
+    assert plan.algorithm == "xla"
+
+
 @EVERY_CASE
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_highest_precision_keeps_the_products(dtype: str, case: Case) -> None:

@@ -115,20 +115,16 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     if one:
         kernel = jnp.stack([rhs[taps] for taps, _ in split(spec)], -2)  # (kernel…, c, phases, o)
         out = convolve(lhs, kernel.reshape(one.rhs_shape), one)
-        out = out.reshape(*shape[:-1], *periods(spec), -1)
-        pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-        first = 0
     else:
         outputs: list[Array | None] = [
             part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
         ]
         zeros = jnp.zeros(shape, spec.out_dtype)
-        out = jnp.stack([zeros if output is None else output for output in outputs])
-        out = out.reshape(*periods(spec), *shape)
-        pairs = [axis for d in range(ndim) for axis in (ndim + 1 + d, d)]
-        first = ndim
-    # (n, count, phase, count, phase, …, o): neighbours side by side.
-    out = out.transpose(first, *pairs, 2 * ndim + 1)
+        out = jnp.stack([zeros if output is None else output for output in outputs], -2)
+    out = out.reshape(*shape[:-1], *periods(spec), -1)
+    # (n, counts…, phases…, o) → (n, count, phase, count, phase, …, o): neighbours side by side.
+    pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
+    out = out.transpose(0, *pairs, 2 * ndim + 1)
     out = out.reshape(shape[0], *(c * p for c, p in zip(counts, periods(spec), strict=True)), -1)
     return out[(slice(None), *(slice(size) for size in spec.out_spatial))]
 

@@ -18,8 +18,6 @@ from jaxconv.spec import ConvSpec, dilate
 MAX_CHANNELS = 16
 # Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 s, 147 took 3 s.
 UNROLL = 64
-
-
 # Bytes of all padded images from which on they are convolved one after another: memory of this size
 # glibc maps anew for each call, which took longer than the convolution (3×3 stride 2 on
 # 8×112×112×96: 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). A loop runs on one
@@ -31,8 +29,6 @@ COPIED, LIGHT = 32 << 20, 13
 ROWS, PRODUCTS = 14, 100
 # Bytes of the images whose products are summed at once where one has no more rows than that.
 IMAGE_BYTES = 5 << 20
-# Numbers side by side that fill a vector register or two.
-LANES = 16
 # Outputs in a row where there is but one axis.
 WIDTH = 64
 
@@ -170,7 +166,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     """
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
     (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
-    fill = spec.rhs_shape[-2] * spec.out_channels >= LANES
+    fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
 
     def column(i: Any) -> Array:
         offsets = layout.unravel(i, others)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -20,11 +20,12 @@ Pairs = tuple[tuple[float, ...], ...]
 @dataclasses.dataclass(frozen=True)
 class Effort:
     """How long one pairing is measured: so many pairs and about so many seconds at most, less where
-    the ratio is known to ``precision`` before; see ``timing.alternate``."""
+    the ratio is known to ``precision`` before, ``fewest`` at least; see ``timing.alternate``."""
 
     pairs: int = 101
     seconds: float = 1.0
     precision: float = 0.01
+    fewest: int = 3
 
 
 ENOUGH = Effort()
@@ -133,12 +134,17 @@ def measure(
         # The first: a training step of PyTorch changes its parameters.
         peer.call()
         peer_output = compared(peer.as_jax(peer.output))
-    by_lax = alternate((baseline, subject), effort.pairs, effort.seconds, effort.precision)
+    timed = partial(
+        alternate,
+        rounds=effort.pairs,
+        seconds=effort.seconds,
+        precision=effort.precision,
+        fewest=effort.fewest,
+    )
+    by_lax = timed((baseline, subject))
     by_torch = []
     if peer is not None:
-        by_torch = alternate(
-            (peer, subject), effort.pairs, effort.seconds, effort.precision, settle=SETTLE
-        )
+        by_torch = timed((peer, subject), settle=SETTLE)
     expected = compared(baseline.output)
     return Result(
         lax=tuple(by_lax),

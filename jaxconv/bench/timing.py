@@ -65,16 +65,18 @@ def alternate(
     seconds: float = float("inf"),
     precision: float = 0.0,
     settle: float = 0.0,
+    fewest: int = 1,
 ) -> list[tuple[float, ...]]:
     """Seconds of each subject, called in turn after a call each to warm up.
 
     Args:
       rounds: how many at most.
-      seconds: after which no further round is begun; one is always measured.
+      seconds: after which no further round is begun.
       precision: the measuring ends once the ratios of the first subject to the others are known so
         well: the quartiles' distance over the median and the root of their number.
       settle: each is called so many seconds before it is timed, for subjects of several runtimes,
         whose threads spin on for a while and disturb the next.
+      fewest: rounds that are measured in any case.
     """
     start = time.perf_counter()
     for subject in subjects:
@@ -88,7 +90,7 @@ def alternate(
                 subject.call()
             times.append(subject.call())
         measured.append(tuple(times))
-        if time.perf_counter() - start > seconds:
+        if len(measured) >= fewest and time.perf_counter() - start > seconds:
             break
         if precision and len(measured) >= FEWEST and _uncertainty(measured) < precision:
             break
