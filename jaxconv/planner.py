@@ -131,8 +131,9 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 
 
 # Products that an output must sum for an FFT to be as accurate as "auto" promises: of one channel
-# and 7×7 to 21×21 taps its error was up to 2.6 times lax's, with 31×31 1.8 times.
-LONG = 512
+# and 7×7 to 21×21 taps its error was up to 2.6 times lax's, of 32 channels and 3×3×3 2.2 times,
+# with 31×31 1.8 times.
+LONG = 900
 # Channels of a group from which on Winograd's transforms cost less than the products they save.
 MANY_CHANNELS = 16
 # Input times output channels of a group up to which shifting is worth its compiling: at most the
@@ -153,7 +154,10 @@ def _pays(name: str, spec: ConvSpec) -> bool:
         return spec.dtype.name in ("float32", "float16") and spec.taps <= spec.positions
     if name == "winograd":
         forward = layout.forward_of(spec) if spec.weight_gradient else spec
-        return min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
+        # Of two taps it saves less and rounds as much: the phases of 4×4 stride 2, 256→128, had
+        # 2.06 times lax's error.
+        many = min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
+        return many and max(forward.kernel_shape) > 2
     if name == "fft":
         return spec.gemm[3] >= LONG
     if name == "im2col" and spec.taps == 1:

@@ -47,15 +47,41 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def cost(spec: ConvSpec) -> Cost:
+    if spec.weight_gradient:
+        return gradient_cost(spec)
     terms = spec.taps * spec.rhs_shape[-2]
     loops = -(-terms // UNROLL)
     output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
     padded = layout.padded_bytes(spec)
-    steps = spec.lhs_shape[0] if not spec.weight_gradient and image_by_image(spec) else 1
+    steps = spec.lhs_shape[0] if image_by_image(spec) else 1
     return Cost(
         flops=spec.flops,
         traffic=spec.operand_bytes + 2 * padded + 2 * output * (loops - 1),
         workspace=padded // steps,
+        gemm=None,
+        steps=steps,
+    )
+
+
+def gradient_cost(spec: ConvSpec) -> Cost:
+    forward = layout.forward_of(spec)
+    copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
+    if forward.spatial_ndim == 1:
+        forward = cut_in_rows(forward)
+        copied = 2 * math.prod(forward.lhs_shape) * spec.dtype.itemsize
+    rows, images = block_of(forward)
+    steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
+    size = spec.accumulator_dtype.itemsize
+    span = (rows - 1) * forward.window_strides[0] + dilate(
+        forward.kernel_shape[0], forward.rhs_dilation[0]
+    )
+    block = math.prod((images, span, *forward.padded_spatial[1:], forward.lhs_shape[-1])) * size
+    lanes = forward.rhs_shape[-2] * forward.out_channels
+    sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
+    return Cost(
+        flops=spec.flops,
+        traffic=spec.operand_bytes + 2 * copied + 2 * (block + sums) * steps,
+        workspace=copied + block + sums,
         gemm=None,
         steps=steps,
     )
@@ -188,26 +214,33 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """``gradient`` along one axis, cut into rows that overlap by what windows share."""
     x, spec = layout.pad_and_dilate(image, spec)
-    (k,), (stride,), (d,) = spec.kernel_shape, spec.window_strides, spec.rhs_dilation
-    width = max(WIDTH, (k - 1) * d)
-    span, step = (width - 1) * stride + dilate(k, d), width * stride
-    rows = -(-spec.positions // width)
+    cut = cut_in_rows(spec)
+    n, rows, span, _ = cut.lhs_shape
+    width = cut.out_spatial[1]
+    step = width * spec.window_strides[0]
     x = lax.pad(
         x, np.zeros((), x.dtype), [(0, 0, 0), (0, (rows + 1) * step - x.shape[1], 0), (0, 0, 0)]
     )
-    x = x.reshape(x.shape[0], rows + 1, step, -1)
+    x = x.reshape(n, rows + 1, step, -1)
     shared = x[:, 1:, : max(0, span - step)]
     x = jnp.concatenate([x[:, :-1, :span], shared], 2)
     y = jnp.pad(cotangent, ((0, 0), (0, rows * width - spec.positions), (0, 0)))
-    two = spec.replace(
-        lhs_shape=x.shape,
+    return gradient(x, y.reshape(n, rows, width, -1), cut)[0]
+
+
+def cut_in_rows(spec: ConvSpec) -> ConvSpec:
+    """A convolution along one axis as one along the rows of an image."""
+    (k,), (stride,), (d,) = spec.kernel_shape, spec.window_strides, spec.rhs_dilation
+    width = max(WIDTH, (k - 1) * d)
+    rows, span = -(-spec.positions // width), (width - 1) * stride + dilate(k, d)
+    return spec.replace(
+        lhs_shape=(spec.lhs_shape[0], rows, span, spec.lhs_shape[-1]),
         rhs_shape=(1, *spec.rhs_shape),
         window_strides=(1, stride),
         padding=((0, 0), (0, 0)),
         lhs_dilation=(1, 1),
         rhs_dilation=(1, d),
     )
-    return gradient(x, y.reshape(y.shape[0], rows, width, -1), two)[0]
 
 
 SHIFT = Algorithm("shift", "multiply-add of shifted views, no GEMM", supports, cost, run, gradient)

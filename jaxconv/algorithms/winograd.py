@@ -35,7 +35,8 @@ POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
 # Bytes of a block's transformed inputs and products: what stays in cache and is not fresh memory
 # for each call. JAX 0.10.2 multiplies on one core where products are small (76 instead of 114
 # GFLOP/s for 392×128×128 instead of 784×128×128), so that blocks of few channels have more tiles:
-# 8×56×56×64 takes 8 ms, with 8 MiB 11, with 4 MiB 16, 8×28×28×128 7 ms instead of 9.
+# 8×56×56×64 takes 8 ms, with 8 MiB 11, with 4 MiB 16, 8×28×28×128 7 ms instead of 9. In 3-D they
+# gain nothing, and a kernel's gradient sums longer rows (16×16×16×64→128: 2.3 times lax's error).
 BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
 FEW_CHANNELS = 200
 
@@ -163,7 +164,7 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
     """The blocks of ``spec``; they are as large as its transformed kernel, which each reads."""
     batch, height = spec.lhs_shape[0], spec.out_spatial[0]
     cut = Tiling(spec, tuple(m if k > 1 else 1 for k in spec.kernel_shape), 1, height)
-    few = min(cut.gemm[2:]) < FEW_CHANNELS
+    few = min(cut.gemm[2:]) < FEW_CHANNELS and spec.spatial_ndim < 3
     limit = max(BLOCK_BYTES_OF_FEW if few else BLOCK_BYTES, cut.kernel_bytes)
     fit = limit // cut.block_bytes
     if fit:
