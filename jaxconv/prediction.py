@@ -8,8 +8,8 @@ kernels a convolution meets, how well it fills the tiles) is interpolated betwee
 were measured: each one's nearness is a Gaussian of its distance in shape. Rasmussen & Williams,
 "Gaussian Processes for Machine Learning" (2006), chapter 2.
 
-Constants, weights and measured convolutions are data, one file for each platform and range of
-versions of JAX in ``calibrations/``, which ``python -m jaxconv.bench.calibrate`` makes.
+Constants, weights and measured convolutions are data, one file for each platform, class of device
+and range of versions of JAX in ``calibrations/``; ``python -m jaxconv.bench.calibrate`` makes them.
 """
 
 import dataclasses
@@ -243,32 +243,55 @@ def version(text: str) -> tuple[int, ...]:
 
 @cache
 def documents() -> tuple[Mapping[str, Any], ...]:
-    """All calibrations of the package, the oldest JAX first."""
+    """All calibrations of the package, by JAX and by device."""
     folder = resources.files("jaxconv") / "calibrations"
     texts = [file.read_text() for file in folder.iterdir() if file.name.endswith(".json")]
     found = map(json.loads, texts)
-    return tuple(sorted(found, key=lambda document: version(document["origin"]["jax"])))
+
+    def key(document: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
+        return version(document["origin"]["jax"]), document["origin"]["device"]
+
+    return tuple(sorted(found, key=key))
 
 
 @lru_cache
 def document_for(platform: str) -> Mapping[str, Any] | None:
-    """The calibration for a platform: of the newest JAX that is not newer than the one here."""
+    """The calibration for a platform: of the processor that is most like the one here, and of the
+    newest JAX that is not newer than the one here."""
     fitting = [document for document in documents() if document["platform"] == platform]
-    here = version(jax.__version__)
-    older = [d for d in fitting if version(d["origin"]["jax"]) <= here]
-    return older[-1] if older else next(iter(fitting), None)
+    if not fitting:
+        return None
+    here, processor = version(jax.__version__), device_class()
+
+    def likeness(document: Mapping[str, Any]) -> tuple[bool, bool, tuple[int, ...]]:
+        other, measured = document["origin"]["device"], version(document["origin"]["jax"])
+        newer = measured > here
+        rank = tuple(-part for part in measured) if newer else measured
+        return other == processor, not newer, rank
+
+    wide = processor.endswith(WIDE)
+    alike = [d for d in fitting if d["origin"]["device"].endswith(WIDE) == wide] or fitting
+    return max(alike, key=likeness)
+
+
+WIDE = " with AVX-512"
 
 
 @cache
 def device_class() -> str:
-    """The kind of processor, as far as it decides which algorithm is fast."""
+    """The kind of processor, as far as it decides which algorithm is fast: its architecture, maker
+    and family, where the system tells them, and whether its vectors are wide."""
     machine = system.machine().lower()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            wide = "avx512f" in file.read()
+            lines = [line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines()]
     except OSError:
-        wide = False
-    return f"{machine} with AVX-512" if wide else machine
+        return machine
+    facts = {name.strip(): value.strip() for name, value in (line for line in lines if line[1:])}
+    told = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
+    return " ".join([machine, *told]) + (
+        WIDE if "avx512f" in facts.get("flags", "").split() else ""
+    )
 
 
 # Where nothing was measured: an accelerator does what the quantities count about 100 times as fast.

@@ -16,6 +16,7 @@ import jaxconv
 from jaxconv import layout
 from jaxconv.algorithms import phase, shift
 from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.algorithms.gemm import gradient_gemm
 from jaxconv.planner import run
 from jaxconv.spec import ConvSpec
 
@@ -218,6 +219,32 @@ def test_groups_are_a_batch_dimension(algorithm: str, groups: int, kind: str) ->
         sizes = [eqn.invars[0].aval.shape[axis] for axis in batch]
         assert math.prod(sizes) == groups
         assert len(batch) == (groups > 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "o", "parts"),
+    [
+        ((1, 196, 36), 8, 2),
+        ((8, 196, 36), 8, 2),
+        ((8, 392, 36), 8, 4),
+        ((8, 197, 36), 8, 1),  # a prime
+        ((8, 128, 36), 8, 1),
+        ((8, 1568, 36), 8, 1),
+        ((1, 196, 1152), 128, 1),
+    ],
+)
+def test_small_products_of_gradients_are_summed_in_parts(
+    shape: tuple[int, int, int], o: int, parts: int
+) -> None:
+    """Integers, whose sums are exact in any order."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(-4, 4, shape).astype(np.float32)
+    b = rng.integers(-4, 4, (*shape[:2], o)).astype(np.float32)
+    product = functools.partial(gradient_gemm, spec=CASES["grouped"].spec(np.float32))
+    np.testing.assert_array_equal(product(a, b), np.einsum("gmk,gmo->gko", a, b))
+    (eqn,) = products(product, a, b)
+    ((axis,), _), _ = eqn.params["dimension_numbers"]
+    assert eqn.invars[0].aval.shape[axis] * parts == shape[1]
 
 
 @pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])

@@ -27,6 +27,8 @@ def by_fft(conv: Case, lhs: Any, rhs: Any) -> Any:
 
 def test_good_lengths() -> None:
     assert [fft.good_length(n) for n in (1, 13, 17, 542, 1088)] == [1, 14, 18, 550, 1089]
+    rounded = [fft.round_length(n) for n in (1, 5, 7, 9, 11, 4096, 4097, 24300)]
+    assert rounded == [1, 5, 8, 10, 12, 4096, 5120, 24576]
 
 
 def test_only_the_wrap_around_that_is_needed() -> None:
@@ -55,7 +57,7 @@ BLOCKED = [
     case((1, 60, 20, 40, 1), (5, 3, 7, 1, 1)),
 ]
 # Sizes around what a block holds.
-BLOCKED += [case((1, size, 1), (12, 1, 1), "VALID") for size in (27, 28, 43, 44, 59, 60, 61)]
+BLOCKED += [case((1, size, 1), (12, 1, 1), "VALID") for size in (34, 35, 52, 53, 57, 74, 75)]
 
 
 @pytest.mark.parametrize("conv", BLOCKED, ids=lambda conv: str(conv.spec()))

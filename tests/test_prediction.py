@@ -1,6 +1,7 @@
 """Predicted times: the data they rest on, and how they choose."""
 
 import dataclasses
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,9 @@ def _own_cache(tmp_path: Path) -> Iterator[None]:
 # The data
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document["origin"]["jax"])
+@pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda d: "{device}, JAX {jax}".format(**d["origin"])
+)
 def test_calibrations_say_where_they_come_from(document: dict) -> None:
     assert {"device", "cores", "jax", "date", "command", "convolutions"} <= set(document["origin"])
     assert document["origin"]["convolutions"] == len(document["points"])
@@ -48,19 +51,78 @@ def test_calibrations_say_where_they_come_from(document: dict) -> None:
         assert np.isfinite(known.weights).all()
 
 
-def test_the_calibration_is_that_of_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {}
-    for version in ("0.10.2", "0.11.1", "0.12.0.1", "1.0"):
-        monkeypatch.setattr(jax, "__version__", version)
-        prediction.document_for.cache_clear()
-        document = prediction.document_for("cpu")
-        assert document is not None
-        found[version] = document["origin"]["jax"]
+@pytest.fixture
+def _elsewhere() -> Iterator[None]:
     prediction.document_for.cache_clear()
-    assert found["0.10.2"] == found["0.11.1"] == "0.10.2"
-    assert found["0.12.0.1"] == found["1.0"]
-    assert found["1.0"].startswith("0.12")
+    yield
+    prediction.document_for.cache_clear()
+
+
+def _origin(monkeypatch: pytest.MonkeyPatch, version: str, device: str) -> tuple[str, str]:
+    """JAX and device of the calibration that is taken there."""
+    monkeypatch.setattr(jax, "__version__", version)
+    monkeypatch.setattr(prediction, "device_class", lambda: device)
+    prediction.document_for.cache_clear()
+    document = prediction.document_for("cpu")
+    assert document is not None
+    return document["origin"]["jax"], document["origin"]["device"]
+
+
+DEVICES = {document["origin"]["device"] for document in DOCUMENTS}
+
+
+@pytest.mark.usefixtures("_elsewhere")
+@pytest.mark.parametrize("device", sorted(DEVICES))
+def test_the_calibration_is_that_of_version_and_processor(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    for version in ("0.10.2", "0.11.1"):
+        assert _origin(monkeypatch, version, device) == ("0.10.2", device)
+    for version in ("0.12.0.1", "1.0"):
+        assert _origin(monkeypatch, version, device) == ("0.12.0.1", device)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_elsewhere_the_calibration_is_of_another_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for device in ("x86_64 GenuineIntel 6 with AVX-512", "aarch64", "x86_64"):
+        jax_version, taken = _origin(monkeypatch, "0.11.1", device)
+        assert jax_version == "0.10.2"
+        assert taken in DEVICES
     assert prediction.document_for("tpu") is None
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: AuthenticAMD
+cpu family\t: 26
+power management:
+flags\t\t: fpu avx2 {flags}
+
+processor\t: 1
+flags\t\t: avx512f
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CPUINFO.format(flags="avx512f"), "AuthenticAMD 26 with AVX-512"),
+        (CPUINFO.format(flags="avx512foo"), "AuthenticAMD 26"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_class_of_a_processor(
+    monkeypatch: pytest.MonkeyPatch, text: str, expected: str
+) -> None:
+    monkeypatch.setattr("builtins.open", lambda *args, **kwargs: io.StringIO(text))
+    monkeypatch.setattr(prediction.system, "machine", lambda: "x86_64")
+    prediction.device_class.cache_clear()
+    found = prediction.device_class()
+    monkeypatch.undo()
+    prediction.device_class.cache_clear()
+    assert found == f"x86_64 {expected}".strip()
 
 
 # What is predicted

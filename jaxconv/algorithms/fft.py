@@ -86,6 +86,15 @@ def good_length(n: int) -> int:
         n += 1
 
 
+def round_length(n: int) -> int:
+    """The least length from ``n`` on that is 1, 3 or 5 times a power of two.
+
+    Transforms of other factors round more: 4,096 taps by blocks of 24,300 had 2.2 times lax's
+    error, of 16,384 or 20,480 it is 1.9 times.
+    """
+    return min(odd * 2 ** max(0, math.ceil(math.log2(n / odd))) for odd in (1, 3, 5))
+
+
 def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
     """Ways to cut axis ``d``: whole, and into blocks of a few lengths."""
     taps = dilate(spec.kernel_shape[d], spec.rhs_dilation[d])
@@ -103,9 +112,10 @@ def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
     blocks = {}
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
         step = max(taps - 1, factor * (taps - 1) - taps + 1, 16)
+        step = round_length(step + taps - 1) - taps + 1
         count = -(-positions // step)
         step = -(-positions // count)
-        length = good_length(step + taps - 1)
+        length = round_length(step + taps - 1)
         if count > 1 and length < whole.length and step >= length - step:
             blocks[length] = Axis(start, size, low, positions, taps, length, step, count)
     return [whole, *blocks.values()]

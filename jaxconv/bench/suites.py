@@ -188,7 +188,7 @@ def _regret(result: regret.Regret) -> tuple[str, ...]:
         result.chosen,
         result.best,
         milliseconds(result.seconds["auto"]),
-        milliseconds(result.seconds[result.best] if result.regret > 1 else result.seconds["auto"]),
+        milliseconds(result.seconds.get(result.best, result.seconds["auto"])),
         f"{result.regret:.2f}",
         f"{result.by_lax:.3g}",
         f"WRONG: {result.wrong}" if result.wrong else "",
