@@ -258,7 +258,7 @@ def documents() -> tuple[Mapping[str, Any], ...]:
 def document_for(platform: str) -> Mapping[str, Any] | None:
     """The calibration for a platform: of the processor that is most like the one here, and of the
     newest JAX that is not newer than the one here."""
-    fitting = [document for document in documents() if document["platform"] == platform]
+    fitting = [document for document in documents() if document["origin"]["platform"] == platform]
     if not fitting:
         return None
     here, processor = version(jax.__version__), device_class()

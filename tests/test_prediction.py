@@ -1,7 +1,9 @@
 """Predicted times: the data they rest on, and how they choose."""
 
 import dataclasses
+import gzip
 import io
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +40,8 @@ def _own_cache(tmp_path: Path) -> Iterator[None]:
     "document", DOCUMENTS, ids=lambda d: "{device}, JAX {jax}".format(**d["origin"])
 )
 def test_calibrations_say_where_they_come_from(document: dict) -> None:
-    assert {"device", "cores", "jax", "date", "command", "convolutions"} <= set(document["origin"])
+    told = {"platform", "device", "cores", "jax", "date", "command", "convolutions"}
+    assert told <= set(document["origin"])
     assert document["origin"]["convolutions"] == len(document["points"])
     calibration = prediction.from_document(document, {})
     width = len(prediction.position(prepared(CASES["3x3"].spec(np.float32))))
@@ -185,6 +188,37 @@ def test_measuring_times_what_can_do_it() -> None:
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_calibration_goes_on_where_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressed: bool
+) -> None:
+    specs = random_specs(11, 6)
+    monkeypatch.setattr(calibrate, "random_specs", lambda seed, count: specs[:count])
+    monkeypatch.setattr(calibrate, "well_known", lambda: [])
+    asked: list[object] = []
+
+    def measure(spec: object) -> calibrate.Measured:
+        asked.append(spec)
+        return calibrate.Measured(spec, {"xla": 1e-3, "im2col": 2e-3}, {"xla": 0.1})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(calibrate, "measure", measure)
+    file = tmp_path / "made.json"
+    for count in (4, 6):
+        calibrate.main([str(file), "--convolutions", str(count)])
+    assert asked == specs
+    document = json.loads(file.read_text(encoding="utf-8"))
+    assert document["origin"]["convolutions"] == len(document["points"]) == 6
+
+    kept, again = tmp_path / "made.json.measured", tmp_path / "again.json"
+    if compressed:
+        packed = tmp_path / "measured.jsonl.gz"
+        packed.write_bytes(gzip.compress(kept.read_bytes()))
+        kept = packed
+    calibrate.main([str(again), "--measured", str(kept)])
+    assert json.loads(again.read_text(encoding="utf-8")) == document
+    assert asked == specs
+
+
 def test_well_known_convolutions_are_calibrated_too() -> None:
     with jax.numpy_rank_promotion("allow"):  # as users have it
         specs = calibrate.well_known()
@@ -204,9 +238,7 @@ def test_a_fit_gives_back_what_it_was_given() -> None:
         }
         rows.append(calibrate.Measured(spec, seconds, dict.fromkeys(seconds, 0.1)))
     made = calibrate.fit(rows)
-    read = prediction.from_document(
-        calibrate.document(made, "cpu", calibrate.origin(len(rows))), {}
-    )
+    read = prediction.from_document(calibrate.document(made, calibrate.origin()), {})
     misses = []
     for row in rows:
         for name, seconds in row.seconds.items():

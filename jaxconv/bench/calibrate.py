@@ -4,12 +4,14 @@ Random convolutions, those of the suite ``layers`` and those of three networks' 
 timed by every algorithm that can do them, in turn; then constants are fitted to the times and what
 they leave is interpolated (see ``jaxconv.prediction``). FILE is the
 calibration, ``jaxconv/calibrations/*.json``; what is measured goes to FILE.measured as it comes, a
-line for each convolution, so that an interrupted run goes on where it was.
+line for each convolution, so that an interrupted run goes on where it was. What the package's own
+calibrations rest on is in ``measurements/``; ``--measured`` fits it again.
 """
 
 import argparse
 import dataclasses
 import datetime
+import gzip
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +57,11 @@ class Measured:
     def line(self) -> str:
         fields = {**dataclasses.asdict(self.spec), "precision": None}
         fields |= {name: fields[name].name for name in ("dtype", "out_dtype")}
-        return json.dumps([fields, dict(self.seconds), dict(self.compile_seconds)])
+        rounded = (
+            {name: float(f"{value:.4g}") for name, value in seconds.items()}
+            for seconds in (self.seconds, self.compile_seconds)
+        )
+        return json.dumps([fields, *rounded])
 
     @classmethod
     def of_line(cls, line: str) -> "Measured":
@@ -183,7 +189,7 @@ def predictions(calibration: Calibration, spec: ConvSpec) -> dict[str, float]:
     }
 
 
-def document(calibration: Calibration, platform: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+def document(calibration: Calibration, origin: Mapping[str, Any]) -> dict[str, Any]:
     """A calibration as its file holds it; ``prediction.from_document`` reads it."""
     kinds = {}
     for name, known in calibration.kinds.items():
@@ -201,7 +207,6 @@ def document(calibration: Calibration, platform: str, origin: Mapping[str, Any])
         }
     points = [[float(f"{x:.4g}") for x in point] for point in calibration.points.tolist()]
     return {
-        "platform": platform,
         "origin": dict(origin),
         "distance": calibration.distance,
         "kinds": kinds,
@@ -218,41 +223,55 @@ def text(document: Mapping[str, Any]) -> str:
     return f'{opening},\n "kinds": {{\n{kinds}\n}},\n "points": [\n{points}\n]\n}}\n'
 
 
-def origin(count: int) -> dict[str, Any]:
+def origin() -> dict[str, Any]:
     """Where measurements come from."""
     return {
+        "platform": jax.default_backend(),
         "device": prediction.device_class(),
         "cores": os.cpu_count(),
         "jax": jax.__version__,
         "date": datetime.date.today().isoformat(),
         "command": "python -m jaxconv.bench.calibrate",
-        "convolutions": count,
     }
 
 
-def load(path: Path) -> list[Measured]:
-    return [Measured.of_line(line) for line in path.read_text().splitlines()]
+def load(path: Path) -> tuple[dict[str, Any], list[Measured]]:
+    """Measurements and their origin, of a file that may be compressed."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        first, *lines = file
+    return json.loads(first), [Measured.of_line(line) for line in lines]
+
+
+def measure_all(path: Path, count: int) -> None:
+    """Appends to ``path`` what it does not hold yet of ``count`` random and the known ones."""
+    if not path.exists():
+        path.write_text(json.dumps(origin()) + "\n", encoding="utf-8")
+    _, done = load(path)
+    specs = random_specs(SEED, count) + well_known()
+    for i, spec in enumerate(specs):
+        if i < len(done):
+            continue
+        print(f"{i + 1} of {len(specs)}: {spec}", flush=True)
+        line = measure(spec).line()
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--convolutions", type=int, default=800, help="random ones")
+    parser.add_argument("--convolutions", type=int, default=450, help="random ones")
+    parser.add_argument("--measured", type=Path, help="measurements to fit instead of making them")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    jax.config.update("jax_enable_x64", True)
-    kept = options.file.with_name(options.file.name + ".measured")
-    kept.touch()
-    done = len(kept.read_text().splitlines())
-    specs = random_specs(SEED, options.convolutions) + well_known()
-    for i, spec in enumerate(specs):
-        if i < done:
-            continue
-        with kept.open("a") as file:
-            file.write(measure(spec).line() + "\n")
-        print(f"{i + 1} of {len(specs)}: {spec}", flush=True)
-    measured = load(kept)
-    made = document(fit(measured), jax.default_backend(), origin(len(measured)))
-    options.file.write_text(text(made))
+    kept = options.measured or options.file.with_name(options.file.name + ".measured")
+    with jax.enable_x64(True):
+        if options.measured is None:
+            measure_all(kept, options.convolutions)
+        where, measured = load(kept)
+        made = fit(measured)
+    where["convolutions"] = len(measured)
+    options.file.write_text(text(document(made, where)), encoding="utf-8")
 
 
 if __name__ == "__main__":
