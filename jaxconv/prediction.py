@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import layout
+from jaxconv.algorithms import shift
 from jaxconv.algorithms.base import Algorithm
 from jaxconv.measured import scales
 from jaxconv.spec import ConvSpec
@@ -87,8 +88,8 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         found["parts"] = parts
     elif cost.gemm is None:
         found["flops"] = cost.flops / 5e10
-        # Vectors run along the channels, where there are enough.
-        found["narrow"] = cost.flops / 5e10 / min(spec.lhs_shape[-1], layout.LANES)
+        # Vectors run along the last axis, where it is long enough.
+        found["narrow"] = cost.flops / 5e10 / min(_innermost(spec), layout.LANES)
     else:
         count, m, n, k = cost.gemm
         # Products with fewer columns than lanes take as long.
@@ -102,8 +103,11 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         if way not in ("packed", "eigen"):
             masked = spec.groups if spec.groups > 1 and spec.dtype.name not in FAST else 1
             found[way] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
-    if algorithm.name == "shift":
-        found["terms"] = spec.taps * spec.rhs_shape[-2] * 1e-6
+    if algorithm.name == "shift" and not spec.weight_gradient:
+        terms = spec.taps * spec.rhs_shape[-2]
+        found["terms"] = terms * 1e-6
+        # Terms in a loop are read from places that are known only then.
+        found["looped"] = cost.flops / 5e10 * (terms > shift.UNROLL)
     # A second thread is woken for each step of a large enough operation.
     found["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
     found["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
@@ -115,9 +119,17 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
     return found
 
 
+def _innermost(spec: ConvSpec) -> int:
+    """Length of the axis along which ``shift`` multiplies: channels, or outputs of one channel."""
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    groups, outputs = forward.groups, forward.out_channels // forward.groups
+    alone = outputs == 1 and (not spec.weight_gradient or forward.rhs_shape[-2] == 1)
+    return groups if alone else outputs
+
+
 FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
 QUANTITIES = (
-    *("call", "steps", "parts", "flops", "narrow", "terms", "a", "b", "c", "products"),
+    *("call", "steps", "parts", "flops", "narrow", "terms", "looped", "a", "b", "c", "products"),
     *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh", *REGIMES[2:]),
 )
 

@@ -253,7 +253,8 @@ def measure_all(path: Path, count: int) -> None:
         if i < len(done):
             continue
         print(f"{i + 1} of {len(specs)}: {spec}", flush=True)
-        line = measure(spec).line()
+        with jax.enable_x64(spec.dtype == np.float64):
+            line = measure(spec).line()
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -265,13 +266,11 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--measured", type=Path, help="measurements to fit instead of making them")
     options = parser.parse_args(None if arguments is None else list(arguments))
     kept = options.measured or options.file.with_name(options.file.name + ".measured")
-    with jax.enable_x64(True):
-        if options.measured is None:
-            measure_all(kept, options.convolutions)
-        where, measured = load(kept)
-        made = fit(measured)
+    if options.measured is None:
+        measure_all(kept, options.convolutions)
+    where, measured = load(kept)
     where["convolutions"] = len(measured)
-    options.file.write_text(text(document(made, where)), encoding="utf-8")
+    options.file.write_text(text(document(fit(measured), where)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Yardstick: https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.cho
 states the same of SciPy's choice.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -206,7 +205,7 @@ def run(specs: list[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Regret
     """Measures each. Yields the name of what comes, then the result."""
     for spec in specs:
         yield str(spec)
-        with jax.enable_x64(True) if spec.dtype == np.float64 else contextlib.nullcontext():
+        with jax.enable_x64(spec.dtype == np.float64):
             yield regret(spec, effort)
 
 
