@@ -229,6 +229,12 @@ def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPa
     assert dict(row.seconds)[slow] == times[slow]
 
 
+def test_one_call_that_stalls_says_nothing() -> None:
+    calls = [5e-3, 1e-3, 2e-3, 3e-3, 0.0]
+    assert autotuning.quickest(iter(calls).__next__) == 1e-3
+    assert autotuning.quickest(iter([1.0, 0.0]).__next__) == 1.0  # a slow one is called once
+
+
 # What it keeps
 
 

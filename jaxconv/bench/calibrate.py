@@ -27,11 +27,11 @@ from scipy import optimize  # JAX depends on it
 from jaxconv import prediction
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.autotuning import as_it_arrives
+from jaxconv.autotuning import as_it_arrives, quickest
 from jaxconv.bench.cases import LAYERS
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.regret import operands, random_specs
-from jaxconv.bench.timing import Compiled, Subject, alternate
+from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.explanation import choice, fn_jaxpr, walk
 from jaxconv.measured import NEVER
 from jaxconv.prediction import QUANTITIES, Calibration, Constants
@@ -40,7 +40,6 @@ from jaxconv.spec import ConvSpec
 SEED = 101  # not that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
 HOPELESS = 5.0  # slower than this many times the best after a few calls: not timed further
-CALLS = 4
 SECONDS, ROUNDS = 0.25, 41  # for each convolution
 # Of the interpolation: how much it may correct (logarithmic), the noise of a measurement, and the
 # distance over which convolutions tell of each other. Chosen by cross-validated regret.
@@ -108,21 +107,12 @@ def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
     subjects = {
         name: Compiled(partial(as_it_arrives, spec, name, platform), *arrays) for name in able
     }
-    seconds = {name: quickest(subject) for name, subject in subjects.items()}
+    seconds = {name: quickest(subject.call) for name, subject in subjects.items()}
     limit = HOPELESS * min(seconds.values())
     hopeful = [name for name in subjects if seconds[name] <= limit]
     times = alternate([subjects[name] for name in hopeful], ROUNDS, SECONDS)
     seconds |= dict(zip(hopeful, map(float, np.median(times, 0)), strict=True))
     return Measured(spec, seconds, {n: s.compile_seconds for n, s in subjects.items()})
-
-
-def quickest(subject: Subject) -> float:
-    """Seconds of the fastest of a few calls: one alone takes ten times as long now and then."""
-    subject.call()
-    calls = [subject.call()]
-    while len(calls) < CALLS and sum(calls) < SECONDS:
-        calls.append(subject.call())
-    return min(calls)
 
 
 def constants(amounts: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
+from jaxconv.autotuning import quickest
 from jaxconv.bench.measure import Effort, difference
 from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.measured import NEVER
@@ -26,7 +27,7 @@ from jaxconv.spec import ConvSpec, dilate
 SEED = 2024
 COUNT = 200
 ENOUGH = Effort(16, 1.0, fewest=6)
-# Slower than this many times the best after one call: not timed further.
+# Slower than this many times the best after a few calls: not timed further.
 HOPELESS = 3.0
 # Operations that take as long as a call; those that lax does in half a second where it is fast, and
 # in its loops; bytes of operands, and of a candidate's intermediate arrays.
@@ -184,7 +185,8 @@ class Regret:
       spec: in words.
       chosen: what "auto" took.
       best: the fastest candidate in every other round.
-      seconds: of "auto", of lax, and of each candidate, medians; of hopeless ones a single call.
+      seconds: of "auto", of lax, and of each candidate, medians; of hopeless ones the
+        fastest of a few calls.
       regret: time of "auto" over that of the best candidate in the rounds that did not choose it,
         1 where "auto" took it. The best of several medians of the same rounds would be the luckiest
         one too, and its luck counted as regret.
@@ -219,8 +221,7 @@ def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Regret:
     # under its own name.
     for name in ("auto", "lax", *(name for name in candidates(spec) if name != chosen)):
         subjects[name] = Compiled(_function(spec, name), *arrays)
-        subjects[name].call()
-        once[name] = subjects[name].call()
+        once[name] = quickest(subjects[name].call)
     expected = subjects["lax"].output
     tolerance = 2e-2 if spec.dtype.name == "bfloat16" else 1e-4
     off = {name: difference(expected, subject.output) for name, subject in subjects.items()}
