@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import layout
-from jaxconv.algorithms import shift
+from jaxconv.algorithms import shift, xla
 from jaxconv.algorithms.base import Algorithm
 from jaxconv.measured import scales
 from jaxconv.spec import ConvSpec
@@ -36,8 +36,6 @@ CACHE = 1_500_000
 # FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads; to
 # wake one takes 20 to 60 µs.
 WAKING = 200_000
-# XLA:CPU leaves convolutions with no more channels than this to its older kernels.
-FEW_CHANNELS = 16
 
 REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
@@ -59,7 +57,7 @@ def regime(spec: ConvSpec) -> str:
     packed = (
         spec.spatial_ndim == 2
         and spec.dtype in (np.float32, np.int8)
-        and max(spec.lhs_shape[-1], spec.out_channels) > FEW_CHANNELS
+        and max(spec.lhs_shape[-1], spec.out_channels) > xla.FEW_CHANNELS
         and max(spec.lhs_dilation) == 1
         and all(map(int.__le__, (*spec.out_spatial, *spec.kernel_shape), 2 * spec.lhs_spatial))
     )
@@ -100,6 +98,12 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         found["products"] = count * 1e-6
     if algorithm.name == "xla":
         way = regime(spec)
+        groups, m, n, k = spec.gemm
+        if groups == 1 and n < layout.LANES:
+            # Few output channels: 7×7 on 26 channels to one runs at 0.9 GFLOP/s, to two at 1.6.
+            found["thin"] = 2 * m * k / 1e9
+        if way == "dilated":
+            found["dilated patches"] = m * k * 1e-9
         if way not in ("packed", "eigen"):
             masked = spec.groups if spec.groups > 1 and spec.dtype.name not in FAST else 1
             found[way] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
@@ -130,7 +134,8 @@ def _innermost(spec: ConvSpec) -> int:
 FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
 QUANTITIES = (
     *("call", "steps", "parts", "flops", "narrow", "terms", "looped", "a", "b", "c", "products"),
-    *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh", *REGIMES[2:]),
+    *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh"),
+    *("thin", "dilated patches", *REGIMES[2:]),
 )
 
 

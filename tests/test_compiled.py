@@ -1,5 +1,6 @@
 """What is compiled: no convolution but XLA's own, few products, bounded memory and program text."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from jax import Array
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.algorithms import phase, shift
+from jaxconv.algorithms import phase, shift, xla
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.algorithms.gemm import gradient_gemm
 from jaxconv.planner import run
@@ -174,6 +175,36 @@ def test_windows_that_do_not_overlap_are_one_product(name: str) -> None:
     operands = [jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape)]
     if name != "patchify":  # which "auto" leaves to XLA
         assert len(products(lambda lhs, rhs: run(lhs, rhs, spec, "auto", "cpu"), *operands)) == 1
+
+
+PADDING = {
+    "none": (case_of((4, 18, 18, 128), (3, 3, 128, 32), padding="VALID"), True),
+    "some": (case_of((4, 18, 18, 128), (3, 3, 128, 32)), False),
+    "small": (case_of((1, 18, 18, 128), (3, 3, 128, 32), padding="VALID"), False),
+    "few channels": (case_of((64, 34, 34, 16), (3, 3, 16, 16), padding="VALID"), False),
+    "1×1": (case_of((8, 64, 64, 32), (1, 1, 32, 32), padding="VALID"), False),
+    "1-D": (case_of((4, 4096, 64), (3, 64, 32), padding="VALID"), False),
+    "groups": (
+        case_of((4, 18, 18, 256), (3, 3, 128, 32), padding="VALID", feature_group_count=2),
+        False,
+    ),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("name", PADDING)
+def test_xla_gets_a_row_of_zeros_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, name: str, faster: bool
+) -> None:
+    monkeypatch.setattr(xla, "PADDED_IS_FASTER", faster)
+    case, gains = PADDING[name]
+    lhs, rhs = case.operands(np.float32)
+    text, _ = programs(functools.partial(convolve, case, "xla"), lhs, rhs)
+    assert ("pad = [[0, 1], [0, 0]]" in text) == (gains and faster)
+    # A function of its own: jit does not know that the setting changed.
+    found = jax.jit(lambda lhs, rhs: convolve(case, "xla", lhs, rhs))(lhs, rhs)
+    np.testing.assert_allclose(found, case.lax(lhs, rhs), rtol=1e-5, atol=1e-4)
 
 
 def test_a_1x1_is_nothing_but_its_product() -> None:

@@ -7,13 +7,17 @@ It is a primitive of its own that is lowered as lax's was when jaxconv was impor
 replaces the lowering of lax's.
 """
 
+import math
 from functools import partial
+from typing import Any
 
+import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.compat import (
+    PADDED_IS_FASTER,
     Primitive,
     ad,
     apply_primitive,
@@ -33,10 +37,47 @@ ad.primitive_transposes[xla_conv_p] = ad.primitive_transposes[conv_general_dilat
 batching.fancy_primitive_batchers[xla_conv_p] = batching.fancy_primitive_batchers[
     conv_general_dilated_p
 ]
-for _platform in ("cpu", "gpu", "tpu"):
+for _platform in ("gpu", "tpu"):
     _rule = lowering_rule(conv_general_dilated_p, _platform)
     mlir.register_lowering(xla_conv_p, _rule, platform=_platform)
 mlir.register_lowering(xla_conv_p, lowering_rule(conv_general_dilated_p, "other"))
+
+# With no more channels than this XLA:CPU takes older kernels, to which padding is nothing.
+FEW_CHANNELS = 16
+# Bytes of the patch matrix from which on a row of zeros pays.
+PATCHES = 3 << 20
+_rule_on_cpu = lowering_rule(conv_general_dilated_p, "cpu")
+
+
+def gains_by_padding(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> bool:
+    """Whether XLA:CPU is faster with a row of zeros, of what ``xla_conv_p`` is bound to."""
+    *kernel, c, o = rhs.shape
+    plain = (
+        len(kernel) == 2
+        and lhs.dtype == out.dtype == np.float32
+        and params["feature_group_count"] == 1
+        and max(params["lhs_dilation"]) == 1
+        and not any(map(any, params["padding"]))
+        and max(c, o) > FEW_CHANNELS
+        and max(kernel) > 1
+    )
+    return plain and math.prod((*out.shape[:-1], *kernel, c)) * lhs.dtype.itemsize >= PATCHES
+
+
+def lower_on_cpu(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+    """lax's rule, of an image with a row of zeros where that is faster."""
+    (image, kernel), (out,) = ctx.avals_in, ctx.avals_out
+    if not (PADDED_IS_FASTER and gains_by_padding(image, kernel, out, params)):
+        return _rule_on_cpu(ctx, lhs, rhs, **params)
+
+    def with_a_row(lhs: Array, rhs: Array) -> Array:
+        more = xla_conv_p.bind(lhs, rhs, **params | {"padding": ((0, 1), (0, 0))})
+        return lax.slice_in_dim(more, 0, out.shape[1], axis=1)
+
+    return mlir.lower_fun(with_a_row, multiple_results=False)(ctx, lhs, rhs)
+
+
+mlir.register_lowering(xla_conv_p, lower_on_cpu, platform="cpu")
 
 
 def supports(spec: ConvSpec) -> str | None:
