@@ -1,6 +1,5 @@
 """What is compiled: no convolution but XLA's own, few products, bounded memory and program text."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -183,6 +182,7 @@ PADDING = {
     "small": (case_of((1, 18, 18, 128), (3, 3, 128, 32), padding="VALID"), False),
     "few channels": (case_of((64, 34, 34, 16), (3, 3, 16, 16), padding="VALID"), False),
     "1×1": (case_of((8, 64, 64, 32), (1, 1, 32, 32), padding="VALID"), False),
+    "one output": (case_of((256, 14, 14, 32), (14, 14, 32, 32), padding="VALID"), False),
     "1-D": (case_of((4, 4096, 64), (3, 64, 32), padding="VALID"), False),
     "groups": (
         case_of((4, 18, 18, 256), (3, 3, 128, 32), padding="VALID", feature_group_count=2),

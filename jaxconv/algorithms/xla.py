@@ -59,7 +59,7 @@ def gains_by_padding(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> bo
         and max(params["lhs_dilation"]) == 1
         and not any(map(any, params["padding"]))
         and max(c, o) > FEW_CHANNELS
-        and max(kernel) > 1
+        and max(kernel) > 1 < max(out.shape[1:-1])  # neither is a matrix product
     )
     return plain and math.prod((*out.shape[:-1], *kernel, c)) * lhs.dtype.itemsize >= PATCHES
 
