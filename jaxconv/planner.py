@@ -147,20 +147,20 @@ SOME_CHANNELS, FEW_TERMS = 64, 72
 def _pays(name: str, spec: ConvSpec) -> bool:
     """Whether "auto" considers an algorithm on CPU for a prepared ``spec``."""
     channels, n = spec.rhs_shape[-2], spec.gemm[2]
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
     if name == "xla" and spec.groups > 1:
         # Outside these dtypes XLA multiplies all channels by a kernel full of zeros, which also
         # makes NaN of what is not finite; and with a kernel larger than the output, as gradients
         # have it, it takes 1,400 ms for 5 (32 groups, 4×28×28×256).
         return spec.dtype.name in ("float32", "float16") and spec.taps <= spec.positions
     if name == "winograd":
-        forward = layout.forward_of(spec) if spec.weight_gradient else spec
         # Of two taps it saves less and rounds as much: the phases of 4×4 stride 2, 256→128, had
         # 2.06 times lax's error.
         many = min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
         return many and max(forward.kernel_shape) > 2
     if name == "fft":
         return spec.gemm[3] >= LONG
-    if name == "im2col" and spec.taps == 1:
+    if name in ("im2col", "implicit") and forward.taps == 1:
         # The same product as pointwise has, in other words: which of them is left to chance.
         return refusal(ALGORITHMS["pointwise"], spec) is not None
     if name == "phase" and spec.out_channels == 1:
@@ -173,7 +173,7 @@ def _pays(name: str, spec: ConvSpec) -> bool:
     if name == "shift" and spec.weight_gradient:
         # A single tap along one axis is not compiled to one loop: 32 groups of 4 channels, 4×2306,
         # take 10 ms, as a product 3, and with three taps 4.
-        return spec.spatial_ndim > 1 or layout.forward_of(spec).taps > 1
+        return spec.spatial_ndim > 1 or forward.taps > 1
     if name == "shift":
         few = SOME_CHANNELS if spec.taps * channels <= FEW_TERMS else FEW_CHANNELS
         return n == 1 < spec.groups or channels * n <= few
