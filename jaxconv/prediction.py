@@ -98,12 +98,6 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         found["products"] = count * 1e-6
     if algorithm.name == "xla":
         way = regime(spec)
-        groups, m, n, k = spec.gemm
-        if groups == 1 and n < layout.LANES:
-            # Few output channels: 7×7 on 26 channels to one runs at 0.9 GFLOP/s, to two at 1.6.
-            found["thin"] = 2 * m * k / 1e9
-        if way == "dilated":
-            found["dilated patches"] = m * k * 1e-9
         if way not in ("packed", "eigen"):
             masked = spec.groups if spec.groups > 1 and spec.dtype.name not in FAST else 1
             found[way] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
@@ -135,7 +129,7 @@ FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
 QUANTITIES = (
     *("call", "steps", "parts", "flops", "narrow", "terms", "looped", "a", "b", "c", "products"),
     *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh"),
-    *("thin", "dilated patches", *REGIMES[2:]),
+    *REGIMES[2:],
 )
 
 
@@ -173,9 +167,14 @@ def position(spec: ConvSpec) -> np.ndarray:
 
 
 def nearness(points: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """points: (p, d), others: (q, d) → (p, q), 1 where they are the same."""
+    """points: (p, d), others: (q, d) → (p, q), 1 + ``ALONE`` where they are the same."""
     squares = ((points[:, None] - others) ** 2).sum(-1)
-    return np.exp(-0.5 * squares / distance**2)
+    return np.exp(-0.5 * squares / distance**2) + ALONE * (squares < 1e-4)
+
+
+# What a measurement tells of its convolution alone, over what it tells of its neighbours: a
+# convolution that was measured is predicted as it was.
+ALONE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ HOPELESS = 5.0  # slower than this many times the best after a few calls: not ti
 SECONDS, ROUNDS = 0.25, 41  # for each convolution
 # Of the interpolation: how much it may correct (logarithmic), the noise of a measurement, and the
 # distance over which convolutions tell of each other. Chosen by cross-validated regret.
-AMPLITUDE, NOISE, DISTANCE = 0.6, 0.3, 2.5
+AMPLITUDE, NOISE, DISTANCE = 0.6, 0.12, 2.5
 
 
 @dataclasses.dataclass(frozen=True)
