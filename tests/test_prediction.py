@@ -248,6 +248,29 @@ def test_a_fit_gives_back_what_it_was_given() -> None:
     assert np.median(misses) < 0.1
 
 
+def test_what_was_measured_is_predicted_as_it_was() -> None:
+    """However far it is from what its neighbours take."""
+    truth = prediction.calibrated("cpu")
+    xla = ALGORITHMS["xla"]
+    specs = [s for s in map(prepared, random_specs(12, 150)) if refusal(xla, s) is None]
+    seconds = [truth.seconds(xla, spec) for spec in specs]
+    odd = 17
+    seconds[odd] *= 3
+    made = calibrate.fit(
+        [
+            calibrate.Measured(spec, {"xla": taken}, {})
+            for spec, taken in zip(specs, seconds, strict=True)
+        ]
+    )
+    assert math.isclose(made.seconds(xla, specs[odd]), seconds[odd], rel_tol=0.2)
+    others = [
+        abs(math.log(made.seconds(xla, spec) / taken))
+        for i, (spec, taken) in enumerate(zip(specs, seconds, strict=True))
+        if i != odd
+    ]
+    assert np.median(others) < 0.1
+
+
 # A machine's own
 
 
