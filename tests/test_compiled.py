@@ -168,12 +168,7 @@ WITHOUT_OVERLAP = {
 
 @pytest.mark.parametrize("name", WITHOUT_OVERLAP)
 def test_windows_that_do_not_overlap_are_one_product(name: str) -> None:
-    case = WITHOUT_OVERLAP[name]
-    assert len(canonical_products(case, "pointwise")) == 1
-    spec = case.spec(np.float32)
-    operands = [jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape)]
-    if name != "patchify":  # which "auto" leaves to XLA
-        assert len(products(lambda lhs, rhs: run(lhs, rhs, spec, "auto", "cpu"), *operands)) == 1
+    assert len(canonical_products(WITHOUT_OVERLAP[name], "pointwise")) == 1
 
 
 PADDING = {

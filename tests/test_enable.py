@@ -198,7 +198,9 @@ def test_shapes_and_dtypes(name: str, dtype: Any, planned: list[str]) -> None:
     expected = case.lax(*args)
     with jaxconv.enabled():
         out = case.lax(*args)
-    assert planned == ["auto"]
+    # XLA's complex convolution is three real ones, which are planned in their turn.
+    assert set(planned) == {"auto"}
+    assert len(planned) == 1 or np.issubdtype(dtype, np.complexfloating)
     assert_close(out, expected)
 
 
