@@ -68,8 +68,8 @@ __all__ = [
 JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
 # XLA:CPU of JAX 0.10.2 convolves a padded image in pieces that stay in cache, but writes the whole
-# patch matrix of one that is not: 3×3 on 2×56×56×512→4 without padding takes 90 ms, with one row of
-# zeros 5. JAX 0.12 takes about as long for both.
+# patch matrix of one that is not: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
+# zeros 6. JAX 0.12 takes about as long for both.
 PADDED_IS_FASTER = jax.__version_info__ < (0, 11)
 
 # A part of the key by which jit finds what it has compiled; None unless set.
