@@ -272,8 +272,8 @@ def documents() -> tuple[Mapping[str, Any], ...]:
 
 @lru_cache
 def document_for(platform: str) -> Mapping[str, Any] | None:
-    """The calibration for a platform: of the processor that is most like the one here, and of the
-    newest JAX that is not newer than the one here."""
+    """The calibration for a platform: of the class of processor that is here, else of the first,
+    and of the newest JAX that is not newer than the one here."""
     fitting = [document for document in documents() if document["origin"]["platform"] == platform]
     if not fitting:
         return None
@@ -285,12 +285,7 @@ def document_for(platform: str) -> Mapping[str, Any] | None:
         rank = tuple(-part for part in measured) if newer else measured
         return other == processor, not newer, rank
 
-    wide = processor.endswith(WIDE)
-    alike = [d for d in fitting if d["origin"]["device"].endswith(WIDE) == wide] or fitting
-    return max(alike, key=likeness)
-
-
-WIDE = " with AVX-512"
+    return max(fitting, key=likeness)
 
 
 @cache
@@ -305,9 +300,8 @@ def device_class() -> str:
         return machine
     facts = {name.strip(): value.strip() for name, value in (line for line in lines if line[1:])}
     told = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
-    return " ".join([machine, *told]) + (
-        WIDE if "avx512f" in facts.get("flags", "").split() else ""
-    )
+    wide = ["with AVX-512"] if "avx512f" in facts.get("flags", "").split() else []
+    return " ".join([machine, *told, *wide])
 
 
 # Where nothing was measured: an accelerator does what the quantities count about 100 times as fast.
