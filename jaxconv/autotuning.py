@@ -16,10 +16,11 @@ import numpy as np
 from jax import Array
 
 from jaxconv import tables
+from jaxconv.algorithms.base import prepared
 from jaxconv.explanation import choice, fn_jaxpr, walk
-from jaxconv.measured import Winner, allowed, record
+from jaxconv.measured import Winner, record
 from jaxconv.parse import fail
-from jaxconv.planner import execute, forget, plan_spec
+from jaxconv.planner import breach, execute, forget, plan_spec
 from jaxconv.spec import ConvSpec
 
 # How much faster than the planned one another must be, in the median and in three rounds of four:
@@ -172,25 +173,27 @@ def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpe
 def candidates(spec: ConvSpec, platform: str) -> list[str]:
     """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
     plan = plan_spec(spec, platform)
-    possible = {c.name: c.seconds for c in plan.candidates if c.reason is None}
+    possible = {
+        c.name: c.seconds
+        for c in plan.candidates
+        if c.reason is None and breach(c.name, prepared(spec)) is None
+    }
     hopeless = HOPELESS_PREDICTED * min(possible.values())
-    names = [plan.algorithm, "xla"] + [
-        name for name, seconds in possible.items() if seconds <= hopeless and allowed(name, spec)
-    ]
-    return list(dict.fromkeys(names))
+    names = [name for name, seconds in possible.items() if seconds <= hopeless]
+    return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 
 def measure(spec: ConvSpec, platform: str) -> Measurement:
     """Times the candidates for ``spec`` on random operands and chooses one; nothing is kept."""
     planned, *others = candidates(spec, platform)
-    operands = _operands(spec)
-    compiled = {planned: _compiled(spec, planned, platform, operands)}
-    first = {planned: quickest(partial(_seconds, compiled[planned], operands))}
+    arrays = operands(spec)
+    compiled = {planned: _compiled(spec, planned, platform, arrays)}
+    first = {planned: quickest(partial(_seconds, compiled[planned], arrays))}
     for name in others:
         # Convolutions that XLA refuses, or that need more memory than there is.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            compiled[name] = _compiled(spec, name, platform, operands)
-            first[name] = quickest(partial(_seconds, compiled[name], operands))
+            compiled[name] = _compiled(spec, name, platform, arrays)
+            first[name] = quickest(partial(_seconds, compiled[name], arrays))
     limit = HOPELESS_MEASURED * min(first.values())
     running = [name for name, seconds in first.items() if name == planned or seconds <= limit]
 
@@ -200,7 +203,7 @@ def measure(spec: ConvSpec, platform: str) -> Measurement:
         if i >= FEWEST_ROUNDS and time.perf_counter() - start > SECONDS:
             break
         for name in running:
-            times[name].append(_seconds(compiled[name], operands))
+            times[name].append(_seconds(compiled[name], arrays))
 
     chosen = _choose(planned, times)
     seconds = first | {name: float(np.median(times[name])) for name in running}
@@ -222,7 +225,7 @@ def _choose(planned: str, times: dict[str, list[float]]) -> str:
     return best if beaten else planned
 
 
-def _operands(spec: ConvSpec) -> tuple[Array, Array]:
+def operands(spec: ConvSpec) -> tuple[Array, Array]:
     """Random operands as they lie in memory; for a weight gradient see ``as_it_arrives``."""
     lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
     if spec.weight_gradient:

@@ -11,6 +11,7 @@ platformdirs. They come with the extra "tune".
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,8 @@ _read: dict[Path, tuple[tuple[int, int, int], Document | None]] = {}
 # What could not be written, in order.
 _pending: dict[Key, list[Merge]] = {}
 _warned: set[Key] = set()
+# Of these three: no thread reads what another has begun to parse or to write.
+_lock = threading.RLock()
 
 
 class DamagedError(ValueError):
@@ -53,10 +56,11 @@ def load(name: str, check: Check = no_check) -> Document | None:
       check: says what is wrong with a document, None where nothing is. The same for each name.
     """
     folder = config.cache_dir
-    document = None if folder is None else _load(folder / f"{name}.json", name, check)
-    for merge in _pending.get((folder, name), ()):
-        document = merge(document or {})
-    return document
+    with _lock:
+        document = None if folder is None else _load(folder / f"{name}.json", name, check)
+        for merge in _pending.get((folder, name), ()):
+            document = merge(document or {})
+        return document
 
 
 def _load(path: Path, name: str, check: Check) -> Document | None:
@@ -91,7 +95,11 @@ def update(name: str, merge: Merge, check: Check = no_check) -> None:
         there was none. It may be called more than once.
       check: as in ``load``.
     """
-    folder = config.cache_dir
+    with _lock:
+        _update(config.cache_dir, name, merge, check)
+
+
+def _update(folder: Path | None, name: str, merge: Merge, check: Check) -> None:
     pending = _pending.setdefault((folder, name), [])
     pending.append(merge)
     try:

@@ -295,7 +295,6 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
         raise typer.Exit(1)
 
 
-# What comes after the script is the script's, options too.
 @app.command()
 def tune(
     seconds: Annotated[
@@ -313,9 +312,12 @@ def tune(
             tuned = tuning.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except ValueError as error:  # a platform without predictions
+            _fail(str(error).removeprefix("jaxconv."))
     print(tuned)
 
 
+# What comes after the script is the script's, options too.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="A Python script.")],

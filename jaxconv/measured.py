@@ -18,24 +18,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 
 from jaxconv import cache, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.settings import config
 from jaxconv.spec import ConvSpec
-
-# What "auto" must not become, however fast: naive is for learning; the transform of F(4×4, 3×3)
-# rounds more than the accuracy that "auto" promises.
-NEVER = frozenset({"naive", "winograd4"})
-# Algorithms that change which products are formed: not for precision="highest".
-OTHER_PRODUCTS = frozenset({"winograd", "winograd4", "fft"})
-
-
-def allowed(algorithm: str, spec: ConvSpec) -> bool:
-    """Whether "auto" may become ``algorithm`` if it is measured to be the fastest."""
-    highest = spec.precision is not None and lax.Precision.HIGHEST in spec.precision
-    return algorithm not in (NEVER | OTHER_PRODUCTS if highest else NEVER)
 
 
 def key(spec: ConvSpec) -> str:
@@ -56,7 +43,7 @@ def _text(value: Any) -> str:
 def fingerprint(platform: str) -> Mapping[str, str] | None:
     """What a measurement holds for: device, versions; None where there is no such device here."""
     if platform == "cpu":
-        device = _processor()  # JAX calls every processor "cpu"
+        device = f"{processor()}, {_cores()} cores"  # JAX calls every processor "cpu"
     else:
         try:
             device = jax.devices(platform)[0].device_kind
@@ -69,17 +56,20 @@ def fingerprint(platform: str) -> Mapping[str, str] | None:
     return {"device": device, "jax": jax.__version__, "jaxconv": version}
 
 
-def _processor() -> str:
-    """The processor's model and the number of cores that this process may use."""
+def processor() -> str:
+    """The processor's model."""
     model = system.processor() or system.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
-        model = found[1].strip() if found else model
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
+        return found[1].strip() if found else model
+    except OSError:  # not Linux
+        return model
+
+
+def _cores() -> int | None:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _name(identity: Mapping[str, str], what: str = "winners") -> str:
@@ -134,7 +124,7 @@ def winner(spec: ConvSpec, platform: str) -> Winner | None:
     if found is None:
         cache.warn(name, f"{name!r} holds an entry of no use ({entry!r:.200}): it is ignored")
         return None
-    return found if allowed(found.algorithm, spec) else None
+    return found
 
 
 def _winner(entry: Any) -> Winner | None:

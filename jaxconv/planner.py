@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -14,9 +15,9 @@ from jax import Array
 from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
-from jaxconv.measured import allowed, winner
+from jaxconv.measured import winner
 from jaxconv.parse import fail, parse
-from jaxconv.prediction import calibrated
+from jaxconv.prediction import FAST, calibrated
 from jaxconv.settings import listeners, over_limit
 from jaxconv.spec import ConvSpec
 
@@ -29,6 +30,7 @@ class Candidate:
       name: the algorithm.
       reason: why "auto" can't take it; None where it can. The rest counts only then, or where the
         reason is its workspace.
+      doubt: why "auto" leaves it out, though it could run; None where it compares its time.
       seconds: predicted time, an order of magnitude: measure before you trust it.
       flops: floating-point operations, a multiply and an add counted as two.
       workspace: bytes of intermediate arrays besides operands and output.
@@ -37,6 +39,7 @@ class Candidate:
 
     name: str
     reason: str | None = None
+    doubt: str | None = None
     seconds: float = 0.0
     flops: int = 0
     workspace: int = 0
@@ -75,6 +78,8 @@ class Plan:
             mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
             seconds = tables.milliseconds(c.seconds)
             summary = ALGORITHMS[c.name].summary if c.reason is None else f"not chosen: {c.reason}"
+            if c.reason is None and c.doubt is not None and not chosen:
+                summary += f" (left out: {c.doubt})"
             rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
         return rows
 
@@ -108,7 +113,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     possible = [
         name
         for name, algorithm in ALGORITHMS.items()
-        if name not in without and allowed(name, spec) and rejection(algorithm, spec) is None
+        if name not in without and breach(name, spec) is None and rejection(algorithm, spec) is None
     ]
     if measured is not None and measured.algorithm in possible:
         return measured.algorithm, measured.why
@@ -116,7 +121,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         return _on_accelerator(spec, platform, possible)
     if spec.is_empty and "xla" in possible:
         return "xla", "there is nothing to compute"
-    possible = [name for name in possible if _pays(name, spec)] or possible
+    possible = [name for name in possible if doubt(name, spec) is None] or possible
     if spec.is_empty or not possible:
         return _last_resort(spec)
     seconds = {name: predict(name, spec, platform) for name in possible}
@@ -130,10 +135,36 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     return best, f"it is predicted to be the fastest ({figures})"
 
 
+# What "auto" must not become, however fast.
+NEVER = {
+    "naive": "it is for learning",
+    "winograd4": "it rounds more than 'auto' promises",
+}
 # Products that an output must sum for an FFT to be as accurate as "auto" promises: of one channel
 # and 7×7 to 21×21 taps its error was up to 2.6 times lax's, of 32 channels and 3×3×3 2.2 times,
 # with 31×31 1.8 times.
 LONG = 900
+
+
+def breach(name: str, spec: ConvSpec) -> str | None:
+    """Why an algorithm does not keep what "auto" promises for a prepared ``spec``: at most twice
+    the rounding error of lax. None where it does. No measured time outweighs it."""
+    if name == "winograd":
+        # Points above those of three taps round more: 5×5 on 64 channels has 3.7 times lax's error,
+        # 7×7 14 times, 5 taps along one axis 2.0 times. Of two taps it saves less and rounds as
+        # much: the phases of 4×4 stride 2, 256→128, had 2.06 times.
+        forward = layout.forward_of(spec) if spec.weight_gradient else spec
+        if max(forward.kernel_shape, default=1) != 3:
+            return "it rounds too much with other than 3 taps along an axis"
+        # lax sums the kernel's gradient in groups by a loop that rounds less than a product: 32
+        # groups of 16 channels, 14×14, had 2.2 times its error.
+        if spec.weight_gradient and spec.groups > 1:
+            return "it rounds too much for a kernel's gradient in groups"
+    if name == "fft" and _products(spec) < LONG:
+        return f"it rounds too much where an output sums fewer than {LONG} products"
+    return NEVER.get(name)
+
+
 # Channels of a group from which on Winograd's transforms cost less than the products they save.
 MANY_CHANNELS = 16
 # Input times output channels of a group up to which shifting is worth its compiling: at most the
@@ -144,45 +175,50 @@ FEW_CHANNELS = 9
 SOME_CHANNELS, FEW_TERMS = 64, 72
 
 
-def _pays(name: str, spec: ConvSpec) -> bool:
-    """Whether "auto" considers an algorithm on CPU for a prepared ``spec``."""
+def doubt(name: str, spec: ConvSpec) -> str | None:
+    """Why "auto" does not take an algorithm on CPU for a prepared ``spec``, whatever its predicted
+    time; None where that decides. What was measured to be the fastest is beyond doubt."""
     channels, n = spec.rhs_shape[-2], spec.gemm[2]
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     if name == "xla" and spec.groups > 1:
-        # Outside these dtypes XLA multiplies all channels by a kernel full of zeros, which also
-        # makes NaN of what is not finite; and with a kernel larger than the output, as gradients
-        # have it, it takes 1,400 ms for 5 (32 groups, 4×28×28×256).
-        return spec.dtype.name in ("float32", "float16") and spec.taps <= spec.positions
-    if name == "winograd":
-        # Of two taps it saves less and rounds as much: the phases of 4×4 stride 2, 256→128, had
-        # 2.06 times lax's error.
-        # lax sums the kernel's gradient in groups by a loop that rounds less than a product: 32
-        # groups of 16 channels, 14×14, had 2.2 times its error.
-        many = min(forward.rhs_shape[-2], forward.gemm[2]) >= MANY_CHANNELS
-        alone = spec.groups == 1 or not spec.weight_gradient
-        return many and alone and max(forward.kernel_shape) > 2
-    if name == "fft":
-        return spec.gemm[3] >= LONG
-    if name in ("im2col", "implicit") and forward.taps == 1:
-        # The same product as pointwise has, in other words: which of them is left to chance.
-        return refusal(ALGORITHMS["pointwise"], spec) is not None
-    if name == "phase" and spec.out_channels == 1:
-        # XLA's own sums many channels to one output at the speed of memory: 0.6 ms for the input
-        # gradient of 10 taps stride 5, 1×16000×1 to 512 channels, by phases 1.2 to 2.6.
-        return channels < MANY_CHANNELS
-    if name == "slices":
-        # In fewer dimensions slices are another way to spell the same products.
-        return spec.spatial_ndim > 2
+        # It also makes NaN of what is not finite.
+        if spec.dtype.name not in FAST:
+            return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
+        # As gradients have it, it takes 1,400 ms for 5 (32 groups, 4×28×28×256).
+        if spec.taps > spec.positions:
+            return "XLA is slow in groups with a kernel larger than the output"
+    if name == "winograd" and min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
+        return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
+    if name in ("im2col", "implicit") and forward.taps == 1 and _is_pointwise(spec):
+        return "it is the product that pointwise has, in other words"
+    if name == "phase" and spec.out_channels == 1 and channels >= MANY_CHANNELS:
+        # 0.6 ms for the input gradient of 10 taps stride 5, 1×16000×1 to 512 channels, by phases
+        # 1.2 to 2.6.
+        return "XLA sums many channels to one output at the speed of memory"
+    if name == "slices" and spec.spatial_ndim < 3:
+        return "in fewer than three dimensions it is another way to spell the same products"
     if name == "shift" and spec.weight_gradient:
-        # A single tap along one axis is not compiled to one loop: 32 groups of 4 channels, 4×2306,
-        # take 10 ms, as a product 3, and with three taps 4.
-        return spec.spatial_ndim > 1 or forward.taps > 1
-    if name == "shift":
+        # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
+        if spec.spatial_ndim == forward.taps == 1:
+            return "a single tap along one axis is not compiled to one loop"
+    elif name == "shift" and not n == 1 < spec.groups:
         few = SOME_CHANNELS if spec.taps * channels <= FEW_TERMS else FEW_CHANNELS
-        return n == 1 < spec.groups or channels * n <= few
-    if name == "implicit" and spec.groups > 1 and not spec.weight_gradient:
-        return channels > 1  # a product of one element by one is a shift in another layout
-    return True
+        if channels * n > few:
+            return f"in a network more than {few} products a tap and group take long to compile"
+    if name == "implicit" and channels == 1 < spec.groups and not spec.weight_gradient:
+        return "a product of one element by one is a shift in another layout"
+    return None
+
+
+def _products(spec: ConvSpec) -> int:
+    """Products that an output sums at most: 31×31 taps on 12×12 elements meet 144 of them, the rest
+    zeros. By FFT these 144 had 2.4 times lax's error."""
+    axes = zip(spec.kernel_shape, spec.lhs_dilation, spec.lhs_spatial, strict=True)
+    return spec.rhs_shape[-2] * math.prod(min(-(-k // d), size) for k, d, size in axes)
+
+
+def _is_pointwise(spec: ConvSpec) -> bool:
+    return refusal(ALGORITHMS["pointwise"], spec) is None
 
 
 # XLA's own convolution stays unless another is predicted to take less than this share of its time.
@@ -212,7 +248,7 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
         for name in ("pointwise", "implicit"):
             if name in possible:
                 return name, "XLA refuses integer convolutions on GPU"
-    if "xla" in possible:
+    elif "xla" in possible:
         return "xla", "the platform's own convolution is fast for most shapes"
     return _last_resort(spec)
 
@@ -361,9 +397,10 @@ def plan_spec(spec: ConvSpec, platform: str) -> Plan:
 def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
     if spec.is_empty or refusal(algorithm, spec) is not None:
         return Candidate(algorithm.name, rejection(algorithm, spec))
-    cost, reason = algorithm.cost(spec), rejection(algorithm, spec)
-    seconds = predict(algorithm.name, spec, platform)
-    return Candidate(algorithm.name, reason, seconds, cost.flops, cost.workspace, cost.gemm)
+    name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
+    doubted = breach(name, spec) or (doubt(name, spec) if platform == "cpu" else None)
+    seconds = predict(name, spec, platform)
+    return Candidate(name, reason, doubted, seconds, cost.flops, cost.workspace, cost.gemm)
 
 
 def forget() -> None:

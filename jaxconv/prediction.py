@@ -221,7 +221,8 @@ class Calibration:
             return sum(found.values()) * self.scales.get("all", 1.0)
         amounts = np.array([found.get(quantity, 0.0) for quantity in QUANTITIES])
         correction = known.bias + float(_nearness(self, spec) @ known.weights)
-        scale = self.scales.get(kind(algorithm, spec), 1.0)
+        # Times of parts are scaled already.
+        scale = 1.0 if algorithm.parts else self.scales.get(kind(algorithm, spec), 1.0)
         return float(amounts @ known.constants) * math.exp(correction) * scale
 
     def compile_seconds(self, algorithm: Algorithm, spec: ConvSpec) -> float:

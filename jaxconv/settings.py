@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -144,12 +145,15 @@ class Config:
       1000000000
     """
 
-    __slots__ = ("_environment", "_given", "_initial")
+    __slots__ = ("_blocks", "_environment", "_given", "_initial", "_lock")
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._given: dict[str, Any] = {}
         self._initial: dict[str, Any] = {}
+        # What each open block gives, the latest last: blocks of threads may overlap.
+        self._blocks: tuple[dict[str, Any], ...] = ()
+        self._lock = threading.Lock()
 
     @property
     def workspace_limit(self) -> int:
@@ -170,7 +174,7 @@ class Config:
         return self._value("use_cache")
 
     def update(self, name: str, value: Any) -> None:
-        """Changes a setting for the process.
+        """Changes a setting for the process; one that an open ``set`` block gives, until it ends.
 
         Args:
           name: "workspace_limit", "cache_dir" or "use_cache".
@@ -179,11 +183,16 @@ class Config:
         Raises:
           ValueError: there is no such setting, or it can't have this value.
         """
-        self._change({name: value})
+        checked = self._checked({name: value})
+        with self._lock:
+            holder = next((b for b in reversed(self._blocks) if name in b), self._given)
+            holder.update(checked)
+        _notify()
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
-        """Changes settings for a ``with`` block; it holds for all threads meanwhile.
+        """Changes settings for a ``with`` block; it holds for all threads meanwhile. Blocks may be
+        nested and may overlap between threads: the one entered last counts.
 
         Args:
           values: settings by name.
@@ -191,29 +200,30 @@ class Config:
         Raises:
           ValueError: as ``update``.
         """
-        before = dict(self._given)
-        self._change(values)
+        block = self._checked(values)
+        with self._lock:
+            self._blocks = (*self._blocks, block)
+        _notify()
         try:
             yield
         finally:
-            for name in values:
-                self._given.pop(name, None)
-            self._given.update({name: before[name] for name in values if name in before})
+            with self._lock:
+                self._blocks = tuple(other for other in self._blocks if other is not block)
             _notify()
 
-    def _change(self, values: Mapping[str, Any]) -> None:
+    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         checked = {}
         for name, value in values.items():
             if name not in SETTINGS:
                 names = ", ".join(SETTINGS)
                 fail("config", f"a setting must be one of {names}", repr(name), "use one of these")
             checked[name] = _checked(name, name, value)
-        self._given.update(checked)
-        _notify()
+        return checked
 
     def _value(self, name: str) -> Any:
-        if name in self._given:
-            return self._given[name]
+        for given in (*reversed(self._blocks), self._given):
+            if name in given:
+                return given[name]
         if name not in self._initial:
             setting = SETTINGS[name]
             text = self._environment.get(setting.variable, "")

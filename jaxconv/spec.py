@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,10 @@ Pads = tuple[tuple[int, int], ...]
 def dilate(size: int, dilation: int) -> int:
     """Length of ``size`` elements with ``dilation - 1`` holes between neighbours."""
     return max(0, 1 + dilation * (size - 1))
+
+
+def _integers(values: Iterable[Any]) -> Any:
+    return tuple(map(operator.index, values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +64,15 @@ class ConvSpec:
         return cls(
             lhs_shape=(n, *lhs_spatial, c),
             rhs_shape=(*rhs_spatial, i, o),
-            window_strides=tuple(params["window_strides"]),
-            padding=tuple(tuple(pads) for pads in params["padding"]),
-            lhs_dilation=tuple(params["lhs_dilation"]),
-            rhs_dilation=tuple(params["rhs_dilation"]),
+            # lax keeps NumPy's integers as they are given.
+            window_strides=_integers(params["window_strides"]),
+            padding=tuple(_integers(pads) for pads in params["padding"]),
+            lhs_dilation=_integers(params["lhs_dilation"]),
+            rhs_dilation=_integers(params["rhs_dilation"]),
             dtype=np.dtype(lhs.dtype),
             out_dtype=np.dtype(lhs.dtype if out_dtype is None else out_dtype),
-            feature_group_count=params["feature_group_count"],
-            batch_group_count=params["batch_group_count"],
+            feature_group_count=operator.index(params["feature_group_count"]),
+            batch_group_count=operator.index(params["batch_group_count"]),
             # A dot algorithm says nothing of convolutions: lax runs those by default.
             precision=params["precision"]
             if isinstance(params["precision"], tuple)

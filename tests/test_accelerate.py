@@ -1,5 +1,6 @@
 """accelerate: jaxconv's convolutions where ``fn`` has lax's, and everything else as in ``fn``."""
 
+import contextlib
 import functools
 import gc
 import inspect
@@ -28,12 +29,7 @@ from jaxconv import accelerate, primitive
 Fun = Callable[..., Any]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Hundreds of tiny programs run once each here; optimising them doubles the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def conv(x: Any, w: Any, **arguments: Any) -> Array:
@@ -538,6 +534,31 @@ def test_donated_buffers(inside: bool) -> None:
     assert_close(fun(x, w), conv(kept, w))
     assert x.is_deleted()
     assert not w.is_deleted()
+
+
+@pytest.mark.parametrize("way", ["accelerate", "enabled"])
+@pytest.mark.parametrize("dtype", ["int8", "int64"])
+def test_numbers_of_numpy_as_parameters(dtype: str, way: str) -> None:
+    """lax keeps them as they are; int8 can't count the 200 rows."""
+
+    def fun(x: Any, w: Any) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            w,
+            np.array([2, 1], dtype),
+            [np.array([1, 1], dtype)] * 2,
+            rhs_dilation=np.array([1, 2], dtype),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=2,
+        )
+
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape) for shape in ((1, 200, 9, 4), (3, 3, 2, 6)))
+    expected = jax.value_and_grad(lambda *args: fun(*args).sum(), (0, 1))(x, w)
+    with jaxconv.enabled() if way == "enabled" else contextlib.nullcontext():
+        subject = fun if way == "enabled" else accelerate(fun)
+        out = jax.jit(jax.value_and_grad(lambda *args: subject(*args).sum(), (0, 1)))(x, w)
+    assert_close(out, expected)
 
 
 def test_concrete_values_and_numpy() -> None:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -23,7 +23,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.algorithms import winograd
+from jaxconv.algorithms import im2col_tiled, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.planner import run
 
@@ -80,12 +80,7 @@ TAKEN = [(name, case) for name, case in PAIRS if case in TAKES.get(name, CASES)]
 REFUSED = [pair for pair in PAIRS if pair not in TAKEN]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Hundreds of tiny programs run once each here; optimising them doubles the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 @pytest.fixture
@@ -460,3 +455,42 @@ def test_transpose_is_the_adjoint(drawn: tuple[str, Case]) -> None:
 
     product, *transposed = jax.jit(products)(lhs, rhs)
     np.testing.assert_allclose(transposed, [product] * 2, rtol=1e-10, atol=1e-10)
+
+
+KEPT_APART = [
+    (name, case)
+    for name, case in TAKEN
+    if name not in ("auto", "xla", "winograd", "winograd4", "fft")
+    and case in ("1d", "1d long kernel", "3x3", "3x3 stride 2", "depthwise", "grouped", "3d dense")
+]
+
+
+@pytest.mark.parametrize(("name", "case"), KEPT_APART)
+def test_inf_stays_where_it_belongs_in_gradients(
+    name: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No zeros that fill a block or a tile meet it: their product would be NaN."""
+    monkeypatch.setattr(shift, "ROWS", 2)
+    monkeypatch.setattr(shift, "WIDTH", 2)
+    monkeypatch.setattr(im2col_tiled, "tile_rows", lambda spec: min(2, spec.out_spatial[0]))
+    conv = conv_by(name, CASES[case])
+    lhs, rhs = CASES[case].operands(np.float64)
+    cotangent = np.random.default_rng(1).standard_normal(CASES[case].spec().out_shape)
+
+    @jax.jit
+    def gradients(lhs: Any, cotangent: Any) -> Any:
+        return jax.vjp(conv, lhs, rhs)[1](cotangent)
+
+    # The image and the kernel's gradient, the cotangent and the image's.
+    for operand, array in enumerate((lhs, cotangent)):
+        rows = [(0, row, *(0 for _ in array.shape[2:])) for row in range(array.shape[1])]
+        for at in (*rows, tuple(size - 1 for size in array.shape)):
+            found = []
+            for others, value in ((0, 1), (1, 0), (1, np.inf)):
+                arrays = [lhs, cotangent]
+                arrays[operand] = others * array
+                arrays[operand][at] = value
+                found.append(gradients(*arrays)[1 - operand])
+            seen, clean, out = found
+            expected = np.where(seen != 0, np.copysign(np.inf, seen), clean)
+            np.testing.assert_allclose(out, expected, 1e-9, 1e-9)

@@ -18,7 +18,7 @@ from jax import lax
 from rich.console import Console
 
 import jaxconv
-from jaxconv import cli, layout
+from jaxconv import autotuning, cli, layout
 from jaxconv.bench import (
     cases,
     layers,
@@ -263,6 +263,16 @@ def test_torch_computes_the_same_networks(network: networks.Network) -> None:
     assert float(loss) == pytest.approx(float(each.mean()), rel=1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_wrong(value: float) -> None:
+    ones = np.ones(3, np.float32)
+    bad = np.array([1, value, 1], np.float32)
+    for expected, found in ((ones, bad), ({"a": ones, "b": ones}, {"a": ones, "b": bad})):
+        assert not measure.difference(expected, found) < 1e9
+        slack = jax.tree.map(lambda _: 1.0, expected)
+        assert not measure.difference(expected, found, slack) < 1e9
+
+
 def test_a_wrong_peer_is_told() -> None:
     subject = Compiled(jax.nn.relu, jnp.ones(3, jnp.float32))
     peer = SimpleNamespace(call=lambda: 1.0, output=2.0, as_jax=lambda x: np.full(3, x))
@@ -303,7 +313,7 @@ def test_random_specs_are_those_of_their_seed() -> None:
         assert not spec.is_empty
         lhs, rhs = (
             jax.ShapeDtypeStruct(x.shape, x.dtype)
-            for x in jax.eval_shape(lambda spec=spec: regret.operands(spec))
+            for x in jax.eval_shape(lambda spec=spec: autotuning.operands(spec))
         )
         params = parse("conv", lhs, rhs, **regret.arguments(spec))
         assert ConvSpec.from_params(lhs, rhs, params) == spec

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import jax
 import pytest
 
 import jaxconv
-from jaxconv import cache, measured
+from jaxconv import autotuning, cache, measured
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import refusal
 from jaxconv.measured import Winner, record, winner
 from jaxconv.planner import choose, forget
 from jaxconv.settings import config
@@ -261,6 +265,40 @@ def test_two_processes_lose_nothing(folder: Path, tmp_path: Path) -> None:
     assert cache.load("a") == {f"{name}{i}": i for name in "pq" for i in range(100)}
 
 
+def test_threads_lose_nothing(folder: Path) -> None:
+    seen: list[cache.Document | None] = []
+
+    def work(name: str) -> None:
+        for i in range(20):
+            cache.update("a", adding(**{f"{name}{i}": i}))
+            seen.append(cache.load("a"))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, name) for name in "pqrs"]:
+            done.result()
+    assert cache.load("a") == {f"{name}{i}": i for name in "pqrs" for i in range(20)}
+    assert None not in seen
+
+
+def test_a_thread_waits_for_what_another_parses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.update("a", adding(x=1))
+    parsed, begun = cache._parsed, threading.Event()
+
+    def slowly(*args: Any) -> cache.Document:
+        begun.set()
+        time.sleep(0.2)
+        return parsed(*args)
+
+    monkeypatch.setattr(cache, "_parsed", slowly)
+    monkeypatch.setattr(cache, "_read", {})
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(cache.load, "a")
+        assert begun.wait(60)
+        assert cache.load("a") == first.result() == {"x": 1}
+
+
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_killed_while_writing(folder: Path) -> None:
     cache.update("a", adding(x=1))
@@ -350,11 +388,31 @@ def test_a_winner_that_can_not_run_is_ignored(name: str) -> None:
     assert choose(SPEC, "cpu")[0] == "im2col"
 
 
-@pytest.mark.parametrize("algorithm", sorted(measured.OTHER_PRODUCTS))
+ROUNDS_TOO_MUCH = {
+    "fft": {"lhs_shape": (1, 64, 64, 1), "rhs_shape": (21, 21, 1, 1)},
+    "winograd": {"lhs_shape": (1, 28, 28, 64), "rhs_shape": (5, 5, 64, 64)},
+    "winograd4": {},
+}
+
+
+@pytest.mark.parametrize("algorithm", ROUNDS_TOO_MUCH)
+def test_a_winner_that_rounds_too_much_is_ignored(algorithm: str) -> None:
+    default = (jax.lax.Precision.DEFAULT,) * 2
+    spec = SPEC.replace(precision=default, rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm])
+    assert refusal(ALGORITHMS[algorithm], spec) is None
+    planned = choose(spec, "cpu")
+    record(spec, "cpu", Winner(algorithm, 1e-9, None))
+    forget()
+    assert choose(spec, "cpu") == planned
+    assert algorithm not in autotuning.candidates(spec, "cpu")
+
+
+@pytest.mark.parametrize("algorithm", ["fft", "winograd"])
 def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
-    assert not measured.allowed(algorithm, SPEC)
-    assert not measured.allowed("winograd4", SPEC.replace(precision=None))
-    assert measured.allowed("im2col", SPEC)
+    highest = SPEC.replace(precision=(jax.lax.Precision.HIGHEST,) * 2)
+    record(highest, "cpu", Winner(algorithm, 1e-9, None))
+    forget()
+    assert choose(highest, "cpu")[0] not in ("fft", "winograd")
 
 
 ENTRIES: dict[str, Any] = {

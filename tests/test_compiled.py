@@ -13,7 +13,7 @@ from cases import CASES, LAST, Case
 from jax import Array
 
 import jaxconv
-from jaxconv import layout
+from jaxconv import ALGORITHMS, layout
 from jaxconv.algorithms import phase, shift, xla
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.algorithms.gemm import gradient_gemm
@@ -329,8 +329,40 @@ def test_tiles_bound_the_workspace(padding: str) -> None:
     assert workspace("im2col") > 100 << 20
 
 
+# image, kernel, groups, weight gradient or forward
+INTERMEDIATE = {
+    "implicit, gradient": ("implicit", (8, 28, 28, 32), (7, 7, 32, 32), 1, 1, True),
+    "slices": ("slices", (1, 24, 24, 24, 16), (7, 7, 7, 16, 16), 1, 1, False),
+    "pointwise, patchify": ("pointwise", (8, 64, 64, 64), (4, 4, 64, 64), 4, 1, False),
+    "pointwise, patchify, gradient": ("pointwise", (8, 64, 64, 64), (4, 4, 64, 64), 4, 1, True),
+    "pointwise, groups": ("pointwise", (8, 64, 64, 64), (1, 1, 16, 64), 1, 4, False),
+    "im2col": ("im2col", (8, 28, 28, 64), (3, 3, 64, 64), 1, 1, False),
+    "shift, gradient": ("shift", (8, 56, 56, 64), (3, 3, 1, 64), 1, 64, True),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("name", INTERMEDIATE)
+def test_stated_workspace_is_what_is_taken(name: str) -> None:
+    """Not much less, that is: it is held to a limit."""
+    algorithm, lhs_shape, rhs_shape, stride, groups, gradient = INTERMEDIATE[name]
+    lhs, rhs = (jax.ShapeDtypeStruct(shape, "float32") for shape in (lhs_shape, rhs_shape))
+
+    def conv(lhs: Any, rhs: Any) -> Any:
+        return jaxconv.conv(lhs, rhs, stride, "VALID", groups=groups, algorithm=algorithm)
+
+    def derived(lhs: Any, cotangent: Any) -> Any:
+        return jax.linear_transpose(functools.partial(conv, lhs), rhs)(cotangent)
+
+    function, other = (derived, jax.eval_shape(conv, lhs, rhs)) if gradient else (conv, rhs)
+    (row,) = jaxconv.explain(function)(lhs, other).rows
+    stated = ALGORITHMS[algorithm].cost(prepared(row.spec)).workspace
+    taken = jax.jit(function).lower(lhs, other).compile().memory_analysis().temp_size_in_bytes
+    assert taken <= 1.5 * stated + (64 << 10)
+
+
 @pytest.mark.parametrize("lanes", [1, 1000])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("rows", [1, 3, 4])
 @pytest.mark.parametrize("case", ["depthwise", "grouped", "3x3 stride 2", "3d dense", "1d"])
 def test_blocks_of_shifted_rows(
     case: str, rows: int, lanes: int, monkeypatch: pytest.MonkeyPatch

@@ -16,6 +16,7 @@ from jax import lax
 import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
+from jaxconv.bench import tune
 from jaxconv.settings import Config
 
 
@@ -592,6 +593,17 @@ def test_settings_refuse(match: str) -> None:
     checked("config", bad_settings()[match], ValueError, match)
 
 
+def tune_without_predictions() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "document_for", lambda platform: None)
+        tune.tune(1)
+
+
+def test_tune_refuses_platforms_without_predictions() -> None:
+    match = r"a platform with measured predictions, the CPU, got \w+; use jaxconv.autotune, .*"
+    checked("tune", tune_without_predictions, ValueError, match)
+
+
 def apply_unsupported() -> None:
     spec = CASES["3x3"].spec()
     lhs, rhs = map(jnp.asarray, CASES["3x3"].operands())
@@ -677,6 +689,7 @@ def test_every_refusal_has_a_test() -> None:
         for row in REFUSED.values()
     ]
     calls += [lambda: symbolic("im2col"), explain_symbolic, apply_unsupported]
+    calls.append(tune_without_predictions)
     calls += bad_settings().values()
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent

@@ -57,12 +57,10 @@ every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _settings() -> Iterator[None]:
-    """The frameworks promote dtypes and ranks themselves; what runs five times compiles quickly."""
-    jax.config.update("jax_disable_most_optimizations", True)
+def _settings(compile_quickly: None) -> Iterator[None]:
+    """The frameworks promote dtypes and ranks themselves."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 # How they are trained and looked at
@@ -220,7 +218,7 @@ def test_training_of_layers_that_take_a_convolution(network: str) -> None:
     assert_trained_alike(train(network, step), trained_by_lax(with_lax), tolerance(with_lax))
 
 
-@every_network
+@pytest.mark.parametrize("network", FRAMEWORKS.values())
 def test_training_while_enabled(network: str) -> None:
     with jaxconv.enabled((jax.default_backend(),)):
         run = train(network, WAYS["lax"](started(network)[0]))

@@ -12,6 +12,8 @@ from jax import lax
 from jaxconv import col2im, im2col
 from jaxconv.layout import UNROLL
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 class Case(NamedTuple):
     x_shape: tuple[int, ...]

@@ -261,6 +261,63 @@ def test_choice_on_accelerators(dtype: str, platform: str, case: Case) -> None:
         assert plan.algorithm == "xla"
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int8"])
+def test_integers_on_gpu_never_go_to_xla(dtype: str) -> None:
+    with jaxconv.config.set(workspace_limit=0):
+        plan = case_plan(CASES["3x3"], "gpu", dtype)
+    assert plan.algorithm == "im2col_tiled"
+
+
+# What "auto" promises
+
+
+ROUNDS_TOO_MUCH = {
+    "5x5": ((8, 28, 28, 128), (5, 5, 128, 128)),
+    "7x7": ((8, 28, 28, 64), (7, 7, 64, 64)),
+    "2x2": ((8, 28, 28, 128), (2, 2, 128, 128)),
+    "5 taps": ((8, 256, 128), (5, 128, 128)),
+    "7x7x7": ((1, 12, 12, 12, 32), (7, 7, 7, 32, 32)),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS_TOO_MUCH)
+def test_winograd_is_for_three_taps(name: str) -> None:
+    """Of 5×5 its error is 4 times lax's, of 7×7 14 times."""
+    lhs, rhs = (struct(*shape, dtype="float32") for shape in ROUNDS_TOO_MUCH[name])
+
+    def both(lhs: Any, rhs: Any) -> Any:
+        out, transpose = jax.vjp(jaxconv.conv, lhs, rhs)
+        return transpose(out)
+
+    for row in jaxconv.explain(both)(lhs, rhs).rows:
+        assert row.algorithm != "winograd"
+        plan = plan_spec(row.spec, "cpu")
+        candidate = next(c for c in plan.candidates if c.name == "winograd")
+        assert candidate.doubt == "it rounds too much with other than 3 taps along an axis"
+        assert f"(left out: {candidate.doubt})" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "dilation", "enough"),
+    [(512, 31, 1, True), (512, 29, 1, False), (12, 31, 1, False), (64, 31, 2, False)],
+)
+def test_fft_is_for_many_products(size: int, taps: int, dilation: int, enough: bool) -> None:
+    """31×31 taps on 12×12 elements meet 144 of them: by FFT 2.4 times lax's error."""
+    plan = jaxconv.plan(
+        struct(1, size, size, 2, dtype="float32"),
+        struct(taps, taps, 1, 2, dtype="float32"),
+        (1, 1),
+        [(taps // 2, taps // 2)] * 2,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=2,
+        platform="cpu",
+    )
+    (candidate,) = (c for c in plan.candidates if c.name == "fft")
+    assert (candidate.doubt is None) == enough
+    assert plan.algorithm != "fft" or enough
+
+
 # How it prints
 
 
@@ -282,7 +339,9 @@ def test_str_is_a_table(name: str) -> None:
         if candidate.reason is not None:
             assert row.endswith(f"can't: {candidate.reason}")
         else:
-            assert row.endswith(ALGORITHMS[name].summary)
+            left = candidate.doubt and name != plan.algorithm
+            left_out = f" (left out: {candidate.doubt})" if left else ""
+            assert row.endswith(f"{ALGORITHMS[name].summary}{left_out}")
             assert f"{candidate.flops / 1e6:,.1f}" in row.split()
             if candidate.gemm is not None:
                 count, *shape = candidate.gemm

@@ -20,7 +20,8 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.bench import calibrate, tune
 from jaxconv.bench.regret import random_specs
-from jaxconv.planner import choose, forget, plan_spec, predict
+from jaxconv.planner import NEVER, choose, forget, plan_spec, predict
+from jaxconv.prediction import calibrated
 
 DOCUMENTS = prediction.documents()
 SPECS = [spec for spec in random_specs(11, 60) if spec.flops < 1e6]
@@ -47,7 +48,7 @@ def test_calibrations_say_where_they_come_from(document: dict) -> None:
     width = len(prediction.position(prepared(CASES["3x3"].spec(np.float32))))
     assert calibration.points.shape[1] == width
     named = {name.removesuffix(" gradient") for name in calibration.kinds}
-    assert named == set(ALGORITHMS) - measured.NEVER
+    assert named == set(ALGORITHMS) - set(NEVER)
     for known in calibration.kinds.values():
         assert (known.constants >= 0).all()
         assert known.constants.any()
@@ -158,7 +159,7 @@ def test_what_is_chosen_is_predicted_to_be_fast() -> None:
         plan = plan_spec(spec, "cpu")
         seconds = {c.name: c.seconds for c in plan.candidates if c.reason is None}
         assert seconds[plan.algorithm] <= seconds["xla"]
-        assert plan.algorithm not in measured.NEVER
+        assert plan.algorithm not in NEVER
 
 
 def test_highest_precision_leaves_out_other_products() -> None:
@@ -168,7 +169,7 @@ def test_highest_precision_leaves_out_other_products() -> None:
         rhs_shape=(3, 3, 256, 256),
         precision=(jax.lax.Precision.HIGHEST,) * 2,
     )
-    assert choose(spec, "cpu")[0] not in measured.OTHER_PRODUCTS
+    assert choose(spec, "cpu")[0] not in ("winograd", "fft")
 
 
 # How the data is made
@@ -184,7 +185,7 @@ def test_measuring_times_what_can_do_it() -> None:
     spec = min(SPECS, key=lambda spec: spec.flops)
     found = calibrate.measure(spec)
     able = {name for name, a in ALGORITHMS.items() if refusal(a, spec) is None}
-    assert set(found.seconds) == able - measured.NEVER
+    assert set(found.seconds) == able - set(NEVER)
     assert all(seconds > 0 for seconds in found.seconds.values())
 
 
@@ -292,6 +293,24 @@ def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert math.isclose(tune.tune(60).rows[0].factor, 3)
     with jaxconv.config.set(use_cache=False):
         assert math.isclose(predict("xla", spec, "cpu"), before)
+
+
+@pytest.mark.usefixtures("_own_cache")
+def test_a_slower_machine_has_slower_parts_once() -> None:
+    spec = prepared(CASES["transposed"].spec(np.float32))
+    before = {name: predict(name, spec, "cpu") for name in ("phase", "xla", "im2col")}
+    measured.record_scales("cpu", dict.fromkeys(calibrated("cpu").kinds, 2.0))
+    forget()
+    for name, seconds in before.items():
+        assert 1.5 * seconds < predict(name, spec, "cpu") <= 2.001 * seconds, name
+    assert all(ALGORITHMS[name].parts is None for name in tune._candidates(spec, "cpu"))
+
+
+def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "document_for", lambda platform: None)
+    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
+    assert result.exit_code == 2
+    assert "jaxconv.autotune" in result.stderr
 
 
 def test_factors_of_few_samples_are_drawn_to_what_all_have_in_common() -> None:

@@ -7,7 +7,7 @@ transformations.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +21,7 @@ import jaxconv
 Fun = Callable[[Array, Array], Array]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Each program runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 # ---- convolutions ----
@@ -198,7 +193,7 @@ class Program:
         return fun
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(120))
 def test_programs(seed: int) -> None:
     program = Program.sample(seed)
     layer = program.layer

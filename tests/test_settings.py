@@ -149,6 +149,20 @@ def test_set_restores() -> None:
     assert (fresh.workspace_limit, fresh.use_cache) == (3, False)
 
 
+def test_blocks_may_overlap() -> None:
+    """As those of two threads do: each takes back what it gave, and nothing else."""
+    fresh = Config({})
+    default = fresh.workspace_limit
+    one, two = fresh.set(workspace_limit=1), fresh.set(workspace_limit=2)
+    with one:
+        two.__enter__()
+    assert fresh.workspace_limit == 2
+    fresh.update("workspace_limit", 3)
+    assert fresh.workspace_limit == 3
+    two.__exit__(None, None, None)
+    assert fresh.workspace_limit == default
+
+
 def test_repr_shows_all() -> None:
     text = repr(Config({"JAXCONV_WORKSPACE_LIMIT": "12345"}))
     assert "12345" in text

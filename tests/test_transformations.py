@@ -16,12 +16,7 @@ import jaxconv
 Conv = Callable[[Any, Any], Array]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Hundreds of tiny programs run once each here; optimising them doubles the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 def conv_by(case: Case, algorithm: str = "auto") -> Conv:

@@ -1,6 +1,5 @@
 """im2col by tiles of output rows, so that the patch matrix stays in cache."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -46,37 +45,20 @@ def cost(spec: ConvSpec) -> Cost:
     )
 
 
-Tile = tuple[Array, Array, Array, ConvSpec]
-
-
-def tiles_of(x: Array, spec: ConvSpec) -> tuple[int, int, Callable[[Any], Tile]]:
-    """How many tiles there are, how many output rows each has, and what the i-th is.
-
-    That is its image, its first output row, its part of ``x`` and the spec of what is left to do.
-    The last tile of an image moves up where the rows don't divide, and has some of them again.
-    """
-    rows = tile_rows(spec)
-    height = spec.out_spatial[0]
-    tiles = -(-height // rows)
-
-    def tile(i: Any) -> Tile:
-        image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
-        return image, row, *layout.rows_of(x, spec, image, 1, row, rows)
-
-    return x.shape[0] * tiles, rows, tile
-
-
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     g = spec.groups
     x = lhs
     if any(d > 1 for d in spec.lhs_dilation):
         x, spec = layout.pad_and_dilate(x, spec)
     kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
-    count, rows, tile_at = tiles_of(x, spec)
-    widths = spec.out_spatial[1:]
+    rows = tile_rows(spec)
+    height, *widths = spec.out_spatial
+    tiles = -(-height // rows)
 
     def add_tile(i: Array, out: Array) -> Array:
-        image, row, tile, tile_spec = tile_at(i)
+        # The last tile moves up where the rows don't divide, and has some of them again.
+        image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
+        tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
         matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
         matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
         tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
@@ -85,32 +67,32 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
 
     out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
-    return lax.fori_loop(np.int32(0), np.int32(count), add_tile, out)
+    return lax.fori_loop(np.int32(0), np.int32(len(x) * tiles), add_tile, out)
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     g = spec.groups
     if g > 1 and len(image) == 1:
         return group_by_group(image, cotangent, spec)
-    x = image
     if any(d > 1 for d in spec.lhs_dilation):
-        x, spec = layout.pad_and_dilate(x, spec)
-    count, rows, tile_at = tiles_of(x, spec)
-    tiles = count // x.shape[0]
+        image, spec = layout.pad_and_dilate(image, spec)
+    rows = tile_rows(spec)
+    tiles, left = divmod(spec.out_spatial[0], rows)
 
-    def add_tile(i: Array, total: Array) -> Array:
-        image, row, tile, tile_spec = tile_at(i)
-        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, image, 1), row, rows, 1)
-        if spec.out_spatial[0] % rows:  # rows that the tile before has had
-            again = row + jnp.arange(rows, dtype=jnp.int32) < i % tiles * rows
-            part = jnp.where(again.reshape(-1, *(1,) * (part.ndim - 2)), 0, part)
+    def product(n: Any, row: Any, rows: int) -> Array:
+        tile, tile_spec = layout.rows_of(image, spec, n, 1, row, rows)
+        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, n, 1), row, rows, 1)
         part = layout.features_to_batch(part, g).reshape(g, -1, spec.out_channels // g)
         matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
-        return total + gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
+        return gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
 
     shape = (g, spec.gemm[3], spec.out_channels // g)
-    total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), x)
-    total = lax.fori_loop(np.int32(0), np.int32(count), add_tile, total)
+    total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+    total = layout.sum_over(
+        len(image) * tiles, total, lambda i: product(i // tiles, i % tiles * rows, rows)
+    )
+    if left:
+        total = layout.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
     return kernel_of(total, spec)
 
 

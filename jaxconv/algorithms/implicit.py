@@ -27,7 +27,8 @@ def cost(spec: ConvSpec) -> Cost:
         groups, m, n, k = forward.gemm
         view = groups * m * k // forward.taps * spec.dtype.itemsize
         shape = (groups * forward.taps, k // forward.taps, n, m)
-        traffic, workspace = 2 * view * forward.taps, 2 * view
+        views = forward.taps if forward.taps <= layout.UNROLL else 1  # XLA keeps all of them
+        traffic, workspace = 2 * view * forward.taps, (views + 1) * view
     else:
         groups, m, n, k = spec.gemm
         view = groups * m * k // spec.taps * spec.dtype.itemsize

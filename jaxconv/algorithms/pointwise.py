@@ -51,10 +51,14 @@ def cost(spec: ConvSpec) -> Cost:
             workspace=2 * output,
             gemm=(groups, m, n * spec.taps, k // spec.taps),
         )
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    # Where there are axes besides, they are brought side by side, at the speed of the product.
+    moves = forward.taps > 1 or spec.groups > 1
+    moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
     return Cost(
         flops=spec.flops,
         traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
-        workspace=layout.padded_bytes(spec),
+        workspace=layout.padded_bytes(forward) + moved,
         gemm=spec.gemm,
     )
 

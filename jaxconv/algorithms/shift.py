@@ -1,7 +1,6 @@
 """Multiply-add of shifted views, no GEMM: for few input channels a group."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,7 +28,7 @@ COPIED, LIGHT = 32 << 20, 13
 ROWS, PRODUCTS = 14, 100
 # Bytes of the images whose products are summed at once where one has no more rows than that.
 IMAGE_BYTES = 5 << 20
-# Outputs in a row where there is but one axis.
+# Outputs in a row where there is but one axis, at least.
 WIDTH = 64
 
 
@@ -67,7 +66,8 @@ def gradient_cost(spec: ConvSpec) -> Cost:
     forward = layout.forward_of(spec)
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
     if forward.spatial_ndim == 1:
-        forward = cut_in_rows(forward)
+        width = width_of(forward)
+        forward = cut_in_rows(forward, -(-forward.positions // width), width)
         copied = 2 * math.prod(forward.lhs_shape) * spec.dtype.itemsize
     rows, images = block_of(forward)
     steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
@@ -141,18 +141,17 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         )
         return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
 
-    def add(steps: int, total: Array, block: Callable[[Any], Array]) -> Array:
-        return lax.fori_loop(np.int32(0), np.int32(steps), lambda i, total: total + block(i), total)
-
     steps = len(image) // images * blocks
     if steps == 1:
         total = sums(0, 0, rows)
     else:
         shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
         total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-        total = add(steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows))
+        total = layout.sum_over(
+            steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
+        )
     if left:  # apart, since rows of zeros to fill a block would make NaN of Inf
-        total = add(len(image), total, lambda i: sums(i, blocks * rows, left))
+        total = layout.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
     # total: (columns of taps, kernel rows, lanes…)
     out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
     return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
@@ -214,25 +213,42 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """``gradient`` along one axis, cut into rows that overlap by what windows share."""
     x, spec = layout.pad_and_dilate(image, spec)
-    cut = cut_in_rows(spec)
-    n, rows, span, _ = cut.lhs_shape
-    width = cut.out_spatial[1]
+    width = width_of(spec)
+    rows, left = divmod(spec.positions, width)
     step = width * spec.window_strides[0]
-    x = lax.pad(
-        x, np.zeros((), x.dtype), [(0, 0, 0), (0, (rows + 1) * step - x.shape[1], 0), (0, 0, 0)]
-    )
-    x = x.reshape(n, rows + 1, step, -1)
-    shared = x[:, 1:, : max(0, span - step)]
-    x = jnp.concatenate([x[:, :-1, :span], shared], 2)
-    y = jnp.pad(cotangent, ((0, 0), (0, rows * width - spec.positions), (0, 0)))
-    return gradient(x, y.reshape(n, rows, width, -1), cut)[0]
+    cut = cut_in_rows(spec, rows, width)
+    n, _, span, _ = cut.lhs_shape
+    if rows == 1:
+        images = x[:, None, :span]
+    else:
+        shared = (rows + 1) * step - x.shape[1]
+        images = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), (0, shared, 0), (0, 0, 0)])
+        images = images.reshape(n, rows + 1, step, -1)
+        images = jnp.concatenate([images[:, :-1, :span], images[:, 1:, : max(0, span - step)]], 2)
+    y = cotangent[:, : rows * width].reshape(n, rows, width, -1)
+    total = gradient(images, y, cut)
+    if left:  # apart, since zeros to fill a row would make NaN of Inf
+        rest = cut_in_rows(spec, 1, left)
+        first = rows * step
+        images = x[:, None, first : first + rest.lhs_shape[2]]
+        total += gradient(images, cotangent[:, None, rows * width :], rest)
+    return total[0]
 
 
-def cut_in_rows(spec: ConvSpec) -> ConvSpec:
-    """A convolution along one axis as one along the rows of an image."""
+def width_of(spec: ConvSpec) -> int:
+    """Outputs in a row of an image cut in rows: where possible, a number that leaves none over."""
+    (k,), (d,) = spec.kernel_shape, spec.rhs_dilation
+    least = max(WIDTH, (k - 1) * d)
+    if spec.positions <= least:
+        return spec.positions
+    most = least + least // 2
+    return next((w for w in range(least, most + 1) if spec.positions % w == 0), least)
+
+
+def cut_in_rows(spec: ConvSpec, rows: int, width: int) -> ConvSpec:
+    """``rows`` times ``width`` outputs along one axis as those of an image."""
     (k,), (stride,), (d,) = spec.kernel_shape, spec.window_strides, spec.rhs_dilation
-    width = max(WIDTH, (k - 1) * d)
-    rows, span = -(-spec.positions // width), (width - 1) * stride + dilate(k, d)
+    span = (width - 1) * stride + dilate(k, d)
     return spec.replace(
         lhs_shape=(spec.lhs_shape[0], rows, span, spec.lhs_shape[-1]),
         rhs_shape=(1, *spec.rhs_shape),

@@ -47,7 +47,8 @@ def cost(spec: ConvSpec) -> Cost:
     return Cost(
         flops=spec.flops,
         traffic=spec.kernel_shape[0] * one.operand_bytes,
-        workspace=one.operand_bytes,
+        # XLA keeps every slice until the sum is made.
+        workspace=spec.kernel_shape[0] * one.operand_bytes,
         gemm=(spec.groups * spec.kernel_shape[0], *one.gemm[1:]),
     )
 

@@ -4,8 +4,8 @@ Random convolutions, those of the suite ``layers`` and those of three networks' 
 timed by every algorithm that can do them, in turn; then constants are fitted to the times and what
 they leave is interpolated (see ``jaxconv.prediction``). FILE is the
 calibration, ``jaxconv/calibrations/*.json``; what is measured goes to FILE.measured as it comes, a
-line for each convolution, so that an interrupted run goes on where it was. What the package's own
-calibrations rest on is in ``measurements/``; ``--measured`` fits it again.
+line for each convolution, so that an interrupted run goes on where it was. What the package's
+calibrations of Zen 4 rest on is in ``measurements/``; ``--measured`` fits it again.
 """
 
 import argparse
@@ -27,13 +27,13 @@ from scipy import optimize  # JAX depends on it
 from jaxconv import prediction
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.autotuning import as_it_arrives, quickest
+from jaxconv.autotuning import as_it_arrives, operands, quickest
 from jaxconv.bench.cases import LAYERS
 from jaxconv.bench.networks import NETWORKS
-from jaxconv.bench.regret import operands, random_specs
+from jaxconv.bench.regret import random_specs
 from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.explanation import choice, fn_jaxpr, walk
-from jaxconv.measured import NEVER
+from jaxconv.planner import NEVER
 from jaxconv.prediction import QUANTITIES, Calibration, Constants
 from jaxconv.spec import ConvSpec
 

@@ -5,18 +5,19 @@ import platform
 import time
 from collections.abc import Callable
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxconv.measured import processor
+
 
 def description() -> dict[str, Any]:
     """CPU, cores, bytes of memory, versions, peak FLOP/s of an f32 GEMM, bytes/s of memory."""
     return {
-        "cpu": _cpu(),
+        "cpu": processor(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
         "memory": _memory(),
@@ -55,15 +56,6 @@ def _best(function: Callable[..., Any], *args: Any, seconds: float) -> float:
         jax.block_until_ready(function(*args))
         best = min(best, time.perf_counter() - start)
     return best
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def _memory() -> int | None:

@@ -159,7 +159,8 @@ def measure(
 
 
 def difference(expected: Any, found: Any, slack: Any = None) -> float:
-    """The largest difference over the largest value, of the worst array of two trees.
+    """The largest difference over the largest value, of the worst array of two trees; NaN where
+    one of them holds what is not finite.
 
     ``slack``: the same tree of what is taken off the differences.
     """
@@ -167,7 +168,7 @@ def difference(expected: Any, found: Any, slack: Any = None) -> float:
 
     def of_array(expected: Any, found: Any, slack: float) -> float:
         wide = np.asarray(expected, np.float64)
-        off = max(0.0, np.max(np.abs(np.asarray(found, np.float64) - wide)) - slack)
+        off = np.maximum(np.max(np.abs(np.asarray(found, np.float64) - wide)) - slack, 0.0)
         return float(off / max(np.max(np.abs(wide)), np.finfo(np.float64).tiny))
 
-    return max(jax.tree.leaves(jax.tree.map(of_array, expected, found, slack)))
+    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, expected, found, slack))))

@@ -17,11 +17,11 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.autotuning import quickest
+from jaxconv.algorithms.base import prepared
+from jaxconv.autotuning import operands, quickest
 from jaxconv.bench.measure import Effort, difference
 from jaxconv.bench.timing import Compiled, alternate
-from jaxconv.measured import NEVER
-from jaxconv.planner import choose, plan_spec
+from jaxconv.planner import breach, choose, plan_spec
 from jaxconv.spec import ConvSpec, dilate
 
 SEED = 2024
@@ -161,22 +161,6 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
     }
 
 
-def operands(spec: ConvSpec, seed: int = 0) -> tuple[Array, Array]:
-    """Random arrays, in memory as the spec has them: image and kernel, or image and cotangent."""
-    rng = np.random.default_rng(seed)
-    lhs, rhs = spec.lhs_shape, spec.rhs_shape
-    if spec.weight_gradient:
-        lhs = (lhs[-1], *lhs[1:-1], lhs[0])
-        rhs = (rhs[-2], *rhs[:-2], rhs[-1])
-
-    def random(shape: tuple[int, ...]) -> Array:
-        if jnp.issubdtype(spec.dtype, np.integer):
-            return jnp.asarray(rng.integers(-9, 9, shape), spec.dtype)
-        return jnp.asarray(rng.standard_normal(shape), spec.dtype)
-
-    return random(lhs), random(rhs)
-
-
 @dataclasses.dataclass(frozen=True)
 class Regret:
     """One convolution.
@@ -261,8 +245,8 @@ def candidates(spec: ConvSpec) -> list[str]:
     return [
         candidate.name
         for candidate in plan.candidates
-        if candidate.name not in NEVER
-        and candidate.reason is None
+        if candidate.reason is None
+        and breach(candidate.name, prepared(spec)) is None
         and candidate.workspace <= WORKSPACE
     ]
 

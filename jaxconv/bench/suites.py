@@ -169,8 +169,9 @@ def _summary(results: Sequence[Result]) -> list[str]:
         ]
     judged = [result for result in results if result.error_ratio is not None]
     if judged:
-        worst = max(judged, key=lambda result: result.error_ratio or 0.0)
-        above = sum((result.error_ratio or 0.0) > 2 for result in judged)
+        ratios = np.array([result.error_ratio for result in judged])
+        worst = judged[int(np.argmax(ratios))]  # the first NaN, where there is one
+        above = np.count_nonzero(~(ratios <= 2))
         lines.append(
             f"errors against float64: {above} of {len(judged)} above 2 × lax's; at worst"
             f" {worst.error_ratio:.2g}: {worst.name}, {worst.direction}"

@@ -19,8 +19,9 @@ from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.bench.calibrate import measure
 from jaxconv.bench.regret import random_specs
 from jaxconv.measured import record_scales, scales
-from jaxconv.planner import forget, plan_spec, predict
-from jaxconv.prediction import kind
+from jaxconv.parse import fail
+from jaxconv.planner import NEVER, forget, plan_spec, predict
+from jaxconv.prediction import document_for, kind
 from jaxconv.spec import ConvSpec
 
 SEED = 7  # neither that of ``calibrate`` nor that of ``regret``
@@ -76,8 +77,18 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
 
     Args:
       shown: called with each convolution before it is timed.
+
+    Raises:
+      ValueError: there are no predictions for this platform that factors could correct.
     """
     platform = jax.default_backend()
+    if document_for(platform) is None:
+        fail(
+            "tune",
+            "it takes a platform with measured predictions, the CPU",
+            platform,
+            "use jaxconv.autotune, which measures a program's own convolutions",
+        )
     before = scales(platform)
     ratios: dict[str, list[float]] = defaultdict(list)
     end = time.perf_counter() + seconds
@@ -121,7 +132,11 @@ def _sample() -> Iterator[ConvSpec]:
 
 
 def _candidates(spec: ConvSpec, platform: str) -> list[str]:
-    possible = [c for c in plan_spec(spec, platform).candidates if c.reason is None]
+    """What is timed: not those that hand parts on, whose time is that of other algorithms."""
+    possible = [
+        c
+        for c in plan_spec(spec, platform).candidates
+        if c.reason is None and c.name not in NEVER and ALGORITHMS[c.name].parts is None
+    ]
     possible.sort(key=lambda c: c.seconds)
-    names = [c.name for c in possible if c.name != "naive"][:FASTEST]
-    return list(dict.fromkeys([*names, "xla"]))
+    return list(dict.fromkeys([*(c.name for c in possible[:FASTEST]), "xla"]))
