@@ -189,7 +189,10 @@ def doubt(name: str, spec: ConvSpec) -> str | None:
             return "XLA is slow in groups with a kernel larger than the output"
     if name == "winograd" and min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
         return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
-    if name in ("im2col", "implicit") and forward.taps == 1 and _is_pointwise(spec):
+    # By tiles it is fast alone, but XLA fuses nothing into their loop: with two of them the forward
+    # of ConvNeXt-T, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
+    gathers = name in ("im2col", "im2col_tiled", "implicit")
+    if gathers and forward.taps == 1 and _is_pointwise(spec):
         return "it is the product that pointwise has, in other words"
     if name == "phase" and spec.out_channels == 1 and channels >= MANY_CHANNELS:
         # 0.6 ms for the input gradient of 10 taps stride 5, 1×16000×1 to 512 channels, by phases
