@@ -159,8 +159,8 @@ def measure(
 
 
 def difference(expected: Any, found: Any, slack: Any = None) -> float:
-    """The largest difference over the largest value, of the worst array of two trees; NaN where
-    one of them holds what is not finite.
+    """The largest difference over the largest value, of the worst array of two trees; NaN or
+    infinite where one of them holds what is not finite.
 
     ``slack``: the same tree of what is taken off the differences.
     """
