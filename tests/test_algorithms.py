@@ -23,7 +23,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.algorithms import im2col_tiled, shift, winograd
+from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.planner import run
 
@@ -52,6 +52,7 @@ TAKES = {
     "pointwise": {
         "matmul",
         "1x1",
+        "1x1 on many positions",
         "1x1 stride 2",
         "1x1 padded",
         "patchify",
@@ -197,6 +198,12 @@ def test_values_and_derivatives(name: str, case: str) -> None:
     lhs, rhs = args[:2]
     by_loop = dataclasses.replace(expected["out"], value=loop_conv(CASES[case], lhs, rhs))
     by_loop.check(outs["out"], name)
+
+
+def test_pointwise_multiplies_kernel_gradients_either_way() -> None:
+    # That of each has the right value is what test_values_and_derivatives shows.
+    assert pointwise.turned(CASES["1x1 on many positions"].spec())
+    assert not pointwise.turned(CASES["1x1"].spec())
 
 
 @pytest.mark.parametrize("case", CASES)

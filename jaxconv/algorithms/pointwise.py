@@ -140,15 +140,20 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
 
 
+# Positions from which on a kernel's gradient gains by being multiplied as its transpose.
+MANY_POSITIONS = 128
+
+
 def turned(spec: ConvSpec) -> bool:
     """Whether a kernel's gradient is multiplied as (o, k) and transposed.
 
     XLA:CPU transposes the left matrix while it multiplies, at the cost of its columns: 8×56×56 from
     256 to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of
-    66. 147 columns, no multiple of a vector, were slower (0.83 times).
+    66. 147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
     """
     k, o = spec.taps * spec.rhs_shape[-2], spec.out_channels
-    return spec.groups == 1 and k > o and k % layout.LANES == 0
+    many = spec.lhs_shape[0] * spec.positions >= MANY_POSITIONS
+    return spec.groups == 1 and many and k > o and k % layout.LANES == 0
 
 
 POINTWISE = Algorithm(
