@@ -206,6 +206,16 @@ def test_pointwise_multiplies_kernel_gradients_either_way() -> None:
     assert not pointwise.turned(CASES["1x1"].spec())
 
 
+def test_shift_sums_a_power_of_two_of_taps_by_a_loop() -> None:
+    case = dataclasses.replace(CASES["1d long kernel"], rhs_shape=(64, 2, 3))
+    terms = case.spec().taps * 2
+    assert shift.unroll(case.spec()) == shift.UNROLL_ALIGNED < terms
+    lhs, rhs = case.operands()
+    value = oracles.lax_conv(lhs, rhs, **case.arguments)
+    magnitude = oracles.lax_conv(np.abs(lhs), np.abs(rhs), **case.arguments)
+    Expected(value, magnitude, terms).check(conv_by("shift", case)(lhs, rhs))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_oracles_agree(case: str) -> None:
     args, expected = expected_derivatives(case)

@@ -17,6 +17,9 @@ from jaxconv.spec import ConvSpec, dilate
 MAX_CHANNELS = 16
 # Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 s, 147 took 3 s.
 UNROLL = 64
+# Of several channels and a power of two of taps, JAX 0.10.2 makes a fast loop of this many only:
+# 16×16 taps of 3 channels on 4×28×28 took 24 ms by 64 or 48 terms, 1.4 by 32.
+UNROLL_ALIGNED = 32
 # Bytes of all padded images from which on they are convolved one after another: memory of this size
 # glibc maps anew for each call, which took longer than the convolution (3×3 stride 2 on
 # 8×112×112×96: 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). A loop runs on one
@@ -49,7 +52,7 @@ def cost(spec: ConvSpec) -> Cost:
     if spec.weight_gradient:
         return gradient_cost(spec)
     terms = spec.taps * spec.rhs_shape[-2]
-    loops = -(-terms // UNROLL)
+    loops = -(-terms // unroll(spec))
     output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
     padded = layout.padded_bytes(spec)
     steps = spec.lhs_shape[0] if image_by_image(spec) else 1
@@ -120,8 +123,15 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
             view = jnp.broadcast_to(view[..., None], shape)
         return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
 
-    out = layout.sum_of(spec.taps * c, term, UNROLL)  # out: (n, out spatial…, g, o / g)
+    out = layout.sum_of(spec.taps * c, term, unroll(spec))  # out: (n, out spatial…, g, o / g)
     return out.reshape(spec.out_shape)
+
+
+def unroll(spec: ConvSpec) -> int:
+    """Terms that are written out: all of them, or those of a step of the loop."""
+    terms, channels = spec.taps * spec.rhs_shape[-2], spec.rhs_shape[-2]
+    aligned = channels > 1 and any(k > 1 and k & (k - 1) == 0 for k in spec.kernel_shape)
+    return UNROLL_ALIGNED if aligned and terms > UNROLL else UNROLL
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
