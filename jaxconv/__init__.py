@@ -1,14 +1,14 @@
 """Convolution as matrix multiplication, in pure JAX."""
 
-from jaxconv.acceleration import accelerate
 from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
-from jaxconv.autotuning import autotune
-from jaxconv.enabling import disable, enable, enabled
-from jaxconv.explanation import explain
+from jaxconv.config import config
 from jaxconv.patches import col2im, im2col
-from jaxconv.planner import plan
-from jaxconv.settings import config
+from jaxconv.planning.plan import plan
+from jaxconv.tools.autotune import autotune
+from jaxconv.tools.explain import explain
+from jaxconv.transforms.accelerate import accelerate
+from jaxconv.transforms.enable import disable, enable, enabled
 
 __all__ = [
     "ALGORITHMS",

@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
-from jaxconv.parse import (
+from jaxconv.arguments import (
     fail,
     parse,
     parse_dimension_numbers,
@@ -18,9 +18,9 @@ from jaxconv.parse import (
     positive,
 )
 from jaxconv.patches import Padding, operand, per_axis, resolve_padding
-from jaxconv.planner import check_algorithm
-from jaxconv.primitive import conv_p
+from jaxconv.planning.choose import check_algorithm
 from jaxconv.spec import ConvSpec, dilate
+from jaxconv.transforms.primitive import conv_p
 
 
 def _bind(

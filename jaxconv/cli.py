@@ -20,7 +20,7 @@ try:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
-    from jaxconv import compare as engine
+    from jaxconv.bench import compare as engine
     from jaxconv.bench import machine, plots
     from jaxconv.bench import tune as tuning
     from jaxconv.bench.report import Report
@@ -38,9 +38,9 @@ import jax
 import numpy as np
 
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.enabling import PLATFORMS, enable
-from jaxconv.explanation import Compiled
-from jaxconv.primitive import observers
+from jaxconv.tools.explain import Compiled
+from jaxconv.transforms.enable import PLATFORMS, enable
+from jaxconv.transforms.primitive import observers
 
 app = typer.Typer(
     add_completion=False,

@@ -4,19 +4,17 @@ Canonical: lhs (N, spatial…, C), rhs (spatial…, C/G, O), out (N, spatial…,
 """
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv import loops
 from jaxconv.spec import ConvSpec, Pads, dilate
 
 # Numbers side by side that fill a vector register or two.
 LANES = 16
-# Slices written out one after another before a loop takes over.
-UNROLL = 64
 
 
 def to_canonical(
@@ -90,73 +88,6 @@ def split_groups(x: Array, axis: int, groups: int) -> Array:
     return x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
 
 
-def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Sequence[int]) -> Array:
-    """``counts`` elements, ``steps`` apart, from ``starts`` on along each spatial axis of ``x``.
-
-    x: (N, spatial…, …). Starts that are known while tracing become a slice, others a dynamic one.
-    """
-    spans = [(count - 1) * step + 1 for count, step in zip(counts, steps, strict=True)]
-    first, rest = x.shape[0], x.shape[1 + len(counts) :]
-    if not all(isinstance(start, int) for start in starts):
-        starts = [jnp.asarray(start, jnp.int32) for start in (0, *starts, *(0 for _ in rest))]
-        x = lax.dynamic_slice(x, starts, (first, *spans, *rest))
-        starts = (0,) * len(counts)
-    limits = [start + span for start, span in zip(starts, spans, strict=True)]
-    return lax.slice(
-        x,
-        (0, *starts, *(0 for _ in rest)),
-        (first, *limits, *rest),
-        (1, *steps, *(1 for _ in rest)),
-    )
-
-
-def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
-    """``term(0) + … + term(count - 1)``: written out up to ``unroll`` terms, beyond that a loop.
-
-    Terms are summed in pairs, pairs of pairs and so on: rounding then grows with the logarithm of
-    their number (for 121 terms in float32, 5e-7 becomes 1e-7, which is what lax has).
-    """
-
-    def chunk(first: Any, length: int) -> Array:
-        terms = [term(first + i) for i in range(length)]
-        while len(terms) > 1:
-            pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
-            terms = pairs + terms[len(pairs) * 2 :]
-        return terms[0]
-
-    if count <= unroll:
-        return chunk(0, count)
-    # The remainder goes first, so that the loop starts from a value of the right type.
-    loops, rest = divmod(count - 1, unroll)
-    return sum_over(loops, chunk(0, 1 + rest), lambda i: chunk(1 + rest + i * unroll, unroll))
-
-
-def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:
-    """``total + term(0) + … + term(steps - 1)``, by a loop."""
-    return lax.fori_loop(
-        np.int32(0),  # with 64-bit numbers on, 16×16 taps of 25 channels took 124 ms instead of 9
-        np.int32(steps),
-        lambda i, total: total + term(i),
-        total,
-    )
-
-
-def stack_of(count: int, term: Callable[[Any], Array], axis: int) -> Array:
-    """``term(0)``, …, ``term(count - 1)`` side by side along a new ``axis``."""
-    if count <= UNROLL:
-        return jnp.stack([term(i) for i in range(count)], axis)
-    return jnp.moveaxis(lax.map(term, jnp.arange(count, dtype=jnp.int32)), 0, axis)
-
-
-def unravel(index: Any, shape: Sequence[int]) -> list[Any]:
-    """Row-major coordinates of a flat ``index``, static or traced."""
-    coordinates = []
-    for size in reversed(shape):
-        coordinates.append(index % size)
-        index = index // size
-    return coordinates[::-1]
-
-
 def features_to_batch(x: Array, groups: int) -> Array:
     """(N, spatial…, G·c) → (G·N, spatial…, c), the inverse of ``batch_groups_to_features``."""
     if groups == 1:
@@ -180,9 +111,9 @@ def patches(x: Array, spec: ConvSpec) -> Array:
 
         def view(tap: Any, x: Array = x, d: int = d, step: int = step) -> Array:
             starts = [tap * step if i == d else 0 for i in range(ndim)]
-            return strided(x, starts, counts, steps)  # noqa: B023 (used at once)
+            return loops.strided(x, starts, counts, steps)  # noqa: B023 (used at once)
 
-        x = stack_of(spec.kernel_shape[d], view, 1 + ndim)
+        x = loops.stack_of(spec.kernel_shape[d], view, 1 + ndim)
     return x
 
 

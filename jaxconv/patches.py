@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import layout
-from jaxconv.parse import check_array, fail, parse
+from jaxconv import layout, loops
+from jaxconv.arguments import check_array, fail, parse
 from jaxconv.spec import ConvSpec
 
 Padding = str | int | Sequence[tuple[int, int]]
@@ -236,4 +236,4 @@ def _sum_taps(x: Array, spec: ConvSpec, axis: int) -> Array:
         zeros = jnp.zeros(shape, x.dtype)
         return lax.dynamic_update_slice_in_dim(zeros, view, tap * step, 1 + axis)
 
-    return layout.sum_of(spec.kernel_shape[axis], placed, layout.UNROLL)
+    return loops.sum_of(spec.kernel_shape[axis], placed, loops.UNROLL)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from jaxconv.parse import parse
+from jaxconv.arguments import parse
 from jaxconv.spec import ConvSpec
 
 LAST = {

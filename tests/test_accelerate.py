@@ -24,7 +24,8 @@ from jax.interpreters import mlir
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from jaxconv import accelerate, primitive
+from jaxconv import accelerate
+from jaxconv.transforms import primitive
 
 Fun = Callable[..., Any]
 

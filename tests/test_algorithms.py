@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from jax import Array, lax
 
 import jaxconv
-from jaxconv import layout
+from jaxconv import layout, loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
-from jaxconv.planner import run
+from jaxconv.planning.choose import run
 
 Conv = Callable[[Any, Any], Array]
 
@@ -87,7 +87,7 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 @pytest.fixture
 def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops take over from what is written out after four terms, so that small cases meet them."""
-    monkeypatch.setattr(layout, "UNROLL", 4)
+    monkeypatch.setattr(loops, "UNROLL", 4)
 
 
 def conv_by(name: str, case: Case, **arguments: Any) -> Conv:

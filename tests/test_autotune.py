@@ -13,12 +13,15 @@ from cases import CASES, Case
 from jax import lax
 
 import jaxconv
-from jaxconv import autotuning, cache
+from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
-from jaxconv.autotuning import Measurement, Tuning, candidates, measure
-from jaxconv.planner import breach, forget, plan_spec
-from jaxconv.settings import config
+from jaxconv.config import config
+from jaxconv.config import notify as forget
+from jaxconv.planning import cache
+from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec
+from jaxconv.tools import autotune as autotuning
+from jaxconv.tools.autotune import Measurement, Tuning, candidates, measure
 
 PLATFORM = jax.default_backend()
 
@@ -122,7 +125,7 @@ def test_candidates(case: Case) -> None:
     possible = {
         c.name: c.seconds
         for c in plan.candidates
-        if c.reason is None and breach(c.name, prepared(spec)) is None
+        if c.reason is None and ALGORITHMS[c.name].breach(prepared(spec)) is None
     }
     assert set(names) <= set(possible)
     for name in set(possible) - set(names):

@@ -18,7 +18,8 @@ from jax import lax
 from rich.console import Console
 
 import jaxconv
-from jaxconv import autotuning, cli, layout
+from jaxconv import cli, layout
+from jaxconv.arguments import parse
 from jaxconv.bench import (
     cases,
     layers,
@@ -35,11 +36,11 @@ from jaxconv.bench.layers import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
 from jaxconv.bench.report import Report
 from jaxconv.bench.suites import SUITES, Selection
-from jaxconv.bench.timing import Compiled, alternate
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.layout import forward_of
-from jaxconv.parse import parse
+from jaxconv.planning.timing import Compiled, alternate
 from jaxconv.spec import ConvSpec
+from jaxconv.tools import autotune as autotuning
 
 ONCE = Effort(1, 0.0)
 TINY = Layer("tiny", (2, 6, 6, 4), (3, 3, 1, 4), (1, 1), groups=4)

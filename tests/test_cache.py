@@ -18,13 +18,15 @@ import jax
 import pytest
 
 import jaxconv
-from jaxconv import autotuning, cache, measured
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import refusal
-from jaxconv.measured import Winner, record, winner
-from jaxconv.planner import choose, forget
-from jaxconv.settings import config
+from jaxconv.config import config
+from jaxconv.config import notify as forget
+from jaxconv.planning import cache, measured
+from jaxconv.planning.choose import choose
+from jaxconv.planning.measured import Winner, record, winner
 from jaxconv.spec import ConvSpec
+from jaxconv.tools import autotune as autotuning
 
 ROOT = Path(jaxconv.__file__).parents[1]
 
@@ -235,8 +237,8 @@ def test_a_lock_that_is_never_free(monkeypatch: pytest.MonkeyPatch, folder: Path
 PREAMBLE = """
 import os, signal, sys
 from pathlib import Path
-from jaxconv import cache
-from jaxconv.settings import config
+from jaxconv.planning import cache
+from jaxconv.config import config
 config.update("cache_dir", sys.argv[1])
 """
 

@@ -14,8 +14,9 @@ from PIL import Image
 from rich.console import Console
 
 import jaxconv
-from jaxconv import cli, compare
-from jaxconv.compare import measure
+from jaxconv import cli
+from jaxconv.bench import compare
+from jaxconv.bench.compare import measure
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SHORT = tuple(c for c in compare.CONVOLUTIONS if c.name.startswith(("Sobel", "1×1", "Transposed")))

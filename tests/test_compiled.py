@@ -17,7 +17,7 @@ from jaxconv import ALGORITHMS, layout
 from jaxconv.algorithms import phase, shift, xla
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.algorithms.gemm import gradient_gemm
-from jaxconv.planner import run
+from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
 
 on_cpu = pytest.mark.skipif(

@@ -20,8 +20,8 @@ from jax import Array, export, lax
 from jax.interpreters import mlir
 
 import jaxconv
-from jaxconv import primitive
 from jaxconv.compat import conv_general_dilated_p, platform_rules
+from jaxconv.transforms import primitive
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="the default platform of enable is the CPU"

@@ -17,7 +17,7 @@ import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
 from jaxconv.bench import tune
-from jaxconv.settings import Config
+from jaxconv.config import Config
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -637,16 +637,18 @@ def test_refuses_while_tracing() -> None:
 
 
 MODULES = (
-    "parse",
-    "settings",
-    "autotuning",
-    "api",
+    "arguments",
+    "config",
     "patches",
-    "planner",
-    "explanation",
-    "acceleration",
-    "enabling",
     "algorithms.base",
+    "planning.choose",
+    "planning.plan",
+    "transforms.accelerate",
+    "transforms.enable",
+    "transforms.jaxprs",
+    "tools.autotune",
+    "tools.explain",
+    "api",
 )
 
 

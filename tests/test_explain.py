@@ -20,9 +20,9 @@ from test_plan import Table, struct
 import jaxconv
 from jaxconv import ALGORITHMS
 from jaxconv.compat import conv_general_dilated_p
-from jaxconv.explanation import CAUTION, WITHIN, Compiled, Explanation
-from jaxconv.planner import plan_spec
-from jaxconv.primitive import conv_p, observers
+from jaxconv.planning.plan import plan_spec
+from jaxconv.tools.explain import CAUTION, WITHIN, Compiled, Explanation
+from jaxconv.transforms.primitive import conv_p, observers
 
 explain = partial(jaxconv.explain, platform="cpu")
 

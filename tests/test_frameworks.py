@@ -294,7 +294,9 @@ def test_a_layer_alone(layer: Callable[[Wrap], Any]) -> None:
 def test_what_lax_has_compiled_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the frameworks ``accelerate`` looks like no transformation. jit has to know better."""
     lowered: list[Any] = []
-    monkeypatch.setattr("jaxconv.primitive.observers", [lambda *what: lowered.append(what)])
+    monkeypatch.setattr(
+        "jaxconv.transforms.primitive.observers", [lambda *what: lowered.append(what)]
+    )
     params, apply = equinox_layer(lambda layer: layer)
     step = jax.jit(apply)
     by_lax = step(params, IMAGE)

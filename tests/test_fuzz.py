@@ -18,7 +18,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms.base import refusal
-from jaxconv.parse import parse
+from jaxconv.arguments import parse
 from jaxconv.spec import ConvSpec
 
 DTYPES = {

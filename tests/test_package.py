@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxconv
-from jaxconv.settings import SETTINGS, Config
+from jaxconv.config import SETTINGS, Config
 
 PACKAGE = Path(jaxconv.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
@@ -115,49 +115,33 @@ print(*sorted(name for name in sys.modules if name.startswith("jaxconv")))
 def test_import_needs_jax_and_numpy_only() -> None:
     packages, modules = run(IMPORTED).splitlines()
     assert packages == "jaxconv"
-    assert {"jaxconv.api", "jaxconv.cache"} <= set(modules.split())
-    assert not re.search(r"jaxconv\.(cli|compare|bench)", modules)
+    assert {"jaxconv.api", "jaxconv.planning.cache"} <= set(modules.split())
+    assert not re.search(r"jaxconv\.(cli|bench)", modules)
 
 
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-# Of the columns spec ← layout ← base ← … the number; nothing imports from a column to its right.
-LAYERS = (
-    ("jaxconv.compat", "jaxconv.tables"),
-    ("jaxconv.spec",),
-    ("jaxconv.parse",),
-    ("jaxconv.settings",),
-    ("jaxconv.cache",),
-    ("jaxconv.layout",),
-    ("jaxconv.patches", "jaxconv.algorithms.base"),
-    ("jaxconv.algorithms.gemm",),
-    (),  # each algorithm
-    ("jaxconv.algorithms",),
-    ("jaxconv.measured",),
-    ("jaxconv.prediction",),
-    ("jaxconv.planner",),
-    ("jaxconv.primitive",),
-    ("jaxconv.api", "jaxconv.acceleration", "jaxconv.enabling", "jaxconv.explanation"),
-    ("jaxconv.autotuning",),
-    ("jaxconv",),
-    ("jaxconv.bench",),
-    ("jaxconv.compare",),
-    ("jaxconv.cli", "jaxconv.__main__"),
+# The floors of the house, the lowest first: the files at the root that need nothing but each other,
+# then a folder a floor, then what users call, then the command line.
+BASE = ("compat", "tables", "spec", "loops", "layout", "arguments", "config", "patches")
+FLOORS = (
+    BASE,
+    ("algorithms",),
+    ("planning",),
+    ("transforms",),
+    ("tools",),
+    ("api", ""),
+    ("bench",),
+    ("cli", "__main__"),
 )
-ALGORITHM = LAYERS.index(())
-SHARED = ("jaxconv.algorithms.base", "jaxconv.algorithms.gemm")
-LEAVES = LAYERS[0]
-LAST = LAYERS.index(("jaxconv.bench",))  # from here on nobody is imported
 
 
-def layer(module: str) -> int | None:
-    """The column of ``module``; None where the design has none for it."""
-    parents = [module, ".".join(module.split(".")[:2])]
-    if parents[1] == "jaxconv.algorithms" and module not in ("jaxconv.algorithms", *SHARED):
-        return ALGORITHM
-    return next((i for name in parents for i, names in enumerate(LAYERS) if name in names), None)
+def floor(module: str) -> int:
+    """The number of the floor that ``module`` is on."""
+    name = module.removeprefix("jaxconv").lstrip(".").partition(".")[0]
+    return next(i for i, names in enumerate(FLOORS) if name in names)
 
 
 def imports(module: str) -> Iterator[str]:
@@ -173,26 +157,10 @@ def imports(module: str) -> Iterator[str]:
                     yield name if name in MODULES else str(node.module)
 
 
-def test_the_design_has_its_modules() -> None:
-    needed = {name for layer in LAYERS[: LAYERS.index(("jaxconv",))] for name in layer} | {
-        "jaxconv"
-    }
-    assert needed <= set(MODULES)
-    assert "jaxconv.spec" in set(imports("jaxconv.layout"))
-    assert "jaxconv.algorithms" in set(imports("jaxconv.planner"))
-
-
 @pytest.mark.parametrize("module", MODULES)
-def test_arrows_point_left(module: str) -> None:
-    own = layer(module)
+def test_arrows_point_down(module: str) -> None:
     for imported in imports(module):
-        column = layer(imported)
-        if module in LEAVES:
-            pytest.fail(f"{module} is a leaf, and imports {imported}")
-        if own is None:
-            assert column is None or column < LAST, f"{module} imports {imported}"
-        elif column is not None:
-            assert column <= own, f"{module} imports {imported}, which lies to its right"
+        assert floor(imported) <= floor(module), f"{module} imports {imported}, a floor above it"
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -229,9 +197,10 @@ print(tried)
 
 def test_docstring_examples_run(tmp_path: Path) -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
-    names = ("acceleration", "api", "autotuning", "enabling", "explanation", "patches", "planner")
+    names = ("api", "patches", "planning.plan", "tools.autotune", "tools.explain")
+    names += ("transforms.accelerate", "transforms.enable")
     assert modules == [f"jaxconv.{name}" for name in names]
-    modules.append("jaxconv.settings")
+    modules.append("jaxconv.config")
     # Each function's example has an import and at least one line more.
     assert int(run(DOCTEST, *modules, cwd=tmp_path)) >= 2 * len(FUNCTIONS)
 

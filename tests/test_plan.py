@@ -15,7 +15,7 @@ from jax import lax
 import jaxconv
 from jaxconv import ALGORITHMS
 from jaxconv.algorithms.base import refusal
-from jaxconv.planner import Plan, plan_spec
+from jaxconv.planning.plan import Plan, plan_spec
 
 
 def struct(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:

@@ -15,14 +15,21 @@ from cases import CASES
 from typer.testing import CliRunner
 
 import jaxconv
-from jaxconv import cli, measured, prediction
+from jaxconv import cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.bench import calibrate, tune
 from jaxconv.bench.regret import random_specs
-from jaxconv.planner import NEVER, choose, forget, plan_spec, predict
-from jaxconv.prediction import calibrated
+from jaxconv.config import notify as forget
+from jaxconv.planning import measured
+from jaxconv.planning import predict as prediction
+from jaxconv.planning.choose import choose
+from jaxconv.planning.choose import predicted_seconds as predict
+from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.predict import calibrated
 
+# The algorithms that only their names select.
+NEVER = {"naive", "winograd4"}
 DOCUMENTS = prediction.documents()
 SPECS = [spec for spec in random_specs(11, 60) if spec.flops < 1e6]
 

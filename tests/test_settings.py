@@ -10,9 +10,9 @@ import pytest
 from cases import CASES
 
 import jaxconv
-from jaxconv import settings
-from jaxconv.planner import choose, plan_spec
-from jaxconv.settings import SETTINGS, Config, config
+from jaxconv.config import MEMORY_SHARE, SETTINGS, UNKNOWN_MEMORY, Config, config
+from jaxconv.planning.choose import choose
+from jaxconv.planning.plan import plan_spec
 
 MIB = 2**20
 
@@ -36,7 +36,7 @@ def test_limit_where_the_memory_is_not_known(
         raise error(name)
 
     monkeypatch.setattr(os, "sysconf", unknown, raising=False)
-    assert Config({}).workspace_limit == settings.UNKNOWN_MEMORY // settings.MEMORY_SHARE
+    assert Config({}).workspace_limit == UNKNOWN_MEMORY // MEMORY_SHARE
     monkeypatch.setattr(os, "sysconf", lambda name: -1)
     assert Config({}).workspace_limit > 0
 

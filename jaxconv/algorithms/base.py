@@ -1,7 +1,7 @@
 """The record that describes an algorithm, and how any algorithm is applied."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +28,8 @@ class Cost:
       gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
         there is none.
       steps: iterations of a loop that can't run side by side.
+      extra: quantities of the cost model that this algorithm alone has, about in seconds; see
+        ``planning.predict``.
     """
 
     flops: int
@@ -35,6 +37,12 @@ class Cost:
     workspace: int
     gemm: tuple[int, int, int, int] | None
     steps: int = 1
+    extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def no_reason(spec: ConvSpec) -> str | None:
+    """Nothing speaks against any ``spec``."""
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +58,14 @@ class Algorithm:
         convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
         that is cast from it. Never meets batch groups, booleans or empty arrays: ``apply`` deals
         with these for all.
-      parts: the smaller convolutions that it hands on, for those that do.
       gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
         its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
+      parts: the smaller convolutions that it hands on, for those that do.
+      by_name_only: why "auto" never takes it; None for those that "auto" may take.
+      inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
+        that "auto" promises; None where it does not. No measured time outweighs it.
+      doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
+        None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
     """
 
     name: str
@@ -62,6 +75,13 @@ class Algorithm:
     run: Callable[[Array, Array, ConvSpec, Convolve], Array]
     gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
     parts: Callable[[ConvSpec], list[ConvSpec]] | None = None
+    by_name_only: str | None = None
+    inaccurate: Callable[[ConvSpec], str | None] = no_reason
+    doubt: Callable[[ConvSpec], str | None] = no_reason
+
+    def breach(self, spec: ConvSpec) -> str | None:
+        """Why "auto" must not take it for a prepared ``spec``, however fast it is."""
+        return self.by_name_only or self.inaccurate(spec)
 
 
 def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:

@@ -7,13 +7,10 @@ Processing" (2006).
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms import pointwise
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
-
-
-def supports(spec: ConvSpec) -> str | None:
-    return None
 
 
 def cost(spec: ConvSpec) -> Cost:
@@ -49,5 +46,11 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 
 IM2COL = Algorithm(
-    "im2col", "gathers all patches to a matrix, one GEMM", supports, cost, run, gradient
+    "im2col",
+    "gathers all patches to a matrix, one GEMM",
+    no_reason,
+    cost,
+    run,
+    gradient,
+    doubt=pointwise.same_product,
 )

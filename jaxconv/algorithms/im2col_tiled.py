@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout
+from jaxconv import compat, layout, loops
+from jaxconv.algorithms import pointwise
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
@@ -88,11 +89,11 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
     shape = (g, spec.gemm[3], spec.out_channels // g)
     total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-    total = layout.sum_over(
+    total = loops.sum_over(
         len(image) * tiles, total, lambda i: product(i // tiles, i % tiles * rows, rows)
     )
     if left:
-        total = layout.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
+        total = loops.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
     return kernel_of(total, spec)
 
 
@@ -119,4 +120,5 @@ IM2COL_TILED = Algorithm(
     cost,
     run,
     gradient,
+    doubt=pointwise.same_product,
 )

@@ -7,8 +7,9 @@ from typing import Any
 
 from jax import Array
 
-from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv import layout, loops
+from jaxconv.algorithms import pointwise
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -17,17 +18,13 @@ from jaxconv.spec import ConvSpec
 UNROLL = 9
 
 
-def supports(spec: ConvSpec) -> str | None:
-    return None
-
-
 def cost(spec: ConvSpec) -> Cost:
     if spec.weight_gradient:
         forward = layout.forward_of(spec)
         groups, m, n, k = forward.gemm
         view = groups * m * k // forward.taps * spec.dtype.itemsize
         shape = (groups * forward.taps, k // forward.taps, n, m)
-        views = forward.taps if forward.taps <= layout.UNROLL else 1  # XLA keeps all of them
+        views = forward.taps if forward.taps <= loops.UNROLL else 1  # XLA keeps all of them
         traffic, workspace = 2 * view * forward.taps, (views + 1) * view
     else:
         groups, m, n, k = spec.gemm
@@ -55,16 +52,16 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         matrix = view(x, tap, spec).reshape(g, -1, kernel.shape[2])
         return gemm(matrix, kernel[:, tap], spec)
 
-    out = layout.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
+    out = loops.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
     out = out.reshape(x.shape[0], *spec.out_spatial, -1)
     return layout.batch_groups_to_features(out, g)
 
 
 def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
     """What one tap meets of a padded ``x``: (n, out spatial…, channels)."""
-    offsets = layout.unravel(tap, spec.kernel_shape)
+    offsets = loops.unravel(tap, spec.kernel_shape)
     starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-    return layout.strided(x, starts, spec.out_spatial, spec.window_strides)
+    return loops.strided(x, starts, spec.out_spatial, spec.window_strides)
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
@@ -77,15 +74,22 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         matrix = view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
         return gradient_gemm(matrix, cotangent, spec)
 
-    out = layout.stack_of(spec.taps, product, 1)  # out: (g, taps, c, o)
+    out = loops.stack_of(spec.taps, product, 1)  # out: (g, taps, c, o)
     return kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
+
+
+def doubt(spec: ConvSpec) -> str | None:
+    if spec.rhs_shape[-2] == 1 < spec.groups and not spec.weight_gradient:
+        return "a product of one element by one is a shift in another layout"
+    return pointwise.same_product(spec)
 
 
 IMPLICIT = Algorithm(
     "implicit",
     "one GEMM per kernel tap, no patch matrix",
-    supports,
+    no_reason,
     cost,
     run,
     gradient,
+    doubt=doubt,
 )

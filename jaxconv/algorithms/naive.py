@@ -3,14 +3,10 @@
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv import layout, loops
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
 from jaxconv.algorithms.gemm import gemm, kernel_matrix
 from jaxconv.spec import ConvSpec
-
-
-def supports(spec: ConvSpec) -> str | None:
-    return None
 
 
 def cost(spec: ConvSpec) -> Cost:
@@ -32,9 +28,9 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
 
     def at(position: Array) -> Array:
-        output = layout.unravel(position, spec.out_spatial)
+        output = loops.unravel(position, spec.out_spatial)
         starts = [p * stride for p, stride in zip(output, spec.window_strides, strict=True)]
-        window = layout.strided(x, starts, spec.kernel_shape, spec.rhs_dilation)
+        window = loops.strided(x, starts, spec.kernel_shape, spec.rhs_dilation)
         return gemm(window.reshape(g, -1, kernel.shape[1]), kernel, spec)  # (g, n, o)
 
     out = lax.map(at, jnp.arange(spec.positions, dtype=jnp.int32))  # (positions, g, n, o)
@@ -42,4 +38,11 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     return layout.batch_groups_to_features(out, g)
 
 
-NAIVE = Algorithm("naive", "slides the window, one output position at a time", supports, cost, run)
+NAIVE = Algorithm(
+    "naive",
+    "slides the window, one output position at a time",
+    no_reason,
+    cost,
+    run,
+    by_name_only="it is for learning",
+)

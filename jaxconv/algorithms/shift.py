@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout
+from jaxconv import compat, layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec, dilate
 
@@ -52,16 +52,18 @@ def cost(spec: ConvSpec) -> Cost:
     if spec.weight_gradient:
         return gradient_cost(spec)
     terms = spec.taps * spec.rhs_shape[-2]
-    loops = -(-terms // unroll(spec))
+    looped = -(-terms // unroll(spec))
     output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
     padded = layout.padded_bytes(spec)
     steps = spec.lhs_shape[0] if image_by_image(spec) else 1
     return Cost(
         flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * padded + 2 * output * (loops - 1),
+        traffic=spec.operand_bytes + 2 * padded + 2 * output * (looped - 1),
         workspace=padded // steps,
         gemm=None,
         steps=steps,
+        # Terms in a loop are read from places that are known only then.
+        extra={"terms": terms * 1e-6, "looped": spec.flops / 5e10 * (terms > UNROLL)},
     )
 
 
@@ -114,16 +116,16 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     dtype = spec.accumulator_dtype
 
     def term(i: Any) -> Array:
-        offsets = layout.unravel(i // c, spec.kernel_shape)
+        offsets = loops.unravel(i // c, spec.kernel_shape)
         starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-        view = layout.strided(x, starts, spec.out_spatial, spec.window_strides)
+        view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
         if c > 1:
             view = layout.split_groups(view, -1, g)[..., i % c]
         if o > g:
             view = jnp.broadcast_to(view[..., None], shape)
         return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
 
-    out = layout.sum_of(spec.taps * c, term, unroll(spec))  # out: (n, out spatial…, g, o / g)
+    out = loops.sum_of(spec.taps * c, term, unroll(spec))  # out: (n, out spatial…, g, o / g)
     return out.reshape(spec.out_shape)
 
 
@@ -157,11 +159,11 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     else:
         shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
         total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-        total = layout.sum_over(
+        total = loops.sum_over(
             steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
         )
     if left:  # apart, since rows of zeros to fill a block would make NaN of Inf
-        total = layout.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
+        total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
     # total: (columns of taps, kernel rows, lanes…)
     out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
     return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
@@ -204,18 +206,18 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
 
     def column(i: Any) -> Array:
-        offsets = layout.unravel(i, others)
+        offsets = loops.unravel(i, others)
         starts = [t * d for t, d in zip(offsets, dilations, strict=True)]
 
         def term(row: int) -> Array:
-            view = layout.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
+            view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
             if fill:
                 return product(jnp.moveaxis(view, 1, -2), y[:, row, ..., None, :], spec)
             return product(view, y[:, row, None], spec)
 
-        return layout.sum_of(rows, term, rows)
+        return loops.sum_of(rows, term, rows)
 
-    out = layout.stack_of(math.prod(others), column, 0)
+    out = loops.stack_of(math.prod(others), column, 0)
     first = 2 if fill else 3
     return out.sum((1, *range(first, first + len(widths))))
 
@@ -269,4 +271,33 @@ def cut_in_rows(spec: ConvSpec, rows: int, width: int) -> ConvSpec:
     )
 
 
-SHIFT = Algorithm("shift", "multiply-add of shifted views, no GEMM", supports, cost, run, gradient)
+# Input times output channels of a group up to which shifting is worth its compiling: at most the
+# first, or the second where few terms make an output. In a network XLA writes what comes before
+# into each of its terms: with 3×3 on 3→32 and 1×1 on 16→32 channels a step of MobileNetV2 took
+# 77 s to compile, without 5 s.
+FEW_PRODUCTS = 9
+SOME_PRODUCTS, FEW_TERMS = 64, 72
+
+
+def doubt(spec: ConvSpec) -> str | None:
+    channels, n = spec.rhs_shape[-2], spec.gemm[2]
+    if spec.weight_gradient:
+        # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
+        if spec.spatial_ndim == layout.forward_of(spec).taps == 1:
+            return "a single tap along one axis is not compiled to one loop"
+    elif not n == 1 < spec.groups:
+        few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
+        if channels * n > few:
+            return f"in a network more than {few} products a tap and group take long to compile"
+    return None
+
+
+SHIFT = Algorithm(
+    "shift",
+    "multiply-add of shifted views, no GEMM",
+    supports,
+    cost,
+    run,
+    gradient,
+    doubt=doubt,
+)

@@ -6,7 +6,7 @@ path for, 3 to 6 times as fast as its 3-D loop.
 
 from jax import Array
 
-from jaxconv import layout
+from jaxconv import layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
@@ -64,10 +64,16 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
     def term(tap: int) -> Array:
         starts = [tap * spec.rhs_dilation[0], *(0 for _ in rest)]
-        view = layout.strided(x, starts, counts, steps).reshape(one.lhs_shape)
+        view = loops.strided(x, starts, counts, steps).reshape(one.lhs_shape)
         return convolve(view.astype(one.dtype), rhs[tap].astype(one.dtype), one)
 
-    return layout.sum_of(spec.kernel_shape[0], term, MAX_SLICES).reshape(spec.out_shape)
+    return loops.sum_of(spec.kernel_shape[0], term, MAX_SLICES).reshape(spec.out_shape)
+
+
+def doubt(spec: ConvSpec) -> str | None:
+    if spec.spatial_ndim < 3:
+        return "in fewer than three dimensions it is another way to spell the same products"
+    return None
 
 
 SLICES = Algorithm(
@@ -77,4 +83,5 @@ SLICES = Algorithm(
     cost,
     run,
     parts=parts,
+    doubt=doubt,
 )

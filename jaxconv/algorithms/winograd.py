@@ -38,7 +38,7 @@ POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
 # 8×28×28×128 takes 6.7 ms, with 8 MiB 9.8, 8×56×56×64 12.2 ms, with 4 MiB 20. In 3-D they gain
 # nothing, and a kernel's gradient sums longer rows (16×16×16×64→128: 2.3 times lax's error).
 BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
-FEW_CHANNELS = 200
+BLOCK_CHANNELS = 200
 
 
 @cache
@@ -169,7 +169,7 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
     """The blocks of ``spec``; they are as large as its transformed kernel, which each reads."""
     batch, height = spec.lhs_shape[0], spec.out_spatial[0]
     cut = Tiling(spec, tuple(m if k > 1 else 1 for k in spec.kernel_shape), 1, height)
-    few = min(cut.gemm[2:]) < FEW_CHANNELS and spec.spatial_ndim < 3
+    few = min(cut.gemm[2:]) < BLOCK_CHANNELS and spec.spatial_ndim < 3
     limit = max(BLOCK_BYTES_OF_FEW if few else BLOCK_BYTES, cut.kernel_bytes)
     fit = limit // cut.block_bytes
     if fit:
@@ -355,7 +355,32 @@ def cost(m: int, spec: ConvSpec) -> Cost:
     )
 
 
-def _record(name: str, m: int) -> Algorithm:
+def inaccurate(spec: ConvSpec) -> str | None:
+    # Points above those of three taps round more: 5×5 on 64 channels has 3.7 times lax's error, 7×7
+    # 14 times, 5 taps along one axis 2.0 times. Of two taps it saves less and rounds as much: the
+    # phases of 4×4 stride 2, 256→128, had 2.06 times.
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    if max(forward.kernel_shape, default=1) != 3:
+        return "it rounds too much with other than 3 taps along an axis"
+    # lax sums the kernel's gradient in groups by a loop that rounds less than a product: 32 groups
+    # of 16 channels, 14×14, had 2.2 times its error.
+    if spec.weight_gradient and spec.groups > 1:
+        return "it rounds too much for a kernel's gradient in groups"
+    return None
+
+
+# Channels of a group from which on the transforms cost less than the products they save.
+MANY_CHANNELS = 16
+
+
+def doubt(spec: ConvSpec) -> str | None:
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    if min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
+        return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
+    return None
+
+
+def _record(name: str, m: int, by_name_only: str | None = None) -> Algorithm:
     return Algorithm(
         name,
         f"fewer products for tiles of {m} outputs an axis, by transforming them: F({m}, r)",
@@ -363,9 +388,12 @@ def _record(name: str, m: int) -> Algorithm:
         partial(cost, m),
         partial(run, m),
         partial(gradient, m),
+        by_name_only=by_name_only,
+        inaccurate=inaccurate,
+        doubt=doubt,
     )
 
 
 WINOGRAD = _record("winograd", 2)
 # In float32 3 to 5 times lax's error, where F(2, 3) has 0.7 to 1.8 times it.
-WINOGRAD4 = _record("winograd4", 4)
+WINOGRAD4 = _record("winograd4", 4, "it rounds more than 'auto' promises")

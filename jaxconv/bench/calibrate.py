@@ -2,10 +2,10 @@
 
 Random convolutions, those of the suite ``layers`` and those of three networks' training steps are
 timed by every algorithm that can do them, in turn; then constants are fitted to the times and what
-they leave is interpolated (see ``jaxconv.prediction``). FILE is the
-calibration, ``jaxconv/calibrations/*.json``; what is measured goes to FILE.measured as it comes, a
+they leave is interpolated (see ``jaxconv.planning.predict``). FILE is the
+calibration, ``jaxconv/planning/data/*.json``; what is measured goes to FILE.measured as it comes, a
 line for each convolution, so that an interrupted run goes on where it was. What the package's
-calibrations of Zen 4 rest on is in ``measurements/``; ``--measured`` fits it again.
+calibrations of Zen 4 rest on lies beside them; ``--measured`` fits it again.
 """
 
 import argparse
@@ -24,18 +24,17 @@ import numpy as np
 from jax import lax
 from scipy import optimize  # JAX depends on it
 
-from jaxconv import prediction
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.autotuning import as_it_arrives, operands, quickest
 from jaxconv.bench.cases import LAYERS
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.regret import random_specs
-from jaxconv.bench.timing import Compiled, alternate
-from jaxconv.explanation import choice, fn_jaxpr, walk
-from jaxconv.planner import NEVER
-from jaxconv.prediction import QUANTITIES, Calibration, Constants
+from jaxconv.planning import predict as prediction
+from jaxconv.planning.predict import QUANTITIES, Calibration, Constants
+from jaxconv.planning.timing import Compiled, alternate
 from jaxconv.spec import ConvSpec
+from jaxconv.tools.autotune import as_it_arrives, operands, quickest
+from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
 SEED = 101  # not that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
@@ -98,7 +97,7 @@ def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
     able = names or [
         name
         for name, algorithm in ALGORITHMS.items()
-        if name not in NEVER
+        if not algorithm.by_name_only
         and refusal(algorithm, spec) is None
         and algorithm.cost(prepared(spec)).workspace <= WORKSPACE
     ]

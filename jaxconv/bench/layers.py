@@ -14,10 +14,10 @@ from jax import Array, lax
 import jaxconv
 from jaxconv.bench.measure import ENOUGH, Effort, Result, measure, torch_peer
 from jaxconv.bench.networks import LAYOUTS
-from jaxconv.bench.timing import Compiled
-from jaxconv.planner import choose
-from jaxconv.primitive import conv_p
+from jaxconv.planning.choose import choose
+from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
+from jaxconv.transforms.primitive import conv_p
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 

@@ -12,7 +12,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv.bench.measure import ENOUGH, Effort, Result, measure
-from jaxconv.bench.timing import Compiled
+from jaxconv.planning.timing import Compiled
 
 
 @dataclasses.dataclass(frozen=True)

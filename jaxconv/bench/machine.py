@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxconv.measured import processor
+from jaxconv.planning.measured import processor
 
 
 def description() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.planning.timing import Compiled, alternate
 
 # Seconds after which threads of PyTorch no longer spin: 2 taps on 4×199×512 by jaxconv took 3.7 ms
 # 2 ms after a call of PyTorch, 2.5 ms from 10 ms on.

@@ -11,7 +11,7 @@ import numpy as np
 import jaxconv
 from jaxconv.bench.measure import Effort, Result, measure, torch_peer
 from jaxconv.bench.networks import NETWORKS, Network, Params
-from jaxconv.bench.timing import Compiled
+from jaxconv.planning.timing import Compiled
 
 DIRECTIONS = ("forward", "training step")
 # A call takes up to several seconds. Of ResNet-50's step, batch 8, a single pair with PyTorch gave

@@ -17,12 +17,12 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.algorithms.base import prepared
-from jaxconv.autotuning import operands, quickest
 from jaxconv.bench.measure import Effort, difference
-from jaxconv.bench.timing import Compiled, alternate
-from jaxconv.planner import breach, choose, plan_spec
+from jaxconv.planning.choose import choose
+from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.timing import Compiled, alternate
 from jaxconv.spec import ConvSpec, dilate
+from jaxconv.tools.autotune import operands, quickest
 
 SEED = 2024
 COUNT = 200
@@ -242,13 +242,7 @@ def judged(times: Mapping[str, np.ndarray]) -> tuple[str, float]:
 def candidates(spec: ConvSpec) -> list[str]:
     """The algorithms that could be chosen for a spec."""
     plan = plan_spec(spec, jax.default_backend())
-    return [
-        candidate.name
-        for candidate in plan.candidates
-        if candidate.reason is None
-        and breach(candidate.name, prepared(spec)) is None
-        and candidate.workspace <= WORKSPACE
-    ]
+    return [candidate.name for candidate in plan.eligible if candidate.workspace <= WORKSPACE]
 
 
 def _function(spec: ConvSpec, name: str) -> Callable[..., Array]:

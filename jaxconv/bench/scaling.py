@@ -10,7 +10,7 @@ import jaxconv
 from jaxconv.algorithms.base import refusal
 from jaxconv.bench.layers import Layer
 from jaxconv.bench.measure import Effort
-from jaxconv.bench.timing import Compiled, alternate
+from jaxconv.planning.timing import Compiled, alternate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,14 @@ import numpy as np
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.arguments import fail
 from jaxconv.bench.calibrate import measure
 from jaxconv.bench.regret import random_specs
-from jaxconv.measured import record_scales, scales
-from jaxconv.parse import fail
-from jaxconv.planner import NEVER, forget, plan_spec, predict
-from jaxconv.prediction import document_for, kind
+from jaxconv.config import notify
+from jaxconv.planning.choose import predicted_seconds
+from jaxconv.planning.measured import record_scales, scales
+from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.predict import document_for, kind
 from jaxconv.spec import ConvSpec
 
 SEED = 7  # neither that of ``calibrate`` nor that of ``regret``
@@ -101,11 +103,11 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
         todo = prepared(spec)
         for name, taken in measure(spec, _candidates(spec, platform)).seconds.items():
             what = kind(ALGORITHMS[name], todo)
-            unscaled = predict(name, todo, platform) / before.get(what, 1.0)
+            unscaled = predicted_seconds(name, todo, platform) / before.get(what, 1.0)
             ratios[what].append(taken / unscaled)
     rows = _rows(ratios)
     record_scales(platform, {row.kind: row.factor for row in rows})
-    forget()
+    notify()
     return Tuned(platform, count, rows)
 
 
@@ -136,7 +138,7 @@ def _candidates(spec: ConvSpec, platform: str) -> list[str]:
     possible = [
         c
         for c in plan_spec(spec, platform).candidates
-        if c.reason is None and c.name not in NEVER and ALGORITHMS[c.name].parts is None
+        if c.reason is None and not ALGORITHMS[c.name].by_name_only and not ALGORITHMS[c.name].parts
     ]
     possible.sort(key=lambda c: c.seconds)
     return list(dict.fromkeys([*(c.name for c in possible[:FASTEST]), "xla"]))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-from jaxconv.compare.measure import Comparison, Measurement
+from jaxconv.bench.compare.measure import Comparison, Measurement
 
 INK, MUTED, GREY, AUTO, CHOSEN = "#1f2430", "#6b7280", "#c3c8d1", "#d9480f", "#f4a77c"
 PANEL, LINE = "#f3f4f6", "#e5e7eb"

@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxconv import cache, tables
+from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.settings import config
+from jaxconv.config import config
+from jaxconv.planning import cache
 from jaxconv.spec import ConvSpec
 
 

@@ -9,7 +9,7 @@ were measured: each one's nearness is a Gaussian of its distance in shape. Rasmu
 "Gaussian Processes for Machine Learning" (2006), chapter 2.
 
 Constants, weights and measured convolutions are data, one file for each platform, class of device
-and range of versions of JAX in ``calibrations/``; ``python -m jaxconv.bench.calibrate`` makes them.
+and range of versions of JAX in ``data/``; ``python -m jaxconv.bench.calibrate`` makes them.
 """
 
 import dataclasses
@@ -22,13 +22,12 @@ from importlib import resources
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import layout
-from jaxconv.algorithms import shift, xla
+from jaxconv.algorithms import xla
 from jaxconv.algorithms.base import Algorithm
-from jaxconv.measured import scales
+from jaxconv.planning.measured import scales
 from jaxconv.spec import ConvSpec
 
 # What a core's second-level cache holds, with room to spare.
@@ -37,35 +36,7 @@ CACHE = 1_500_000
 # wake one takes 20 to 60 µs.
 WAKING = 200_000
 
-REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop")
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
-
-
-def regime(spec: ConvSpec) -> str:
-    """Which of XLA:CPU's ways to convolve a prepared ``spec`` meets.
-
-    "packed": a library that packs patches in cache; "eigen": the older one; "dilated", "volume":
-    its slower paths for a dilated image and for three dimensions; "grouped": a product for each
-    group; "depthwise", "loop": a scalar loop.
-    """
-    if not jnp.issubdtype(spec.dtype, np.inexact) and spec.dtype != np.int8:
-        return "loop"
-    if spec.groups > 1:
-        return "depthwise" if spec.rhs_shape[-2] == 1 else "grouped"
-    if spec.spatial_ndim == 3:
-        return "volume"
-    packed = (
-        spec.spatial_ndim == 2
-        and spec.dtype in (np.float32, np.int8)
-        and max(spec.lhs_shape[-1], spec.out_channels) > xla.FEW_CHANNELS
-        and max(spec.lhs_dilation) == 1
-        and all(map(int.__le__, (*spec.out_spatial, *spec.kernel_shape), 2 * spec.lhs_spatial))
-    )
-    if packed:
-        return "packed"
-    if spec.dtype == np.int8:
-        return "loop"
-    return "dilated" if max(spec.lhs_dilation, default=1) > 1 else "eigen"
 
 
 def kind(algorithm: Algorithm, spec: ConvSpec) -> str:
@@ -74,14 +45,14 @@ def kind(algorithm: Algorithm, spec: ConvSpec) -> str:
 
 
 def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, float]:
-    """How much of everything ``algorithm`` takes for a prepared ``spec``, about in seconds.
+    """The feature vector of the cost model for a prepared ``spec``, about in seconds.
 
     Args:
       parts: seconds of the smaller convolutions that it hands on.
     """
     cost = algorithm.cost(spec)
     size = spec.dtype.itemsize
-    found = {"call": 5e-6, "steps": 1e-6 * cost.steps}
+    found = {"call": 5e-6, "steps": 1e-6 * cost.steps, **cost.extra}
     if algorithm.parts is not None:
         found["parts"] = parts
     elif cost.gemm is None:
@@ -96,16 +67,6 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         found["b"] = count * k * n * size / 2e10
         found["c"] = count * m * n * size / 2e10
         found["products"] = count * 1e-6
-    if algorithm.name == "xla":
-        way = regime(spec)
-        if way not in ("packed", "eigen"):
-            masked = spec.groups if spec.groups > 1 and spec.dtype.name not in FAST else 1
-            found[way] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
-    if algorithm.name == "shift" and not spec.weight_gradient:
-        terms = spec.taps * spec.rhs_shape[-2]
-        found["terms"] = terms * 1e-6
-        # Terms in a loop are read from places that are known only then.
-        found["looped"] = cost.flops / 5e10 * (terms > shift.UNROLL)
     # A second thread is woken for each step of a large enough operation.
     found["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
     found["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
@@ -125,11 +86,10 @@ def _innermost(spec: ConvSpec) -> int:
     return groups if alone else outputs
 
 
-FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
 QUANTITIES = (
     *("call", "steps", "parts", "flops", "narrow", "terms", "looped", "a", "b", "c", "products"),
     *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh"),
-    *REGIMES[2:],
+    *xla.REGIMES[2:],
 )
 
 
@@ -160,7 +120,7 @@ def position(spec: ConvSpec) -> np.ndarray:
             1.5 * (10 * math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize > WAKING),
             1.5 * (10 * math.prod(spec.lhs_shape) * spec.dtype.itemsize > WAKING),
             1.0 * (spec.flops > 10 * WAKING),
-            *(3.0 * (regime(spec) == name) for name in REGIMES),
+            *(3.0 * (xla.regime(spec) == name) for name in xla.REGIMES),
             *(2.0 * (spec.dtype.name == name) for name in DTYPES),
         ]
     )
@@ -261,7 +221,7 @@ def version(text: str) -> tuple[int, ...]:
 @cache
 def documents() -> tuple[Mapping[str, Any], ...]:
     """All calibrations of the package, by JAX and by device."""
-    folder = resources.files("jaxconv") / "calibrations"
+    folder = resources.files("jaxconv.planning") / "data"
     texts = [file.read_text() for file in folder.iterdir() if file.name.endswith(".json")]
     found = map(json.loads, texts)
 

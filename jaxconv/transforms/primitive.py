@@ -27,7 +27,7 @@ from jaxconv.compat import (
     mlir,
     with_eqns,
 )
-from jaxconv.planner import run
+from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
 
 conv_p = Primitive("jaxconv")

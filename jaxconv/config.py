@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jaxconv import tables
-from jaxconv.parse import fail
+from jaxconv.arguments import fail
 
 # Of physical memory, what one convolution may take besides operands and output: a program holds
 # its own arrays, and XLA may run several convolutions at a time.
@@ -33,7 +33,7 @@ _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True} | {
     "off": False,
 }
 
-# Called after a setting has changed.
+# Called when settings or measurements have changed.
 listeners: list[Callable[[], None]] = []
 
 
@@ -187,7 +187,7 @@ class Config:
         with self._lock:
             holder = next((b for b in reversed(self._blocks) if name in b), self._given)
             holder.update(checked)
-        _notify()
+        notify()
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
@@ -203,13 +203,13 @@ class Config:
         block = self._checked(values)
         with self._lock:
             self._blocks = (*self._blocks, block)
-        _notify()
+        notify()
         try:
             yield
         finally:
             with self._lock:
                 self._blocks = tuple(other for other in self._blocks if other is not block)
-            _notify()
+            notify()
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
         checked = {}
@@ -249,7 +249,8 @@ def _checked(name: str, called: str, value: Any) -> Any:
     return checked
 
 
-def _notify() -> None:
+def notify() -> None:
+    """Calls the listeners: settings or measurements have changed."""
     for listener in listeners:
         listener()
 

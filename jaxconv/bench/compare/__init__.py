@@ -3,10 +3,10 @@
 The packages that this needs are in the extra ``cli``.
 """
 
-from jaxconv.compare.draw import picture
-from jaxconv.compare.measure import BUDGET, ENOUGH, Comparison, compare, reference, steps
-from jaxconv.compare.photograph import CONVOLUTIONS, Convolution, load
-from jaxconv.compare.table import tables
+from jaxconv.bench.compare.draw import picture
+from jaxconv.bench.compare.measure import BUDGET, ENOUGH, Comparison, compare, reference, steps
+from jaxconv.bench.compare.photograph import CONVOLUTIONS, Convolution, load
+from jaxconv.bench.compare.table import tables
 
 __all__ = [
     "BUDGET",

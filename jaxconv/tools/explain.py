@@ -2,33 +2,19 @@
 
 import dataclasses
 import html
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ParamSpec
 
-import jax
-import numpy as np
-
 from jaxconv import tables
-from jaxconv.compat import (
-    conv_general_dilated_p,
-    current_traceback,
-    is_constant_shape,
-    jaxprs_in_params,
-    rev_p,
-    user_frames,
-    without_dead_code,
-)
-from jaxconv.parse import fail
-from jaxconv.planner import checked_platform, plan_spec
-from jaxconv.primitive import conv_p, plannable
+from jaxconv.arguments import fail
+from jaxconv.compat import current_traceback, rev_p
+from jaxconv.planning.choose import checked_platform
+from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec
+from jaxconv.transforms.jaxprs import BY_NAME, choice, fn_jaxpr, source_line, walk
 
 P = ParamSpec("P")
-
-PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +61,6 @@ HEADER: tuple[str, ...] = (
     "convolution",
 )
 FIGURES = range(3, 8)
-BY_NAME = "it was asked for by name"
 CAUTION = "Predicted times are for one of each, orders of magnitude: measure before you trust them."
 WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
@@ -200,54 +185,11 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
     return explained
 
 
-def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The jaxpr of ``fn(*args, **kwargs)``, traced over what is an array, without dead code."""
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
-    traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
-
-    def of_arrays(arrays: dict[int, Any]) -> list[Any]:
-        args, kwargs = jax.tree.unflatten(
-            tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        )
-        return [x for x in jax.tree.leaves(fn(*args, **kwargs)) if isinstance(x, jax.Array)]
-
-    return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
-
-
 def _rows(jaxpr: Any, platform: str) -> Iterator[Row]:
     for eqn, names, makers, times, within in walk(jaxpr):
         direction = _direction(eqn, names, makers)
         where = source_line(eqn.source_info.traceback)
         yield _row(*choice("explain", eqn), platform, where, direction, times, within)
-
-
-def walk(
-    jaxpr: Any, stack: str = "", times: int = 1, within: str = ""
-) -> Iterator[tuple[Any, str, dict[Any, Any], int, str]]:
-    """The convolutions of ``jaxpr`` and the jaxprs in it, lax's and jaxconv's, in their order.
-
-    Args:
-      stack: JAX's names of the transformations that ``jaxpr`` has been through.
-      times: how often it is run.
-      within: "while" or "cond" where it is inside one.
-
-    Returns:
-      For each its equation, its ``stack``, the equations by what they make, ``times``, ``within``.
-    """
-    makers: dict[Any, Any] = {}
-    for eqn in jaxpr.eqns:
-        makers.update(dict.fromkeys(eqn.outvars, eqn))
-        names = f"{stack}/{eqn.source_info.name_stack}"
-        if eqn.primitive in (conv_general_dilated_p, conv_p):
-            yield eqn, names, makers, times, within
-        kind = eqn.primitive.name
-        inner = (
-            times * eqn.params["length"] if kind == "scan" else times,
-            kind if kind in ("while", "cond") else within,
-        )
-        for carried in jaxprs_in_params(eqn.params):
-            yield from walk(carried, names, *inner)
 
 
 class Compiled:
@@ -274,22 +216,6 @@ class Compiled:
             table = [row[:direction] + row[direction + 1 :] for row in table]
             lines += [f"Compiled for {platform}. {CAUTION}", tables.as_text(table, figures)]
         return "\n".join(lines) or "No convolution was compiled."
-
-
-def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
-    """The spec of a convolution, its ``algorithm``, and why that one if it has a name.
-
-    Args:
-      function: the public function whose name the errors carry.
-    """
-    lhs, rhs = (operand.aval for operand in eqn.invars)
-    if not is_constant_shape((*lhs.shape, *rhs.shape)):
-        shapes = f"{lhs.shape} and {rhs.shape}"
-        fail(function, "shapes must be numbers", shapes, "give the sizes that you will use")
-    spec = ConvSpec.from_params(lhs, rhs, eqn.params)
-    if not plannable(lhs, rhs, eqn.params):
-        return spec, "xla", "shardings in types are left to lax"
-    return spec, eqn.params.get("algorithm", "auto"), BY_NAME
 
 
 def _row(
@@ -332,16 +258,3 @@ def _direction(eqn: Any, names: str, makers: dict[Any, Any]) -> str:
 def _maker(operand: Any, makers: dict[Any, Any]) -> Any:
     """The equation that made ``operand``; None for constants and arguments."""
     return None if hasattr(operand, "val") else makers.get(operand)
-
-
-def source_line(traceback: Any) -> str:
-    """ "file:line (function)" of the user's own frame: not jaxconv's, better not a library's."""
-    frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
-    libraries = ("site-packages", "dist-packages")
-    own = [f for f in frames if not any(name in f.file_name for name in libraries)]
-    if not frames:
-        return ""
-    frame = (own or frames)[0]
-    path = Path(frame.file_name)
-    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
-    return f"{name}:{frame.start_line} ({frame.function_name.rpartition('<locals>.')[2]})"

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
+from jaxconv.arguments import fail
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.parse import fail
-from jaxconv.primitive import lowering, plannable
+from jaxconv.transforms.primitive import lowering, plannable
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxconv.settings import config
+from jaxconv.config import config
 
 Document = dict[str, Any]
 Check = Callable[[Document], str | None]

@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench.timing import Compiled, alternate
-from jaxconv.compare.photograph import CONVOLUTIONS, Convolution, sources
-from jaxconv.planner import Plan
+from jaxconv.bench.compare.photograph import CONVOLUTIONS, Convolution, sources
+from jaxconv.planning.plan import Plan
+from jaxconv.planning.timing import Compiled, alternate
 
 # Seconds of measuring an algorithm on a convolution, and pairs that are enough, where the user
 # doesn't say how many. All of them then take half a minute on two cores, half of it compiling.

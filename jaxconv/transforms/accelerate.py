@@ -14,10 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxconv import compat
+from jaxconv.arguments import fail
 from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
-from jaxconv.parse import fail
-from jaxconv.planner import check_name
-from jaxconv.primitive import conv_p, planned_params
+from jaxconv.planning.choose import check_name
+from jaxconv.transforms.primitive import conv_p, planned_params
 
 P = ParamSpec("P")
 R = TypeVar("R")

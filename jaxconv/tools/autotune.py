@@ -16,12 +16,13 @@ import numpy as np
 from jax import Array
 
 from jaxconv import tables
-from jaxconv.algorithms.base import prepared
-from jaxconv.explanation import choice, fn_jaxpr, walk
-from jaxconv.measured import Winner, record
-from jaxconv.parse import fail
-from jaxconv.planner import breach, execute, forget, plan_spec
+from jaxconv.arguments import fail
+from jaxconv.config import notify
+from jaxconv.planning.choose import execute
+from jaxconv.planning.measured import Winner, record
+from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec
+from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
 # How much faster than the planned one another must be, in the median and in three rounds of four:
 # what the same algorithm timed against itself does not reach.
@@ -151,7 +152,7 @@ def autotune(
     for spec in _shown(list(specs), progress):
         row = measure(spec, platform)
         record(spec, platform, Winner(row.chosen, dict(row.seconds)[row.chosen], row.ratio))
-        forget()
+        notify()
         rows.append(row)
     return Tuning(platform, tuple(rows))
 
@@ -173,11 +174,7 @@ def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpe
 def candidates(spec: ConvSpec, platform: str) -> list[str]:
     """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
     plan = plan_spec(spec, platform)
-    possible = {
-        c.name: c.seconds
-        for c in plan.candidates
-        if c.reason is None and breach(c.name, prepared(spec)) is None
-    }
+    possible = {c.name: c.seconds for c in plan.eligible}
     hopeless = HOPELESS_PREDICTED * min(possible.values())
     names = [name for name, seconds in possible.items() if seconds <= hopeless]
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))

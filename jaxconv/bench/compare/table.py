@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from jaxconv.compare.measure import Comparison, Measurement
+from jaxconv.bench.compare.measure import Comparison, Measurement
 
 LABEL = len("auto → im2col_tiled")  # the longest label of a row
 

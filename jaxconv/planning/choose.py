@@ -1,0 +1,166 @@
+"""The decision: which algorithm "auto" takes for a convolution, and how it is then run."""
+
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
+from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.arguments import fail
+from jaxconv.config import listeners, over_limit
+from jaxconv.planning.measured import winner
+from jaxconv.planning.predict import calibrated
+from jaxconv.spec import ConvSpec
+
+
+@lru_cache(maxsize=4096)
+def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
+    """The algorithm for ``spec`` on ``platform`` and the reason: what was measured, else predicted.
+
+    Args:
+      without: algorithms that must not be chosen.
+    """
+    measured = winner(spec, platform)
+    spec = prepared(spec)
+    possible = [
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if name not in without
+        and algorithm.breach(spec) is None
+        and rejection(algorithm, spec) is None
+    ]
+    if measured is not None and measured.algorithm in possible:
+        return measured.algorithm, measured.why
+    if platform != "cpu":
+        return _on_accelerator(spec, platform, possible)
+    if spec.is_empty and "xla" in possible:
+        return "xla", "there is nothing to compute"
+    possible = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
+    if spec.is_empty or not possible:
+        return _last_resort(spec)
+    seconds = {name: predicted_seconds(name, spec, platform) for name in possible}
+    best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
+    lax = seconds.get("xla")
+    if lax is None:
+        return best, f"it is predicted to be the fastest ({tables.milliseconds(seconds[best])})"
+    if best == "xla" or seconds[best] > MARGIN * lax:
+        return "xla", "no other is predicted to be clearly faster than XLA's own convolution"
+    figures = f"{tables.milliseconds(seconds[best])}, XLA's own {tables.milliseconds(lax)}"
+    return best, f"it is predicted to be the fastest ({figures})"
+
+
+# XLA's own convolution stays unless another is predicted to take less than this share of its time.
+MARGIN = 0.9
+# Calls over which a second of compiling is spread where two algorithms are almost as fast.
+CALLS = 100_000
+
+
+def _compiling(name: str, spec: ConvSpec, platform: str) -> float:
+    return calibrated(platform).compile_seconds(ALGORITHMS[name], spec) / CALLS
+
+
+def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+    """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
+    reason = refusal(algorithm, spec)
+    if reason is not None or spec.is_empty or algorithm.name == "xla":
+        return reason  # XLA's own convolution is what is left where nothing else fits
+    return over_limit(algorithm.cost(spec).workspace)
+
+
+def _last_resort(spec: ConvSpec) -> tuple[str, str]:
+    return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+
+
+def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
+    if platform == "gpu" and jnp.issubdtype(spec.dtype, np.integer):
+        for name in ("pointwise", "implicit"):
+            if name in possible:
+                return name, "XLA refuses integer convolutions on GPU"
+    elif "xla" in possible:
+        return "xla", "the platform's own convolution is fast for most shapes"
+    return _last_resort(spec)
+
+
+@lru_cache(maxsize=8192)
+def predicted_seconds(name: str, spec: ConvSpec, platform: str) -> float:
+    """Seconds of an algorithm that supports the prepared ``spec``."""
+    algorithm = ALGORITHMS[name]
+    return calibrated(platform).seconds(algorithm, spec, parts_seconds(algorithm, spec, platform))
+
+
+def parts_seconds(algorithm: Algorithm, spec: ConvSpec, platform: str) -> float:
+    """Predicted seconds of the smaller convolutions that ``algorithm`` hands on."""
+    total = 0.0
+    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
+        if not part.is_empty:
+            total += predicted_seconds(choose(part, platform)[0], part, platform)
+    return total
+
+
+def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
+    """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
+
+    The smaller convolutions that an algorithm hands on are planned in their turn. Those of an
+    algorithm that was asked for by name never meet XLA's convolution: what is named is measured.
+    """
+    without = frozenset[str]()
+    if algorithm == "auto":
+        algorithm, _ = choose(spec, platform)
+    elif algorithm != "xla":
+        without = frozenset({"xla"})
+    return execute(lhs, rhs, spec, algorithm, platform, without)
+
+
+def execute(
+    lhs: Array,
+    rhs: Array,
+    spec: ConvSpec,
+    algorithm: str,
+    platform: str,
+    without: frozenset[str] = frozenset(),
+) -> Array:
+    """Computes ``spec`` by ``algorithm``; what that hands on, by any but those in ``without``."""
+
+    def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
+        return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
+
+    return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
+
+
+def check_name(function: str, algorithm: str) -> None:
+    """Raises where ``algorithm`` is unknown."""
+    if not isinstance(algorithm, str) or algorithm not in ("auto", *ALGORITHMS):
+        names = ", ".join(ALGORITHMS)
+        fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), "use one")
+
+
+def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
+    """Raises where ``algorithm`` is unknown or can't do ``spec``."""
+    check_name(function, algorithm)
+    if algorithm == "auto":
+        return
+    reason = refusal(ALGORITHMS[algorithm], spec)
+    if reason is not None:
+        fail(
+            function,
+            f"algorithm {algorithm!r} can't do this convolution ({reason})",
+            spec,
+            "use algorithm='auto', which chooses one that can",
+            UnsupportedConvError,
+        )
+
+
+def checked_platform(function: str, platform: str | None) -> str:
+    """``platform``, or that of JAX's default backend; raises where it is unknown."""
+    platform = jax.default_backend() if platform is None else platform
+    if platform not in ("cpu", "gpu", "tpu", jax.default_backend()):
+        fail(function, "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), "use one of these")
+    return platform
+
+
+for _planned in (choose, predicted_seconds, calibrated):
+    listeners.append(_planned.cache_clear)

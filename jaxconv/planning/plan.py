@@ -1,0 +1,180 @@
+"""``plan``: which algorithm does a convolution, which others could, and what each would cost."""
+
+import dataclasses
+import html
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS, Algorithm
+from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.arguments import parse
+from jaxconv.config import listeners
+from jaxconv.planning.choose import checked_platform, choose, predicted_seconds, rejection
+from jaxconv.spec import ConvSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One algorithm's prospects for one convolution.
+
+    Attributes:
+      name: the algorithm.
+      reason: why "auto" can't take it; None where it can. The rest counts only then, or where the
+        reason is its workspace.
+      doubt: why "auto" leaves it out, though it could run; None where it compares its time.
+      seconds: predicted time, an order of magnitude: measure before you trust it.
+      flops: floating-point operations, a multiply and an add counted as two.
+      workspace: bytes of intermediate arrays besides operands and output.
+      gemm: (count, m, n, k) of its matrix products, None where it has none.
+    """
+
+    name: str
+    reason: str | None = None
+    doubt: str | None = None
+    seconds: float = 0.0
+    flops: int = 0
+    workspace: int = 0
+    gemm: tuple[int, int, int, int] | None = None
+
+
+HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted", "what it does")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was chosen for a convolution, and what was not. ``str()`` is a table that teaches.
+
+    Attributes:
+      spec: the convolution, in the canonical layout.
+      platform: "cpu", "gpu", "tpu", …
+      algorithm: the one that "auto" runs; can be given back as ``algorithm=``.
+      why: the reason for the choice.
+      candidates: every algorithm, in the order of ``ALGORITHMS``.
+    """
+
+    spec: ConvSpec
+    platform: str
+    algorithm: str
+    why: str
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def eligible(self) -> tuple[Candidate, ...]:
+        """The candidates that "auto" takes where they are measured to be the fastest."""
+        spec = prepared(self.spec)
+        return tuple(
+            c
+            for c in self.candidates
+            if c.reason is None and ALGORITHMS[c.name].breach(spec) is None
+        )
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [HEADER]
+        for c in self.candidates:
+            chosen = "▸" if c.name == self.algorithm else ""
+            if c.reason is not None and not c.workspace:
+                rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
+                continue
+            gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
+            mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
+            seconds = tables.milliseconds(c.seconds)
+            summary = ALGORITHMS[c.name].summary if c.reason is None else f"not chosen: {c.reason}"
+            if c.reason is None and c.doubt is not None and not chosen:
+                summary += f" (left out: {c.doubt})"
+            rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
+        return rows
+
+    def __str__(self) -> str:
+        groups, m, n, k = self.spec.gemm
+        product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
+        lines = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
+        lines.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
+        lines.append(tables.as_text(self._rows(), right=range(2, 6)))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = self._rows()
+        chosen = [i for i, row in enumerate(rows) if row[0]]
+        return (
+            f"<p><code>{html.escape(str(self.spec))}</code><br>on {self.platform}:"
+            f" <b>{self.algorithm}</b>, since {html.escape(self.why)}</p>"
+            + tables.as_html(rows, bold=chosen)
+        )
+
+
+def plan(
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    *,
+    platform: str | None = None,
+) -> Plan:
+    """Plans ``conv_general_dilated`` of the same arguments, without running anything.
+
+    Args:
+      lhs, rhs: arrays or ``jax.ShapeDtypeStruct``s.
+      platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
+      The others: as in ``lax.conv_general_dilated``.
+
+    Returns:
+      A ``Plan``: the algorithm that "auto" would run, why, and every candidate with its GEMM
+      shape, FLOPs, workspace in bytes and predicted seconds, or the reason why it can't.
+
+    Raises:
+      TypeError, ValueError: as ``conv_general_dilated``.
+
+    Example:
+      >>> import jax, jaxconv
+      >>> image = jax.ShapeDtypeStruct((1, 56, 56, 128), "float32")
+      >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 128), "float32")
+      >>> channels_last = ("NHWC", "HWIO", "NHWC")
+      >>> p = jaxconv.plan(image, kernel, (1, 1), "SAME", dimension_numbers=channels_last,
+      ...                  feature_group_count=128, platform="cpu")
+      >>> p.algorithm
+      'shift'
+    """
+    params = parse(
+        "plan",
+        lhs,
+        rhs,
+        window_strides,
+        padding,
+        lhs_dilation,
+        rhs_dilation,
+        dimension_numbers,
+        feature_group_count,
+        batch_group_count,
+        precision,
+        preferred_element_type,
+    )
+    return plan_spec(ConvSpec.from_params(lhs, rhs, params), checked_platform("plan", platform))
+
+
+@lru_cache(maxsize=4096)
+def plan_spec(spec: ConvSpec, platform: str) -> Plan:
+    """The plan of a spec; see ``plan``."""
+    name, why = choose(spec, platform)
+    candidate = partial(_candidate, spec=prepared(spec), platform=platform)
+    return Plan(spec, platform, name, why, tuple(map(candidate, ALGORITHMS.values())))
+
+
+def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
+    if spec.is_empty or refusal(algorithm, spec) is not None:
+        return Candidate(algorithm.name, rejection(algorithm, spec))
+    name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
+    doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
+    seconds = predicted_seconds(name, spec, platform)
+    return Candidate(name, reason, doubted, seconds, cost.flops, cost.workspace, cost.gemm)
+
+
+listeners.append(plan_spec.cache_clear)

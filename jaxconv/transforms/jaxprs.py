@@ -1,0 +1,95 @@
+"""The convolutions of a jaxpr, lax's and jaxconv's, and the source lines they come from."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxconv.arguments import fail
+from jaxconv.compat import (
+    conv_general_dilated_p,
+    is_constant_shape,
+    jaxprs_in_params,
+    user_frames,
+    without_dead_code,
+)
+from jaxconv.spec import ConvSpec
+from jaxconv.transforms.primitive import conv_p, plannable
+
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
+BY_NAME = "it was asked for by name"
+
+
+def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The jaxpr of ``fn(*args, **kwargs)``, traced over what is an array, without dead code."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
+    traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
+
+    def of_arrays(arrays: dict[int, Any]) -> list[Any]:
+        args, kwargs = jax.tree.unflatten(
+            tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        )
+        return [x for x in jax.tree.leaves(fn(*args, **kwargs)) if isinstance(x, jax.Array)]
+
+    return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
+
+
+def walk(
+    jaxpr: Any, stack: str = "", times: int = 1, within: str = ""
+) -> Iterator[tuple[Any, str, dict[Any, Any], int, str]]:
+    """The convolutions of ``jaxpr`` and the jaxprs in it, lax's and jaxconv's, in their order.
+
+    Args:
+      stack: JAX's names of the transformations that ``jaxpr`` has been through.
+      times: how often it is run.
+      within: "while" or "cond" where it is inside one.
+
+    Returns:
+      For each its equation, its ``stack``, the equations by what they make, ``times``, ``within``.
+    """
+    makers: dict[Any, Any] = {}
+    for eqn in jaxpr.eqns:
+        makers.update(dict.fromkeys(eqn.outvars, eqn))
+        names = f"{stack}/{eqn.source_info.name_stack}"
+        if eqn.primitive in (conv_general_dilated_p, conv_p):
+            yield eqn, names, makers, times, within
+        kind = eqn.primitive.name
+        inner = (
+            times * eqn.params["length"] if kind == "scan" else times,
+            kind if kind in ("while", "cond") else within,
+        )
+        for carried in jaxprs_in_params(eqn.params):
+            yield from walk(carried, names, *inner)
+
+
+def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
+    """The spec of a convolution, its ``algorithm``, and why that one if it has a name.
+
+    Args:
+      function: the public function whose name the errors carry.
+    """
+    lhs, rhs = (operand.aval for operand in eqn.invars)
+    if not is_constant_shape((*lhs.shape, *rhs.shape)):
+        shapes = f"{lhs.shape} and {rhs.shape}"
+        fail(function, "shapes must be numbers", shapes, "give the sizes that you will use")
+    spec = ConvSpec.from_params(lhs, rhs, eqn.params)
+    if not plannable(lhs, rhs, eqn.params):
+        return spec, "xla", "shardings in types are left to lax"
+    return spec, eqn.params.get("algorithm", "auto"), BY_NAME
+
+
+def source_line(traceback: Any) -> str:
+    """ "file:line (function)" of the user's own frame: not jaxconv's, better not a library's."""
+    frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
+    libraries = ("site-packages", "dist-packages")
+    own = [f for f in frames if not any(name in f.file_name for name in libraries)]
+    if not frames:
+        return ""
+    frame = (own or frames)[0]
+    path = Path(frame.file_name)
+    name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
+    return f"{name}:{frame.start_line} ({frame.function_name.rpartition('<locals>.')[2]})"
