@@ -1,6 +1,7 @@
 """The package as a whole: what it exports and imports, its layers, and that its examples run."""
 
 import ast
+import graphlib
 import inspect
 import os
 import re
@@ -161,6 +162,12 @@ def imports(module: str) -> Iterator[str]:
 def test_arrows_point_down(module: str) -> None:
     for imported in imports(module):
         assert floor(imported) <= floor(module), f"{module} imports {imported}, a floor above it"
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    sorter = graphlib.TopologicalSorter({module: set(imports(module)) for module in MODULES})
+    order = list(sorter.static_order())  # raises CycleError, which names the circle
+    assert order.index("jaxconv.spec") < order.index("jaxconv.planning.plan")
 
 
 @pytest.mark.parametrize("module", MODULES)

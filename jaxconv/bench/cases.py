@@ -1,10 +1,99 @@
 """The layers that are timed: those of well-known networks, and image and signal filters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from jaxconv.bench.layers import Layer
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv.bench.networks import LAYOUTS
+from jaxconv.spec import ConvSpec
+
+DIRECTIONS = ("forward", "input gradient", "weight gradient")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution to time, channels last, the same along each spatial axis but for its sizes.
+
+    Attributes:
+      lhs_shape: (N, spatial…, C).
+      rhs_shape: (spatial…, C / groups, O).
+      padding: (before, after), of each spatial axis; on transposed layers of the dilated image.
+      directions: those that are measured, of ``DIRECTIONS``.
+    """
+
+    name: str
+    lhs_shape: tuple[int, ...]
+    rhs_shape: tuple[int, ...]
+    padding: tuple[int, int] = (0, 0)
+    stride: int = 1
+    groups: int = 1
+    lhs_dilation: int = 1
+    rhs_dilation: int = 1
+    dtype: str = "float32"
+    out_dtype: str | None = None
+    directions: tuple[str, ...] = DIRECTIONS
+
+    @property
+    def ndim(self) -> int:
+        return len(self.lhs_shape) - 2
+
+    @property
+    def spec(self) -> ConvSpec:
+        """Of the forward convolution."""
+        ndim = self.ndim
+        return ConvSpec(
+            self.lhs_shape,
+            self.rhs_shape,
+            (self.stride,) * ndim,
+            (self.padding,) * ndim,
+            (self.lhs_dilation,) * ndim,
+            (self.rhs_dilation,) * ndim,
+            np.dtype(self.dtype),
+            np.dtype(self.out_dtype or self.dtype),
+            self.groups,
+        )
+
+    def function(
+        self, conv: Callable[..., Array], direction: str, **options: Any
+    ) -> Callable[..., Array]:
+        """What is timed, of ``operands()``, by ``conv`` with lax's signature and ``options``."""
+        forward = partial(
+            conv,
+            window_strides=(self.stride,) * self.ndim,
+            padding=(self.padding,) * self.ndim,
+            lhs_dilation=(self.lhs_dilation,) * self.ndim,
+            rhs_dilation=(self.rhs_dilation,) * self.ndim,
+            dimension_numbers=LAYOUTS[self.ndim],
+            feature_group_count=self.groups,
+            preferred_element_type=None if self.out_dtype is None else np.dtype(self.out_dtype),
+            **options,
+        )
+
+        def input_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+            return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
+
+        def weight_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+            return jax.linear_transpose(lambda rhs: forward(lhs, rhs), rhs)(cotangent)[0]
+
+        functions = (lambda lhs, rhs, _: forward(lhs, rhs)), input_gradient, weight_gradient
+        return functions[DIRECTIONS.index(direction)]
+
+    def operands(self) -> tuple[Array, Array, Array]:
+        """Image, kernel, and cotangent of the output."""
+        rng = np.random.default_rng(0)
+
+        def random(shape: tuple[int, ...]) -> Array:
+            if jnp.issubdtype(self.dtype, np.integer):
+                return jnp.asarray(rng.integers(-9, 9, shape), self.dtype)
+            return jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype)
+
+        return random(self.lhs_shape), random(self.rhs_shape), random(self.spec.out_shape)
 
 
 def _conv(

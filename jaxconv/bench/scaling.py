@@ -8,7 +8,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms.base import refusal
-from jaxconv.bench.layers import Layer
+from jaxconv.bench.cases import Layer
 from jaxconv.bench.measure import Effort
 from jaxconv.planning.timing import Compiled, alternate
 

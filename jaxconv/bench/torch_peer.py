@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxconv.bench.layers import DIRECTIONS, Layer
+from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.networks import RATE, Network, padding
 
 torch.set_num_threads(os.cpu_count() or 1)
