@@ -1,9 +1,12 @@
 """Convolution as matrix multiplication, in pure JAX."""
 
+from typing import Any
+
 from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
 from jaxconv.config import config
 from jaxconv.patches import col2im, im2col
+from jaxconv.planning.measured import version as _version
 from jaxconv.planning.plan import plan
 from jaxconv.tools.autotune import autotune
 from jaxconv.tools.explain import explain
@@ -28,3 +31,9 @@ __all__ = [
     "plan",
     "pointwise",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":  # reading it takes as long as importing half the package
+        return _version()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

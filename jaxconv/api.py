@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
@@ -24,22 +25,29 @@ from jaxconv.transforms.primitive import conv_p
 
 
 def _bind(
-    function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any, *args: Any
+    function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any = None, **arguments: Any
 ) -> Array:
-    """Checks lax-style arguments and binds the primitive; ``args``: the rest of ``parse``'s."""
+    """Checks lax's arguments and binds the primitive."""
     lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
     if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
-        return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, *args)
-    params = parse(function, lhs, rhs, *args)
+        return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, arguments)
+    params = parse(function, lhs, rhs, **arguments)
     check_algorithm(function, algorithm, ConvSpec.from_params(lhs, rhs, params))
-    if out_sharding is not None or compat.has_explicit_sharding(*map(jax.typeof, (lhs, rhs))):
-        return _lax(function, "shardings in types", lhs, rhs, algorithm, out_sharding, *args)
+    explicit = compat.has_explicit_sharding(*map(jax.typeof, (lhs, rhs)))
+    if explicit or out_sharding is not None:
+        return _lax(function, "shardings in types", lhs, rhs, algorithm, out_sharding, arguments)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
     return conv_p.bind(lhs, rhs, **params, out_sharding=None, algorithm=algorithm)
 
 
 def _lax(
-    function: str, what: str, lhs: Array, rhs: Array, algorithm: str, out_sharding: Any, *args: Any
+    function: str,
+    what: str,
+    lhs: Array,
+    rhs: Array,
+    algorithm: str,
+    out_sharding: Any,
+    arguments: dict[str, Any],
 ) -> Array:
     """lax's own convolution, for what can't be planned from static facts."""
     if algorithm not in ("auto", "xla"):
@@ -50,12 +58,12 @@ def _lax(
             "use one of these",
             UnsupportedConvError,
         )
-    return lax.conv_general_dilated(lhs, rhs, *args, out_sharding=out_sharding)
+    return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
 
 
 def conv_general_dilated(
-    lhs: Array,
-    rhs: Array,
+    lhs: ArrayLike,
+    rhs: ArrayLike,
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
@@ -106,22 +114,22 @@ def conv_general_dilated(
         lhs,
         rhs,
         algorithm,
-        out_sharding,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        batch_group_count,
-        precision,
-        preferred_element_type,
+        window_strides=window_strides,
+        padding=padding,
+        lhs_dilation=lhs_dilation,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dimension_numbers,
+        feature_group_count=feature_group_count,
+        batch_group_count=batch_group_count,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+        out_sharding=out_sharding,
     )
 
 
 def conv(
-    x: Array,
-    w: Array,
+    x: ArrayLike,
+    w: ArrayLike,
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
     *,
@@ -169,29 +177,26 @@ def conv(
     dilation = per_axis("conv", "dilation", dilation, ndim)
     dilation = positive("conv", "dilation", dilation, ndim, TypeError)
     axes = tuple(range(1, ndim + 1))
-    channels_last = (0, ndim + 1, *axes)
+    channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
     out = _bind(
         "conv",
         x if batched else x[None],
         w,
         algorithm,
-        None,
-        strides,
-        resolve_padding("conv", padding, w.shape[:-2], dilation),
-        None,
-        dilation,
-        lax.ConvDimensionNumbers(channels_last, (ndim + 1, ndim, *range(ndim)), channels_last),
-        groups,
-        1,
-        precision,
-        preferred_element_type,
+        window_strides=strides,
+        padding=resolve_padding("conv", padding, w.shape[:-2], dilation),
+        rhs_dilation=dilation,
+        dimension_numbers=lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
+        feature_group_count=groups,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
     )
     return out if batched else out[0]
 
 
 def conv_transpose(
-    lhs: Array,
-    rhs: Array,
+    lhs: ArrayLike,
+    rhs: ArrayLike,
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     rhs_dilation: Sequence[int] | None = None,
@@ -275,16 +280,13 @@ def conv_transpose(
         lhs,
         rhs,
         algorithm,
-        None,
-        (1,) * ndim,
-        padding,
-        strides,
-        rhs_dilation,
-        dnums,
-        1,
-        1,
-        precision,
-        preferred_element_type,
+        window_strides=(1,) * ndim,
+        padding=padding,
+        lhs_dilation=strides,
+        rhs_dilation=rhs_dilation,
+        dimension_numbers=dnums,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
     )
 
 
@@ -304,7 +306,7 @@ def _transpose_pads(k: int, stride: int, pads: str | tuple[int, int]) -> tuple[i
 
 
 def pointwise(
-    x: Array, w: Array, *, precision: Any = None, preferred_element_type: Any = None
+    x: ArrayLike, w: ArrayLike, *, precision: Any = None, preferred_element_type: Any = None
 ) -> Array:
     """1×1 convolution: a single contraction over channels. A 1×1 kernel needs no gathering.
 

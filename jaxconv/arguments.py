@@ -1,5 +1,6 @@
 """lax-style arguments, checked and brought to the form that the primitive has them in."""
 
+import inspect
 import operator
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -34,25 +35,18 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
         )
 
 
-def parse(
-    function: str,
-    lhs: Any,
-    rhs: Any,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> dict[str, Any]:
+# Of lax's convolution, without ``out_sharding``, which says nothing of what is computed.
+_parameters = inspect.signature(lax.conv_general_dilated).parameters.values()
+SIGNATURE = inspect.Signature([p for p in _parameters if p.name != "out_sharding"])
+
+
+def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Checks the arguments of ``lax.conv_general_dilated`` and gives the primitive's parameters.
 
     Args:
       function: the public function whose name the errors carry.
-      lhs, rhs: anything with a ``shape`` and a ``dtype``.
+      args, kwargs: as ``lax.conv_general_dilated`` takes them; the operands may be anything with a
+        ``shape`` and a ``dtype``.
 
     Returns:
       The parameters of lax's convolution primitive, except ``out_sharding``: strides, dilations and
@@ -63,8 +57,21 @@ def parse(
         dilations, or an impossible ``preferred_element_type``.
       ValueError: everything else that ``lax.conv_general_dilated`` refuses.
     """
-    for name, operand in (("lhs", lhs), ("rhs", rhs)):
-        check_array(function, name, operand)
+    try:
+        bound = SIGNATURE.bind(*args, **kwargs)
+    except TypeError as error:
+        fail(
+            function,
+            "arguments must be those of lax.conv_general_dilated",
+            f"others ({error})",
+            "see help(jaxconv.conv_general_dilated)",
+            TypeError,
+        )
+    bound.apply_defaults()
+    given = bound.arguments
+    lhs, rhs = given["lhs"], given["rhs"]
+    for name in ("lhs", "rhs"):
+        check_array(function, name, given[name])
     if len(lhs.shape) != len(rhs.shape):
         fail(
             function,
@@ -81,21 +88,18 @@ def parse(
             "add them with x[None]",
             TypeError,
         )
-    out_dtype = parse_out_dtype(function, lhs.dtype, rhs.dtype, preferred_element_type)
-    dnums = parse_dimension_numbers(function, lhs.shape, rhs.shape, dimension_numbers)
+    out_dtype = parse_out_dtype(function, lhs.dtype, rhs.dtype, given["preferred_element_type"])
+    dnums = parse_dimension_numbers(function, lhs.shape, rhs.shape, given["dimension_numbers"])
     ndim = len(lhs.shape) - 2
-    strides = positive(function, "window_strides", window_strides, ndim, ValueError)
+    strides = positive(function, "window_strides", given["window_strides"], ndim, ValueError)
     ones = (1,) * ndim
     lhs_dilation, rhs_dilation = (
-        ones if given is None else positive(function, name, given, ndim, TypeError)
-        for name, given in (("lhs_dilation", lhs_dilation), ("rhs_dilation", rhs_dilation))
+        ones if given[name] is None else positive(function, name, given[name], ndim, TypeError)
+        for name in ("lhs_dilation", "rhs_dilation")
     )
     feature_groups, batch_groups = (
-        positive(function, name, (count,), 1, ValueError)[0]
-        for name, count in (
-            ("feature_group_count", feature_group_count),
-            ("batch_group_count", batch_group_count),
-        )
+        positive(function, name, (given[name],), 1, ValueError)[0]
+        for name in ("feature_group_count", "batch_group_count")
     )
 
     n, c, *lhs_spatial = (lhs.shape[d] for d in dnums.lhs_spec)
@@ -109,7 +113,7 @@ def parse(
             "drop the convolution where there is no kernel",
         )
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
-    pads = _pads(function, padding, lhs_spatial, window, strides, lhs_dilation)
+    pads = _pads(function, given["padding"], lhs_spatial, window, strides, lhs_dilation)
     return {
         "window_strides": strides,
         "padding": pads,
@@ -118,7 +122,7 @@ def parse(
         "dimension_numbers": dnums,
         "feature_group_count": feature_groups,
         "batch_group_count": batch_groups,
-        "precision": compat.canonicalize_precision(precision),
+        "precision": compat.canonicalize_precision(given["precision"]),
         "preferred_element_type": out_dtype,
     }
 

@@ -8,7 +8,6 @@ import runpy
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -37,6 +36,7 @@ except ModuleNotFoundError as error:
 import jax
 import numpy as np
 
+import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
@@ -63,7 +63,7 @@ def _fail(message: str) -> NoReturn:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"jaxconv {metadata.version('jaxconv')}")
+        print(f"jaxconv {jaxconv.__version__}")
         raise typer.Exit
 
 
@@ -175,7 +175,7 @@ def _compare(
                 continue
             progress.update(task, description=step, completed=done)
             done += 1
-    versions = f"jaxconv {metadata.version('jaxconv')}, JAX {jax.__version__}"
+    versions = f"jaxconv {jaxconv.__version__}, JAX {jax.__version__}"
     where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     console = _stdout()
     console.print(Text(f"{caption}; {where}; float32\n"), soft_wrap=True)

@@ -234,6 +234,10 @@ class Config:
             )
         return self._initial[name]
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # A process has one configuration: copies and pickles of it are the process's own.
+        return "config" if self is config else super().__reduce__()
+
     def __repr__(self) -> str:
         rows = [
             (name, str(self._value(name)), setting.variable, setting.summary)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
 from jaxconv.arguments import check_array, fail, parse
@@ -113,7 +114,7 @@ def _kernel_shape(function: str, kernel_shape: Sequence[int]) -> tuple[int, ...]
 
 
 def im2col(
-    x: Array,
+    x: ArrayLike,
     kernel_shape: Sequence[int],
     strides: int | Sequence[int] = 1,
     padding: Padding = "VALID",
@@ -164,7 +165,7 @@ def im2col(
 
 
 def col2im(
-    patches: Array,
+    patches: ArrayLike,
     x_shape: Sequence[int],
     kernel_shape: Sequence[int],
     strides: int | Sequence[int] = 1,

@@ -324,6 +324,13 @@ REFUSED = {
         UnsupportedConvError,
         r"'phase' can't do this convolution \(lhs is not dilated.*\), got float32.*; use algorithm",
     ),
+    "an argument that lax has not": Refused(
+        "plan",
+        (),
+        GOOD | {"stride": 2},
+        TypeError,
+        r"arguments must be those of lax.conv_general_dilated, got others \(.*'stride'\); see help",
+    ),
     "sharding by a named algorithm": Refused(
         "conv_general_dilated",
         (),

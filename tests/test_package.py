@@ -1,13 +1,16 @@
 """The package as a whole: what it exports and imports, its layers, and that its examples run."""
 
 import ast
+import copy
 import graphlib
 import inspect
 import os
+import pickle
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -98,6 +101,25 @@ def test_config_is_documented() -> None:
 
 def test_package_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_version() -> None:
+    assert jaxconv.__version__ == metadata.version("jaxconv")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = jaxconv.nothing
+
+
+@pytest.mark.parametrize("value", [jaxconv.ALGORITHMS, jaxconv.ALGORITHMS["shift"], jaxconv.config])
+def test_copies_are_the_value_itself(value: object) -> None:
+    assert pickle.loads(pickle.dumps(value)) is value
+    assert copy.copy(value) is copy.deepcopy(value) is value
+
+
+def test_algorithms_are_shown_by_name_and_summary() -> None:
+    lines = str(jaxconv.ALGORITHMS).splitlines()
+    assert len(lines) == len(jaxconv.ALGORITHMS)
+    assert lines[-1] == repr(jaxconv.ALGORITHMS["xla"])
+    assert lines[-1] == "xla: lax's own convolution, in the canonical layout"
 
 
 # What it imports

@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from jaxconv import col2im, im2col
-from jaxconv.layout import UNROLL
+from jaxconv.loops import UNROLL
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

@@ -1,7 +1,8 @@
-"""The table of all algorithms."""
+"""The table of all algorithms: one that is new is a file of its own and a line here."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import copyreg
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from jaxconv.algorithms.base import Algorithm, UnsupportedConvError
 from jaxconv.algorithms.fft import FFT
@@ -18,22 +19,53 @@ from jaxconv.algorithms.xla import XLA
 
 __all__ = ["ALGORITHMS", "Algorithm", "UnsupportedConvError"]
 
-ALGORITHMS: Mapping[str, Algorithm] = MappingProxyType(
-    {
-        algorithm.name: algorithm
-        for algorithm in (
-            NAIVE,
-            IM2COL,
-            IM2COL_TILED,
-            IMPLICIT,
-            POINTWISE,
-            SHIFT,
-            PHASE,
-            SLICES,
-            WINOGRAD,
-            WINOGRAD4,
-            FFT,
-            XLA,
-        )
-    }
+
+class _Algorithms(Mapping[str, Algorithm]):
+    """The algorithms by name, read-only. Copies and pickles are the table itself."""
+
+    def __init__(self, *algorithms: Algorithm) -> None:
+        self._records = {algorithm.name: algorithm for algorithm in algorithms}
+
+    def __getitem__(self, name: str) -> Algorithm:
+        return self._records[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __reduce__(self) -> str:
+        return "ALGORITHMS"
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.values()))
+
+
+ALGORITHMS: Mapping[str, Algorithm] = _Algorithms(
+    NAIVE,
+    IM2COL,
+    IM2COL_TILED,
+    IMPLICIT,
+    POINTWISE,
+    SHIFT,
+    PHASE,
+    SLICES,
+    WINOGRAD,
+    WINOGRAD4,
+    FFT,
+    XLA,
 )
+
+
+def _record(name: str) -> Algorithm:
+    return ALGORITHMS[name]
+
+
+def _reduced(algorithm: Algorithm) -> Any:
+    return _record, (algorithm.name,)
+
+
+# Records hold functions that can't be pickled; their names say all. An unpickled one is the very
+# record of the table.
+copyreg.pickle(Algorithm, _reduced)

@@ -79,6 +79,9 @@ class Algorithm:
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason
 
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.summary}"
+
     def breach(self, spec: ConvSpec) -> str | None:
         """Why "auto" must not take it for a prepared ``spec``, however fast it is."""
         return self.by_name_only or self.inaccurate(spec)

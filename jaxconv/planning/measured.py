@@ -50,11 +50,16 @@ def fingerprint(platform: str) -> Mapping[str, str] | None:
             device = jax.devices(platform)[0].device_kind
         except RuntimeError:
             return None
+    return {"device": device, "jax": jax.__version__, "jaxconv": version()}
+
+
+@lru_cache
+def version() -> str:
+    """The version of jaxconv, "unknown" where it is not installed."""
     try:
-        version = metadata.version("jaxconv")
+        return metadata.version("jaxconv")
     except metadata.PackageNotFoundError:
-        version = "unknown"
-    return {"device": device, "jax": jax.__version__, "jaxconv": version}
+        return "unknown"
 
 
 def processor() -> str:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import html
-from collections.abc import Sequence
+import inspect
 from functools import lru_cache, partial
 from typing import Any
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.arguments import parse
+from jaxconv.arguments import SIGNATURE, parse
 from jaxconv.config import listeners
 from jaxconv.planning.choose import checked_platform, choose, predicted_seconds, rejection
 from jaxconv.spec import ConvSpec
@@ -104,21 +104,7 @@ class Plan:
         )
 
 
-def plan(
-    lhs: Any,
-    rhs: Any,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    lhs_dilation: Sequence[int] | None = None,
-    rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
-    feature_group_count: int = 1,
-    batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    *,
-    platform: str | None = None,
-) -> Plan:
+def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: Any) -> Plan:
     """Plans ``conv_general_dilated`` of the same arguments, without running anything.
 
     Args:
@@ -143,21 +129,19 @@ def plan(
       >>> p.algorithm
       'shift'
     """
-    params = parse(
-        "plan",
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation,
-        rhs_dilation,
-        dimension_numbers,
-        feature_group_count,
-        batch_group_count,
-        precision,
-        preferred_element_type,
-    )
+    params = parse("plan", lhs, rhs, *args, **kwargs)
     return plan_spec(ConvSpec.from_params(lhs, rhs, params), checked_platform("plan", platform))
+
+
+plan.__signature__ = SIGNATURE.replace(  # pyright: ignore[reportFunctionMemberAccess]
+    parameters=[
+        *SIGNATURE.parameters.values(),
+        inspect.Parameter(
+            "platform", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
+        ),
+    ],
+    return_annotation=Plan,
+)
 
 
 @lru_cache(maxsize=4096)
