@@ -12,7 +12,7 @@ from cases import LAST, Case
 from jax import lax
 
 import jaxconv
-from jaxconv.algorithms import fft
+from jaxconv.algorithms import blocks, fft
 
 
 def case(lhs_shape: Any, rhs_shape: Any, padding: Any = "SAME", **arguments: Any) -> Case:
@@ -26,23 +26,37 @@ def by_fft(conv: Case, lhs: Any, rhs: Any) -> Any:
 
 
 def test_good_lengths() -> None:
-    assert [fft.good_length(n) for n in (1, 13, 17, 542, 1088)] == [1, 14, 18, 550, 1089]
-    rounded = [fft.round_length(n) for n in (1, 5, 7, 9, 11, 4096, 4097, 24300)]
+    assert [blocks.good_length(n) for n in (1, 13, 17, 542, 1088)] == [1, 14, 18, 550, 1089]
+    rounded = [blocks.round_length(n) for n in (1, 5, 7, 9, 11, 4096, 4097, 24300)]
     assert rounded == [1, 5, 8, 10, 12, 4096, 5120, 24576]
 
 
 def test_only_the_wrap_around_that_is_needed() -> None:
     """SAME padding on both sides shares one border of zeros."""
-    (whole, *_) = fft.axis_candidates(case((1, 512, 1), (31, 1, 1)).spec(), 0)
-    assert whole.length == fft.good_length(512 + 15)
+    (whole, *_) = blocks.axis_candidates(case((1, 512, 1), (31, 1, 1)).spec(), 0)
+    assert whole.length == blocks.good_length(512 + 15)
+
+
+ONLY_PADDING = [((5, -3),), ((-5, 6),), ((-3, 9),)]
+
+
+@pytest.mark.parametrize("padding", ONLY_PADDING, ids=str)
+def test_windows_in_the_padding_only(padding: Any) -> None:
+    """Values and both gradients are zeros."""
+    conv = case((2, 3, 1), (3, 1, 1), padding)
+    lhs, rhs = (np.ones_like(x) for x in conv.operands())
+    out, transpose = jax.vjp(partial(by_fft, conv), lhs, rhs)
+    assert out.shape == conv.spec().out_shape
+    for zeros in (out, *transpose(out + 1)):
+        np.testing.assert_array_equal(zeros, 0)
 
 
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts even small convolutions into the shortest blocks, one at a time."""
 
-    def shortest(spec: Any) -> fft.Blocks:
-        axes = [fft.axis_candidates(spec, d) for d in range(spec.spatial_ndim)]
-        return fft.Blocks(tuple(min(axis, key=lambda a: a.length) for axis in axes), 1, 1)
+    def shortest(spec: Any) -> blocks.Blocks:
+        axes = [blocks.axis_candidates(spec, d) for d in range(spec.spatial_ndim)]
+        return blocks.Blocks(tuple(min(axis, key=lambda a: a.length) for axis in axes), 1, 1)
 
     monkeypatch.setattr(fft, "blocks_of", shortest)
 
@@ -65,8 +79,7 @@ def test_blocks_equal_the_whole(conv: Case, monkeypatch: pytest.MonkeyPatch) -> 
     """Values and both gradients, against lax."""
     lhs, rhs = conv.operands()
     small_steps(monkeypatch)
-    blocks = fft.blocks_of(conv.spec())
-    assert blocks.chunks > 1 or conv.lhs_shape[1] < 30
+    assert fft.blocks_of(conv.spec()).chunks > 1 or conv.lhs_shape[1] < 30
 
     expected, transpose = jax.vjp(conv.lax, lhs, rhs)
     cotangent = np.random.default_rng(1).standard_normal(expected.shape)
@@ -117,6 +130,5 @@ def test_refusals() -> None:
 def test_workspace_is_bounded() -> None:
     """A long signal is not transformed all at once."""
     long = case((1, 1 << 22, 1), (513, 1, 1)).spec(np.float32)
-    blocks = fft.blocks_of(long)
-    assert blocks.chunks > 1
-    assert fft.cost(long).workspace < 5 * fft.STEP_BYTES
+    assert fft.blocks_of(long).chunks > 1
+    assert fft.cost(long).workspace < 5 * blocks.STEP_BYTES
