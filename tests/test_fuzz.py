@@ -7,6 +7,7 @@ A check is one convolution by one algorithm. The default run samples; the whole 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -182,6 +183,39 @@ def test_sampled(block: int) -> None:
 def test_mixed_padding() -> None:
     """Pads of both signs, which lax of JAX 0.10.2 itself gets wrong in float32 on CPU."""
     run_checks(1_058_007)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "preferred", "x64"),
+    [("int8", "int32", True), ("uint8", "uint32", True), ("int16", None, False)],
+)
+@pytest.mark.usefixtures("compile_quickly")
+def test_integers_with_the_batch_innermost(dtype: str, preferred: str | None, x64: bool) -> None:
+    """The layout of a kernel's gradient: sums over blocks of rows and parts of a product."""
+    rng = np.random.default_rng([x64, len(dtype)])
+    height, i, o = int(rng.choice([24, 26, 36])), *(int(d) for d in rng.integers(1, 4, 2))
+    stride, low = (int(s) for s in rng.integers(1, 3, 2))
+    arguments: dict[str, Any] = {
+        "window_strides": (stride, 1),
+        "padding": ((low, 0), (0, low)),
+        "dimension_numbers": ("CHWN", "IHWO", "HWNC"),
+        "preferred_element_type": preferred,
+    }
+    case = Sample((i, height + 8, 9, 2), (i, height, 6, o), dtype, arguments)
+    lhs, rhs = case.operands(0)
+    with jax.enable_x64(x64):
+        params = parse("conv_general_dilated", lhs, rhs, **arguments)
+        spec = ConvSpec.from_params(lhs, rhs, params)
+        algorithms = [a for a in jaxconv.ALGORITHMS.values() if a.gradient]
+        names = ["auto", *(a.name for a in algorithms if refusal(a, spec) is None)]
+        conv = partial(jaxconv.conv_general_dilated, **arguments)
+        outs = jax.jit(lambda lhs, rhs: {name: conv(lhs, rhs, algorithm=name) for name in names})(
+            lhs, rhs
+        )
+    del arguments["preferred_element_type"]
+    expected = oracles.loop_conv(lhs, rhs, **arguments).astype(preferred or dtype)
+    for name, out in outs.items():
+        np.testing.assert_array_equal(out, expected, err_msg=name, strict=True)
 
 
 @pytest.mark.exhaustive

@@ -29,7 +29,7 @@ def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
         return _dot(a[0], b[0], (((0,), (0,)), ((), ())), spec)[None]
     a, b = (x.reshape(groups * parts, -1, x.shape[2]) for x in (a, b))
     out = _dot(a, b, (((1,), (1,)), ((0,), (0,))), spec)
-    return out if parts == 1 else out.reshape(groups, parts, k, o).sum(1)
+    return out if parts == 1 else out.reshape(groups, parts, k, o).sum(1, dtype=out.dtype)
 
 
 # Products that are summed in one row, where outputs are few; more of them and outputs are left to

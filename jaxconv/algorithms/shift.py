@@ -219,7 +219,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
     out = loops.stack_of(math.prod(others), column, 0)
     first = 2 if fill else 3
-    return out.sum((1, *range(first, first + len(widths))))
+    return out.sum((1, *range(first, first + len(widths))), dtype=out.dtype)
 
 
 def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
