@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -13,8 +14,9 @@ from cases import CASES, LAST, Case
 from jax import lax
 
 import jaxconv
-from jaxconv import ALGORITHMS
+from jaxconv import ALGORITHMS, layout
 from jaxconv.algorithms.base import refusal
+from jaxconv.planning.choose import choose
 from jaxconv.planning.plan import Plan, plan_spec
 
 
@@ -414,6 +416,57 @@ def test_html_is_escaped() -> None:
 
 
 # The table of algorithms
+
+
+LONG = {  # lhs shape, rhs shape, stride, padding, dtype: more elements than int32 counts
+    "long stride": ((1, 2**31 + 2**23, 1), (3, 1, 1), 2**20 - 1, ((0, 0),), "int8"),
+    "long image": ((1, 2**31 + 2**27, 1), (9, 1, 1), 100, ((0, 0),), "int8"),
+    "long kernel": ((1, 2**31 + 2**27, 1), (1001, 1, 1), 1, ((0, 0),), "bfloat16"),
+    "long padding": ((1, 100, 1), (70, 1, 1), 2**20, ((2**31, 0),), "float32"),
+    "cropped": ((1, 2**31 + 2**27, 1), (70, 1, 1), 1, ((-(2**31), 0),), "float32"),
+    "distant windows": ((1, 100, 1), (70, 1, 1), 2**31, ((0, 0),), "float32"),
+    "many images": ((2**31, 9, 1), (3, 1, 1), 1, ((1, 1),), "int8"),
+    "many taps": ((1, 2**16, 2**16, 1), (2**16, 2**15, 1, 1), 1, ((0, 0),) * 2, "float32"),
+}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_nothing_indexes_beyond_int32(name: str, gradient: bool) -> None:
+    lhs, rhs, stride, padding, dtype = LONG[name]
+    ndim = len(padding)
+    arguments = {"window_strides": (stride,) * ndim, "padding": padding}
+    case = Case(name, lhs, rhs, arguments | {"dimension_numbers": LAST[ndim]})
+    spec = case.spec(np.dtype(dtype))
+    if gradient:
+        spec = layout.weight_gradient_of(spec)
+    refused = {
+        name: refusal(algorithm, spec) or "" for name, algorithm in jaxconv.ALGORITHMS.items()
+    }
+    for indexing in ("naive", "im2col_tiled", "fft", "winograd", *(["shift"] if gradient else [])):
+        assert refused[indexing], indexing
+    for indexing in ("naive", "im2col_tiled"):
+        assert "int32 does not hold" in refused[indexing]
+    taps = math.prod(rhs[:-2])
+    for indexing, written_out in (("im2col", 64), ("implicit", 64 if gradient else 9)):
+        beyond = "int32 does not hold" in refused[indexing]
+        assert beyond == (taps > written_out), indexing
+    for platform in ("cpu", "gpu"):
+        chosen, _ = choose(spec, platform)
+        assert not refused[chosen], chosen
+        chosen, _ = choose(spec, platform, frozenset({"xla"}))
+        assert chosen == "xla" or not refused[chosen], chosen
+
+
+@pytest.mark.parametrize("name", ["naive", "im2col_tiled", "fft"])
+def test_as_long_as_int32_is_taken(name: str) -> None:
+    case = Case(
+        name,
+        (1, 2**31 - 1, 1),
+        (3, 1, 1),
+        {"window_strides": (2**20,), "padding": "VALID", "dimension_numbers": LAST[1]},
+    )
+    assert refusal(jaxconv.ALGORITHMS[name], case.spec(np.dtype("float32"))) is None
 
 
 def test_algorithms_is_read_only() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 
 Convolve = Callable[[Array, Array, ConvSpec], Array]
 
@@ -45,6 +45,14 @@ def no_reason(spec: ConvSpec) -> str | None:
     return None
 
 
+def always(spec: ConvSpec) -> bool:
+    return True
+
+
+def never(spec: ConvSpec) -> bool:
+    return False
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One way to compute a convolution.
@@ -66,6 +74,8 @@ class Algorithm:
         that "auto" promises; None where it does not. No measured time outweighs it.
       doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
         None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
+      indexes: whether it computes indices while it runs, which are int32, for a ``spec`` that it
+        supports. Slices that are written out have no such limit.
     """
 
     name: str
@@ -78,6 +88,16 @@ class Algorithm:
     by_name_only: str | None = None
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason
+    indexes: Callable[[ConvSpec], bool] = always
+
+    def refuses(self, spec: ConvSpec) -> str | None:
+        """Why it can't do a prepared ``spec`` that is not empty; None where it can."""
+        reason = self.supports(spec)
+        if reason is None and self.indexes(spec):
+            largest = max(largest_index(spec), self.cost(spec).steps)
+            if largest > np.iinfo(np.int32).max:
+                reason = f"it has indices up to {largest}, which int32 does not hold"
+        return reason
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.summary}"
@@ -89,7 +109,18 @@ class Algorithm:
 
 def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     """Why ``algorithm`` can't do ``spec``; None where it can."""
-    return None if spec.is_empty else algorithm.supports(prepared(spec))
+    return None if spec.is_empty else algorithm.refuses(prepared(spec))
+
+
+def largest_index(spec: ConvSpec) -> int:
+    """The largest size or distance that an index into the arrays of ``spec`` is computed from."""
+    if spec.weight_gradient:
+        spec = layout.forward_of(spec)
+    axes = zip(spec.lhs_spatial, spec.lhs_dilation, spec.padding, strict=True)
+    spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
+    distances = (*spec.window_strides, *spec.rhs_dilation)
+    terms = spec.taps * spec.rhs_shape[-2]
+    return max(*spec.lhs_shape, *spans, *distances, terms, spec.out_channels)
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
@@ -120,7 +151,7 @@ def apply(
     if spec.is_empty:
         return jnp.zeros(spec.out_shape, spec.out_dtype)
     todo = prepared(spec)
-    reason = algorithm.supports(todo)
+    reason = algorithm.refuses(todo)
     if reason is not None:
         raise UnsupportedConvError(
             f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"

@@ -6,7 +6,7 @@ Processing" (2006).
 
 from jax import Array
 
-from jaxconv import layout
+from jaxconv import layout, loops
 from jaxconv.algorithms import pointwise
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
@@ -45,6 +45,11 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 
 
+def indexes(spec: ConvSpec) -> bool:
+    spec = layout.forward_of(spec) if spec.weight_gradient else spec
+    return max(spec.kernel_shape, default=1) > loops.UNROLL
+
+
 IM2COL = Algorithm(
     "im2col",
     "gathers all patches to a matrix, one GEMM",
@@ -53,4 +58,5 @@ IM2COL = Algorithm(
     run,
     gradient,
     doubt=pointwise.same_product,
+    indexes=indexes,
 )

@@ -84,6 +84,12 @@ def doubt(spec: ConvSpec) -> str | None:
     return pointwise.same_product(spec)
 
 
+def indexes(spec: ConvSpec) -> bool:
+    if spec.weight_gradient:
+        return layout.forward_of(spec).taps > loops.UNROLL
+    return spec.taps > UNROLL
+
+
 IMPLICIT = Algorithm(
     "implicit",
     "one GEMM per kernel tap, no patch matrix",
@@ -92,4 +98,5 @@ IMPLICIT = Algorithm(
     run,
     gradient,
     doubt=doubt,
+    indexes=indexes,
 )

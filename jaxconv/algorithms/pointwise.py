@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, never
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -175,4 +175,5 @@ POINTWISE = Algorithm(
     cost,
     run,
     gradient,
+    indexes=never,
 )

@@ -292,6 +292,11 @@ def doubt(spec: ConvSpec) -> str | None:
     return None
 
 
+def indexes(spec: ConvSpec) -> bool:
+    looped = spec.taps * spec.rhs_shape[-2] > unroll(spec) or image_by_image(spec)
+    return spec.weight_gradient or looped
+
+
 SHIFT = Algorithm(
     "shift",
     "multiply-add of shifted views, no GEMM",
@@ -300,4 +305,5 @@ SHIFT = Algorithm(
     run,
     gradient,
     doubt=doubt,
+    indexes=indexes,
 )

@@ -7,7 +7,7 @@ path for, 3 to 6 times as fast as its 3-D loop.
 from jax import Array
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, never
 from jaxconv.spec import ConvSpec
 
 # Each is compiled as a convolution of its own.
@@ -84,4 +84,5 @@ SLICES = Algorithm(
     run,
     parts=parts,
     doubt=doubt,
+    indexes=never,
 )

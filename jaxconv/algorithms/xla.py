@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, never, no_reason
 from jaxconv.compat import (
     PADDED_IS_FASTER,
     Primitive,
@@ -159,5 +159,11 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 XLA = Algorithm(
-    "xla", "lax's own convolution, in the canonical layout", no_reason, cost, run, doubt=doubt
+    "xla",
+    "lax's own convolution, in the canonical layout",
+    no_reason,
+    cost,
+    run,
+    doubt=doubt,
+    indexes=never,
 )

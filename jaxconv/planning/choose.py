@@ -72,7 +72,9 @@ def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
 
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    return "im2col_tiled" if spec.spatial_ndim else "pointwise", "it takes every convolution"
+    names = ("im2col_tiled", "pointwise", "im2col", "implicit")
+    possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
+    return next(possible, "xla"), "it is left where no other can be taken"
 
 
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
