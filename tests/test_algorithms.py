@@ -25,7 +25,9 @@ import jaxconv
 from jaxconv import layout, loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.arguments import parse
 from jaxconv.planning.choose import run
+from jaxconv.spec import ConvSpec
 
 Conv = Callable[[Any, Any], Array]
 
@@ -480,6 +482,54 @@ KEPT_APART = [
     if name not in ("auto", "xla", "winograd", "winograd4", "fft")
     and case in ("1d", "1d long kernel", "3x3", "3x3 stride 2", "depthwise", "grouped", "3d dense")
 ]
+
+
+@pytest.mark.usefixtures("compile_quickly")
+@pytest.mark.parametrize(
+    ("dtype", "preferred", "case"),
+    [
+        ("bool", "int8", "grouped 1x1"),
+        ("bool", "uint64", "1d"),
+        ("bool", "complex64", "batch groups"),
+        ("int2", "int32", "1d"),
+        ("uint2", None, "grouped"),
+        ("int4", None, "grouped"),
+        ("int4", "float8_e5m2", "batch groups"),
+        ("uint4", "int8", "1d"),
+        ("int8", "int4", "grouped"),
+        ("int8", "float8_e8m0fnu", "grouped"),
+        ("float4_e2m1fn", "float32", "grouped"),
+    ],
+)
+def test_narrow_dtypes(dtype: str, preferred: str | None, case: str) -> None:
+    """As lax by contract: lax itself compiles only some of these on CPU."""
+    arguments = CASES[case].arguments | {
+        "precision": "highest",
+        "preferred_element_type": preferred and jnp.dtype(preferred),
+    }
+    lhs, rhs = operands = operands_of(jnp.dtype(dtype), CASES[case], small=False)
+    params = parse("conv", lhs, rhs, **arguments)
+    spec = ConvSpec.from_params(lhs, rhs, params)
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, spec) is None]
+    if jax.default_backend() == "gpu" and not jnp.issubdtype(spec.dtype, jnp.inexact):
+        able.remove("xla")  # lax itself refuses integers there
+    names = ["auto", *able]
+    conv = functools.partial(jaxconv.conv_general_dilated, **arguments)
+    outs = jax.jit(lambda pair: [conv(*pair, algorithm=name) for name in names])(operands)
+    if preferred == "float8_e8m0fnu":  # without zero and sign: lax makes NaN of the operands
+        lhs, rhs = (x.astype(preferred) for x in operands)
+    del params["precision"], params["preferred_element_type"]
+    expected = oracles.loop_conv(lhs, rhs, **params)
+    magnitude = oracles.loop_conv(*map(np.abs, (lhs.astype(float), rhs.astype(float))), **params)
+    for name, out in zip(names, outs, strict=True):
+        assert out.dtype == spec.out_dtype, name
+        if jnp.iscomplexobj(out):
+            assert not out.imag.any(), name
+            out = out.real
+        if preferred == "float8_e8m0fnu":
+            np.testing.assert_array_equal(np.isnan(out.astype(np.float32)), np.isnan(expected))
+        else:
+            oracles.check(out, expected, magnitude, spec.gemm[3], jnp.dtype(dtype))
 
 
 @pytest.mark.parametrize(("name", "case"), KEPT_APART)

@@ -64,8 +64,8 @@ class Algorithm:
       cost: what it spends on a ``spec`` that it supports.
       run: computes it. Given the canonical arrays, the spec, and ``convolve`` for the smaller
         convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
-        that is cast from it. Never meets batch groups, booleans or empty arrays: ``apply`` deals
-        with these for all.
+        that is cast from it. Never meets batch groups, numbers of less than 8 bits or empty
+        arrays: ``apply`` deals with these for all.
       gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
         its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
       parts: the smaller convolutions that it hands on, for those that do.
@@ -126,11 +126,19 @@ def largest_index(spec: ConvSpec) -> int:
 def prepared(spec: ConvSpec) -> ConvSpec:
     """``spec`` as algorithms meet it.
 
-    Batch groups are feature groups, booleans are counted, complex numbers as wide as the result.
+    Batch groups are feature groups, booleans and numbers of less than 8 bits are computed in wider
+    ones, complex numbers are as wide as the result.
     """
-    if spec.dtype == np.bool_:
-        out_dtype = np.dtype(np.int32) if spec.out_dtype == np.bool_ else spec.out_dtype
-        spec = spec.replace(dtype=np.dtype(np.int32), out_dtype=out_dtype)
+    out_dtype = spec.out_dtype
+    if out_dtype == jnp.float8_e8m0fnu:
+        # It has neither zero nor sign: lax makes NaN of such operands before it multiplies.
+        spec = spec.replace(dtype=out_dtype)
+    elif is_narrow(spec.dtype) or is_narrow(out_dtype):
+        out_dtype = np.dtype(np.int32) if out_dtype == np.bool_ else spec.accumulator_dtype
+        if np.issubdtype(out_dtype, np.complexfloating):
+            out_dtype = np.zeros((), out_dtype).real.dtype
+        same = jnp.issubdtype(out_dtype, np.integer) or jnp.issubdtype(spec.dtype, np.floating)
+        spec = spec.replace(dtype=out_dtype if same else np.dtype(np.int32), out_dtype=out_dtype)
     if np.issubdtype(spec.dtype, np.complexfloating):
         # XLA has no complex convolution: JAX makes it of three real ones, whose operands are sums
         # and would be rounded to the narrower dtype before they are multiplied.
@@ -142,6 +150,15 @@ def prepared(spec: ConvSpec) -> ConvSpec:
             lhs_shape=(gn // g, *spatial, g * c), feature_group_count=g, batch_group_count=1
         )
     return spec
+
+
+def is_narrow(dtype: np.dtype) -> bool:
+    """Whether numbers take less than 8 bits: XLA:CPU fails to compile many operations that convert
+    them on the way, and as integers booleans could not give narrower or complex numbers."""
+    if dtype == np.bool_:
+        return True
+    info = jnp.iinfo if jnp.issubdtype(dtype, np.integer) else jnp.finfo
+    return info(dtype).bits < 8
 
 
 def apply(
