@@ -19,11 +19,17 @@ from jax._src.core import (
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
     is_constant_shape,  # False for the symbolic dimensions of jax.export
     jaxprs_in_params,
+    mem_kind_to_space,  # the memories that offloading policies name
     set_current_trace,
 )
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
 from jax._src.interpreters import mlir as lowerings
+from jax._src.interpreters.partial_eval import (
+    Offloadable,  # what rematerialisation policies answer, or a bool
+    SaveableType,
+    ensure_enum,
+)
 from jax._src.interpreters.remat import rules as remat_rules
 from jax._src.lax.lax import canonicalize_precision, rev_p
 from jax._src.source_info_util import user_frames  # a traceback's, without those inside JAX
@@ -34,8 +40,10 @@ from jax.lax import conv_general_dilated_p
 
 __all__ = [
     "JAXPRS",
+    "Offloadable",
     "PADDED_IS_FASTER",
     "Primitive",
+    "SaveableType",
     "Trace",
     "ad",
     "apply_primitive",
@@ -46,6 +54,7 @@ __all__ = [
     "conv_general_dilated_p",
     "current_trace",
     "current_traceback",
+    "ensure_enum",
     "eval_jaxpr",
     "has_explicit_sharding",
     "is_constant_shape",
@@ -53,7 +62,9 @@ __all__ = [
     "jit_key",
     "linear_util",
     "lowering_rule",
+    "mem_kind_to_space",
     "mlir",
+    "partial_eval",
     "platform_rules",
     "remat_rules",
     "rev_p",

@@ -24,7 +24,7 @@ from jax.interpreters import mlir
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from jaxconv import accelerate
+from jaxconv import accelerate, compat
 from jaxconv.transforms import primitive
 
 Fun = Callable[..., Any]
@@ -465,6 +465,67 @@ def test_policies_recompute_as_many_convolutions(policy: str) -> None:
         "lax's convolution": 0,
     }
     assert found == (0, 6 + recomputed[policy])
+
+
+def offload_convolutions(primitive: Any, *_: Any, **__: Any) -> Any:
+    offload = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+    asked = lax.dot_general_p if primitive is lax.conv_general_dilated_p else primitive
+    return offload(asked, dimension_numbers=(((), ()), ((), ())))
+
+
+MORE_POLICIES = {
+    "any name but": jax.checkpoint_policies.save_any_names_but_these("first"),
+    "names offloaded": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=["second"],
+        names_which_can_be_offloaded=["first"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "convolutions offloaded": offload_convolutions,
+}
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, *MORE_POLICIES])
+@pytest.mark.parametrize("in_scan", [False, True])
+@pytest.mark.parametrize("remat3", [False, True])
+def test_policies_save_as_many_values_inside_a_checkpoint(
+    policy: str, in_scan: bool, remat3: bool
+) -> None:
+    """There jaxconv's primitive is bound, and policies are asked about lax's."""
+    if remat3 and lax.conv_general_dilated_p not in compat.remat_rules:
+        pytest.skip("this JAX has no rules for convolutions there")
+    rematerialized = functools.partial(jax.checkpoint, policy=(POLICIES | MORE_POLICIES)[policy])
+
+    def loss(conv: Fun) -> Fun:
+        def layers(x: Array, w: Array) -> Array:
+            for name in ("first", "second", "third"):
+                x = jnp.tanh(checkpoint_name(conv(x, w), name))
+            return x
+
+        def fun(x: Array, w: Array) -> Array:
+            if in_scan:
+                step = rematerialized(lambda c, _: (layers(c, w), None))
+                return jnp.sum(lax.scan(step, x, length=2)[0])
+            return jnp.sum(rematerialized(layers)(x, w))
+
+        return fun
+
+    def saved(fun: Fun) -> list[Any]:
+        return sorted(str(jax.typeof(x)) for x in jax.tree.leaves(jax.vjp(fun, *operands())[1]))
+
+    def called(x: Array, w: Array) -> Array:
+        return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAST[2])
+
+    by_lax = loss(conv)
+    jax.config.update("jax_remat3", remat3)
+    try:
+        for fun in map(loss, (called, accelerate(conv))):
+            assert counts(grad(fun), *operands()) == counts(grad(by_lax), *operands())[::-1]
+            assert saved(fun) == saved(by_lax)
+            if policy == "convolutions offloaded" and not in_scan:
+                assert_close(jax.jit(grad(fun))(*operands()), grad(by_lax)(*operands()))
+    finally:
+        jax.config.update("jax_remat3", False)
 
 
 def test_a_named_algorithm_is_used_where_it_can_be() -> None:

@@ -205,8 +205,6 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
             changed[key] = _by(_rewriting, value, algorithm)
         elif (replaced := _rewritten_value(value, algorithm)) is not None:
             changed[key] = replaced
-    if changed and params.get("policy") is not None:
-        changed["policy"] = _policy(params["policy"])
     return {**params, **changed} if changed else params
 
 
@@ -263,19 +261,6 @@ def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
 
 
 @functools.lru_cache
-def _policy(policy: Callable[..., Any]) -> Callable[..., Any]:
-    """A rematerialisation policy that sees lax's convolution where jaxconv's stands."""
-
-    def lax_policy(primitive: Any, *avals: Any, **params: Any) -> Any:
-        if primitive is conv_p:
-            primitive = conv_general_dilated_p
-            params = {key: value for key, value in params.items() if key != "algorithm"}
-        return policy(primitive, *avals, **params)
-
-    return lax_policy
-
-
-@functools.lru_cache
 def _warn(primitive: str) -> None:
     warnings.warn(
         f"jaxconv.accelerate: the convolutions inside {primitive!r} are left to lax, since jaxconv"
@@ -290,6 +275,6 @@ def _remat(trace: Any, lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> 
     return out, saved, _under(rest, algorithm)
 
 
-# Newer JAX asks policies by a rule for each primitive; older JAX has none for convolutions.
+# JAX 0.12 recomputes by these rules where jax_remat3 is set; JAX 0.10 has none for convolutions.
 if conv_general_dilated_p in compat.remat_rules:
     compat.remat_rules[conv_p] = _remat

@@ -16,15 +16,20 @@ from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import refusal
 from jaxconv.compat import (
+    Offloadable,
     Primitive,
+    SaveableType,
     ad,
     apply_primitive,
     batching,
     conv_general_dilated_p,
+    ensure_enum,
     eval_jaxpr,
     has_explicit_sharding,
     is_constant_shape,
+    mem_kind_to_space,
     mlir,
+    partial_eval,
     with_eqns,
 )
 from jaxconv.planning.choose import run
@@ -137,6 +142,46 @@ def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: An
 
 
 batching.fancy_primitive_batchers[conv_p] = _batch
+
+
+def _partial_eval(
+    policy: Callable[..., Any], unknown: Any, instantiated: Any, eqn: Any
+) -> tuple[Any, Any, list[bool], list[bool], list[Any]]:
+    """What ``jax.checkpoint`` does with a primitive that has no rule, but for whom it asks about.
+
+    Rematerialisation policies name lax's primitive, so that is what ``policy`` is given.
+    """
+    inputs = [x for x, instance in zip(eqn.invars, instantiated, strict=True) if not instance]
+    if any(unknown):
+        return None, eqn, [True], [True], inputs
+    avals = [x.aval for x in eqn.invars]
+    params = {key: value for key, value in eqn.params.items() if key != "algorithm"}
+    case = ensure_enum(policy(conv_general_dilated_p, *avals, **params))
+    if isinstance(case, SaveableType):
+        return eqn, None, [False], [False], []
+    if not isinstance(case, Offloadable):
+        return eqn, eqn, [False], [True], inputs
+    src, dst = map(mem_kind_to_space, case)
+
+    def offloaded(lhs: Array, rhs: Array) -> tuple[Array, Array]:
+        out = conv_p.bind(lhs, rhs, **eqn.params)
+        return out, jax.device_put(out, dst, may_alias=False)
+
+    def reloaded(out: Array) -> Array:
+        return jax.device_put(out, src, may_alias=False)
+
+    # A rule gives one equation for each side, so the two of the known side are in a jit.
+    (known,) = jax.make_jaxpr(jax.jit(offloaded))(*avals).eqns
+    residual = known.outvars[1]
+    (staged,) = jax.make_jaxpr(reloaded)(residual.aval).eqns
+    known = known.replace(
+        invars=eqn.invars, outvars=[*eqn.outvars, residual], source_info=eqn.source_info
+    )
+    staged = staged.replace(invars=[residual], outvars=eqn.outvars)
+    return known, staged, [False], [True], [residual]
+
+
+partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
 
 
 # Called with each convolution that is lowered: its spec, ``algorithm`` and the platform.
