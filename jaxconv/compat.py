@@ -40,8 +40,8 @@ from jax.lax import conv_general_dilated_p
 
 __all__ = [
     "JAXPRS",
-    "Offloadable",
     "PADDED_IS_FASTER",
+    "Offloadable",
     "Primitive",
     "SaveableType",
     "Trace",
