@@ -43,8 +43,8 @@ def pad_and_dilate(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
 def rows_of(
     x: Array, spec: ConvSpec, image: Any, images: int, row: Any, rows: int
 ) -> tuple[Array, ConvSpec]:
-    """``images`` images from ``image`` on, padded, as far as ``rows`` output rows from ``row`` on
-    meet them, and the spec of what is left to do. Rows are those of the first spatial axis.
+    """The padded input rows needed for ``rows`` output rows from ``row`` on, of ``images`` images
+    from ``image`` on, and the spec of what is left to do. Rows are along the first spatial axis.
 
     For a ``spec`` without ``lhs_dilation``. The image itself is not padded: a second one in memory
     would be as large as the output.
@@ -118,7 +118,7 @@ def patches(x: Array, spec: ConvSpec) -> Array:
 
 
 def _met_by_windows(spec: ConvSpec) -> Pads:
-    """The padding without what windows leave over at the end, which has no part in gradients."""
+    """The padding without what no window covers at the end, on which no gradient depends."""
     return tuple(
         (lo, hi - (size - dilate(k, d)) % stride)
         for (lo, hi), size, k, d, stride in zip(

@@ -124,7 +124,7 @@ def largest_index(spec: ConvSpec) -> int:
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
-    """``spec`` as algorithms meet it.
+    """The normalised spec passed to algorithms.
 
     Batch groups are feature groups, booleans and numbers of less than 8 bits are computed in wider
     ones, complex numbers are as wide as the result.

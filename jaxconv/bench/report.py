@@ -73,7 +73,7 @@ class Report:
         return [r.wrong for r in every if not isinstance(r, Curve) and r.wrong is not None]
 
     def write(self) -> None:
-        """Writes the file anew; who reads it meanwhile finds the last one whole."""
+        """Rewrites the file; concurrent readers see the previous version, whole."""
         if self.file is None:
             return
         results = {

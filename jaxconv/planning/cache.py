@@ -87,7 +87,7 @@ def update(name: str, merge: Merge, check: Check = no_check) -> None:
     """Replaces the document ``name`` by ``merge`` of it, in one piece.
 
     Between reading and replacing it is locked, so that of two processes neither loses what the
-    other writes. Who reads meanwhile, or after this process was killed, finds the old document.
+    other writes. Concurrent readers, and those after this process was killed, see the old document.
 
     Args:
       name: as in ``load``.

@@ -21,8 +21,8 @@ class Candidate:
 
     Attributes:
       name: the algorithm.
-      reason: why "auto" can't take it; None where it can. The rest counts only then, or where the
-        reason is its workspace.
+      reason: why "auto" can't take it; None where it can. The remaining fields are valid only if it
+        can run, within the limit of workspace or not.
       doubt: why "auto" leaves it out, though it could run; None where it compares its time.
       seconds: predicted time, an order of magnitude: measure before you trust it.
       flops: floating-point operations, a multiply and an add counted as two.
