@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -195,10 +195,12 @@ def positive(
     function: str, name: str, given: Sequence[int], length: int, error: type[Exception]
 ) -> tuple[int, ...]:
     """``given`` as ``length`` positive integers, else ``error``; TypeError for no integers."""
+    remedy = "give 1 where there is nothing to do"
     try:
         values = tuple(map(operator.index, given))
     except TypeError:
         values, error = (), TypeError
+        remedy = "give static Python integers; under jax.jit, name the argument in static_argnums"
     if len(values) != length or any(value < 1 for value in values):
         shown = given[0] if name.endswith("count") else given
         fail(
@@ -206,7 +208,7 @@ def positive(
             f"{name} must be "
             + ("a positive integer" if name.endswith("count") else f"{length} positive integers"),
             repr(shown),
-            "give 1 where there is nothing to do",
+            remedy,
             error,
         )
     return values
@@ -303,3 +305,19 @@ def parse_pairs(function: str, padding: Any, ndim: int) -> Pads:
             TypeError,
         )
     return pads
+
+
+def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
+    """Whether lax can compile the convolution of these parameters of its primitive.
+
+    lax's rules of shape and type accept some that its lowering refuses.
+    """
+    axes = tuple(range(len(rhs_shape)))
+    specs = params["dimension_numbers"]
+    if any(tuple(sorted(spec)) != axes for spec in specs):
+        return False
+    taps = [rhs_shape[d] for d in specs.rhs_spec[2:]]
+    factors = [params[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
+    return all(
+        len(values) == len(taps) and min(values, default=1) > 0 for values in (taps, *factors)
+    )

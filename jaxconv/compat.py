@@ -4,6 +4,8 @@ What is taken from ``jax._src`` has no public counterpart in JAX 0.10.2 to 0.12;
 beside it what it is for.
 """
 
+import sys
+from functools import partial
 from typing import Any
 
 import jax
@@ -46,6 +48,7 @@ __all__ = [
     "SaveableType",
     "Trace",
     "ad",
+    "add_rules",
     "apply_primitive",
     "auto_insert_reshard",
     "batching",
@@ -116,6 +119,35 @@ def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
     if inner is jaxpr:
         return jaxpr.replace(eqns=eqns)
     return jaxpr.replace(jaxpr=inner.replace(eqns=eqns))
+
+
+# The tables in which JAX's other transformations list their rules for lax's convolution, by the
+# modules that they are in. Importing these takes 430 ms.
+_TABLES = {
+    "jax._src.checkify": "error_checks",
+    "jax.experimental.jet": "jet_rules",
+    "jax.experimental.roofline.roofline": "_rooflines",
+    "jax.experimental.sparse.transform": "sparse_rules_bcoo",
+}
+
+
+def add_rules(convolution: Primitive) -> None:
+    """Gives ``convolution`` lax's rules in those tables whose modules are imported."""
+    for module, name in _TABLES.items():
+        table = getattr(sys.modules.get(module), name, {})
+        rule = table.get(conv_general_dilated_p)
+        if rule is not None and convolution not in table:
+            table[convolution] = _for_primitive(convolution, rule)
+
+
+def _for_primitive(convolution: Primitive, rule: Any) -> Any:
+    if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
+        return partial(rule.func, convolution)
+
+    def without_algorithm(*args: Any, algorithm: str, **params: Any) -> Any:
+        return rule(*args, **params)
+
+    return without_algorithm
 
 
 def lowering_rule(primitive: Any, platform: str) -> Any:

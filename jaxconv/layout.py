@@ -103,7 +103,7 @@ def patches(x: Array, spec: ConvSpec) -> Array:
     x: (N, spatial…, c) → (N, out spatial…, kernel…, c). One axis after the other, so that a k×k
     kernel takes 2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128), and no gather.
     """
-    ndim = spec.spatial_ndim
+    ndim, indexed = spec.spatial_ndim, max(x.shape) <= loops.MAX_INDEX
     for d in reversed(range(ndim)):
         counts = (*x.shape[1 : 1 + d], spec.out_spatial[d], *spec.out_spatial[d + 1 :])
         steps = [spec.window_strides[d] if i == d else 1 for i in range(ndim)]
@@ -113,7 +113,8 @@ def patches(x: Array, spec: ConvSpec) -> Array:
             starts = [tap * step if i == d else 0 for i in range(ndim)]
             return loops.strided(x, starts, counts, steps)  # noqa: B023 (used at once)
 
-        x = loops.stack_of(spec.kernel_shape[d], view, 1 + ndim)
+        unroll = loops.UNROLL if indexed else spec.kernel_shape[d]
+        x = loops.stack_of(spec.kernel_shape[d], view, 1 + ndim, unroll)
     return x
 
 

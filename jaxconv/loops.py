@@ -9,6 +9,9 @@ from jax import Array, lax
 
 # Slices written out one after another before a loop takes over.
 UNROLL = 64
+# Indices that are computed are int32: with 64-bit ones XLA:CPU makes slower loops, and JAX has none
+# unless jax_enable_x64 is set.
+MAX_INDEX = np.iinfo(np.int32).max
 
 
 def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Sequence[int]) -> Array:
@@ -62,9 +65,9 @@ def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:
     )
 
 
-def stack_of(count: int, term: Callable[[Any], Array], axis: int) -> Array:
+def stack_of(count: int, term: Callable[[Any], Array], axis: int, unroll: int = UNROLL) -> Array:
     """``term(0)``, …, ``term(count - 1)`` side by side along a new ``axis``."""
-    if count <= UNROLL:
+    if count <= unroll:
         return jnp.stack([term(i) for i in range(count)], axis)
     return jnp.moveaxis(lax.map(term, jnp.arange(count, dtype=jnp.int32)), 0, axis)
 

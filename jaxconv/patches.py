@@ -214,6 +214,14 @@ def col2im(
         )
     if 0 in expected:
         return jnp.zeros(x_shape, patches.dtype)
+    longest = max(*full_shape, *spec.padded_spatial, *expected)
+    if longest > loops.MAX_INDEX:
+        fail(
+            "col2im",
+            f"no axis may be longer than {loops.MAX_INDEX}, with its padding",
+            longest,
+            "split the array",
+        )
     x = patches.reshape(*expected[:-1], *kernel_shape, channels)
     for d in range(ndim):
         x = _sum_taps(x, spec, d)

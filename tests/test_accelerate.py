@@ -1237,3 +1237,60 @@ def test_functions_are_freed_as_by_jax(how: str, monkeypatch: pytest.MonkeyPatch
     found = freed(HOLDING[how])
     monkeypatch.setitem(globals(), "accelerate", lambda fun: fun)
     assert found or not freed(HOLDING[how])
+
+
+# ---- convolutions that lax's rules of shape accept and lax can't compile ----
+
+
+def axes(**specs: tuple[int, ...]) -> dict[str, Any]:
+    names = ("lhs_spec", "rhs_spec", "out_spec")
+    return {
+        "dimension_numbers": lax.ConvDimensionNumbers(**dict.fromkeys(names, (0, 1, 2, 3)) | specs)
+    }
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "negative strides": {"window_strides": (-1, -1)},
+    "a stride of 0": {"window_strides": (0, 1)},
+    "one lhs_dilation": {"lhs_dilation": (2,)},
+    "one rhs_dilation": {"rhs_dilation": (2,)},
+    "no taps": {"taps": (0, 3)},
+    "duplicate axes of lhs": axes(lhs_spec=(0, 1, 1, 3)),
+    "duplicate axes of the output": axes(out_spec=(0, 1, 2, 2)),
+    "negative axes of rhs": axes(rhs_spec=(0, 1, -2, -1)),
+    "negative axes of the output": axes(out_spec=(0, 1, -2, -1)),
+}
+
+
+def enabled(fun: Fun) -> Fun:
+    def within(*args: Any) -> Any:
+        with jaxconv.enabled():
+            return jax.jit(fun)(*args)
+
+    return within
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        accelerate,
+        lambda f: jax.jit(accelerate(f)),
+        lambda f: accelerate(jax.jit(f)),
+        lambda f: jax.grad(lambda *args: jnp.sum(accelerate(f)(*args))),
+        enabled,
+    ],
+    ids=["accelerate", "jit accelerate", "accelerate jit", "grad accelerate", "enabled"],
+)
+@pytest.mark.parametrize("name", MALFORMED)
+@pytest.mark.filterwarnings("ignore:divide by zero")  # lax's own rule of shape, for a stride of 0
+def test_what_lax_cannot_compile_is_refused_as_by_lax(name: str, way: Callable[[Fun], Fun]) -> None:
+    arguments = {"window_strides": (1, 1), "padding": ((1, 1),) * 2} | MALFORMED[name]
+    x, w = np.ones((1, 2, 6, 6)), np.ones((2, 2, *arguments.pop("taps", (3, 3))))
+
+    def fun(x: Any, w: Any) -> Array:
+        return lax.conv_general_dilated(x, w, **arguments)
+
+    with pytest.raises(ValueError, match="Cannot lower jaxpr with verifier errors"):
+        fun(x, w)
+    with pytest.raises(ValueError, match="Cannot lower jaxpr with verifier errors"):
+        way(fun)(x, w)

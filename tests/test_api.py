@@ -429,3 +429,44 @@ def test_nan_and_inf_stay_where_they_belong(dtype: str, name: str) -> None:
         assert 0 < np.count_nonzero(seen) < seen.size
         expected = np.where(seen != 0, np.copysign(value, seen), expected)
     np.testing.assert_allclose(out, expected, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("lhs_shape", "rhs_shape", "arguments", "operand"),
+    [
+        ((1, 6, 6, 1), (1, 1, 1, 1), {"window_strides": (2, 2), "padding": ((1, 1),) * 2}, 1),
+        ((1, 4, 4, 1), (3, 3, 1, 1), {"padding": ((1, 2),) * 2, "lhs_dilation": (2, 2)}, 2),
+        ((1, 4, 4, 1), (3, 3, 1, 1), {"padding": ((1, 1),) * 2, "lhs_dilation": (2, 2)}, 2),
+    ],
+    ids=["kernel of a strided convolution", "cotangent of an upsampling", "without a border"],
+)
+def test_nan_in_gradients_spreads_as_by_lax(
+    lhs_shape: Any, rhs_shape: Any, arguments: dict[str, Any], operand: int
+) -> None:
+    """Zeros between the elements of a dilated image are not multiplied at precision "highest"."""
+    arguments = {"window_strides": (1, 1), "dimension_numbers": LAST[2]} | arguments
+    ours, theirs = (
+        functools.partial(conv, **arguments, precision="highest")
+        for conv in (jaxconv.conv_general_dilated, lax.conv_general_dilated)
+    )
+    lhs, rhs = normal(*lhs_shape), normal(*rhs_shape, seed=1)
+    operands = [lhs, rhs, normal(*jax.eval_shape(theirs, lhs, rhs).shape, seed=2)]
+    operands[operand][0, -1, -1, 0] = np.nan
+
+    def gradients(conv: Any) -> Any:
+        lhs, rhs, cotangent = operands
+        return jax.jit(lambda *args: jax.vjp(conv, *args)[1](cotangent))(lhs, rhs)
+
+    for out, expected in zip(gradients(ours), gradients(theirs), strict=True):
+        np.testing.assert_array_equal(np.isnan(out), np.isnan(expected))
+
+
+def test_traced_strides_must_be_static() -> None:
+    x, w = normal(1, 6, 6, 1), normal(3, 3, 1, 1)
+
+    @jax.jit
+    def conv(stride: Any) -> Any:
+        return jaxconv.conv(x, w, (stride, 1))
+
+    with pytest.raises(TypeError, match="give static Python integers; under"):
+        conv(2)

@@ -533,6 +533,13 @@ REFUSED = {
     "col2im to other rank": Refused(
         "col2im", (zeros(2, 4, 4, 36), (6, 6), (3, 3)), {}, ValueError, MISFIT.format(2)
     ),
+    "col2im beyond int32": Refused(
+        "col2im",
+        (zeros(1, 2, 1), (1, 2**31 + 5, 1), (1,)),
+        {"strides": 2**31},
+        ValueError,
+        "no axis may be longer than 2147483647, with its padding, got 2147483653; split the array",
+    ),
     "accelerate what is no function": Refused(
         "accelerate", (3,), {}, TypeError, "fn must be a function, got 3; pass the function itself"
     ),
@@ -580,6 +587,17 @@ def test_explain_refuses_symbolic_shapes() -> None:
     checked("explain", explain_symbolic, ValueError, match)
 
 
+def explain_malformed() -> None:
+    lhs, rhs = GOOD["lhs"], GOOD["rhs"]
+    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"))(lhs)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # lax's own rule of shape
+def test_explain_refuses_what_lax_cannot_compile() -> None:
+    match = r"convolutions must have taps, positive strides .* by float32\[4,4,3,3\], window_strid"
+    checked("explain", explain_malformed, ValueError, match)
+
+
 def bad_settings() -> dict[str, Callable[[], Any]]:
     """By what the message says."""
     return {
@@ -617,7 +635,7 @@ def apply_unsupported() -> None:
     apply(ALGORITHMS["phase"], lhs, rhs, spec, lambda lhs, rhs, part: lhs)
 
 
-APPLY = "jaxconv: algorithm 'phase' can't do float64.*: lhs is not dilated.*; algorithm='auto' ch"
+APPLY = "jaxconv: algorithm 'phase' can't do float64.*: lhs is not dilated.*; algorithm='auto' ta"
 
 
 def test_apply_refuses_what_the_algorithm_does_not_support() -> None:
@@ -697,7 +715,7 @@ def test_every_refusal_has_a_test() -> None:
         lambda row=row: getattr(jaxconv, row.function)(*row.arguments, **row.keywords)
         for row in REFUSED.values()
     ]
-    calls += [lambda: symbolic("im2col"), explain_symbolic, apply_unsupported]
+    calls += [lambda: symbolic("im2col"), explain_symbolic, explain_malformed, apply_unsupported]
     calls.append(tune_without_predictions)
     calls += bad_settings().values()
     tested = set().union(*map(raised, calls))

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from jaxconv import layout
+from jaxconv import layout, loops
 from jaxconv.spec import ConvSpec, dilate
 
 Convolve = Callable[[Array, Array, ConvSpec], Array]
@@ -45,12 +45,25 @@ def no_reason(spec: ConvSpec) -> str | None:
     return None
 
 
-def always(spec: ConvSpec) -> bool:
-    return True
+def largest_index(spec: ConvSpec) -> int:
+    """The largest size or distance along an axis that an index is computed from."""
+    if spec.weight_gradient:
+        spec = layout.forward_of(spec)
+    axes = zip(spec.lhs_spatial, spec.lhs_dilation, spec.padding, strict=True)
+    spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
+    distances = (*spec.window_strides, *spec.rhs_dilation)
+    return max(*spec.lhs_shape, *spans, *distances, spec.out_channels)
 
 
-def never(spec: ConvSpec) -> bool:
-    return False
+def zeros_between(spec: ConvSpec) -> str | None:
+    """For algorithms that multiply the zeros between elements of a dilated image."""
+    if max(spec.lhs_dilation, default=1) > 1 and lax.Precision.HIGHEST in spec.precision:
+        return "it multiplies the zeros between elements, which NaN and infinity turn into NaN"
+    return None
+
+
+def no_index(spec: ConvSpec) -> int:
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +84,12 @@ class Algorithm:
       parts: the smaller convolutions that it hands on, for those that do.
       by_name_only: why "auto" never takes it; None for those that "auto" may take.
       inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
-        that "auto" promises; None where it does not. No measured time outweighs it.
+        that "auto" promises, or why NaN and infinity spread further than lax's at precision
+        "highest"; None where neither holds. No measured time outweighs it.
       doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
         None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
-      indexes: whether it computes indices while it runs, which are int32, for a ``spec`` that it
-        supports. Slices that are written out have no such limit.
+      largest_index: the largest index that it computes while it runs, in int32, for a ``spec`` that
+        it supports; 0 where all of its slices are written out.
     """
 
     name: str
@@ -88,15 +102,15 @@ class Algorithm:
     by_name_only: str | None = None
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason
-    indexes: Callable[[ConvSpec], bool] = always
+    largest_index: Callable[[ConvSpec], int] = largest_index
 
     def refuses(self, spec: ConvSpec) -> str | None:
         """Why it can't do a prepared ``spec`` that is not empty; None where it can."""
         reason = self.supports(spec)
-        if reason is None and self.indexes(spec):
-            largest = max(largest_index(spec), self.cost(spec).steps)
-            if largest > np.iinfo(np.int32).max:
-                reason = f"it has indices up to {largest}, which int32 does not hold"
+        if reason is None:
+            largest = max(self.largest_index(spec), self.cost(spec).steps)
+            if largest > loops.MAX_INDEX:
+                reason = f"it computes indices up to {largest}, which int32 does not hold"
         return reason
 
     def __repr__(self) -> str:
@@ -110,17 +124,6 @@ class Algorithm:
 def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     """Why ``algorithm`` can't do ``spec``; None where it can."""
     return None if spec.is_empty else algorithm.refuses(prepared(spec))
-
-
-def largest_index(spec: ConvSpec) -> int:
-    """The largest size or distance that an index into the arrays of ``spec`` is computed from."""
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    axes = zip(spec.lhs_spatial, spec.lhs_dilation, spec.padding, strict=True)
-    spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
-    distances = (*spec.window_strides, *spec.rhs_dilation)
-    terms = spec.taps * spec.rhs_shape[-2]
-    return max(*spec.lhs_shape, *spans, *distances, terms, spec.out_channels)
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
@@ -172,7 +175,7 @@ def apply(
     if reason is not None:
         raise UnsupportedConvError(
             f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"
-            " algorithm='auto' chooses one that can."
+            " algorithm='auto' takes another where one can."
         )
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
     lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)

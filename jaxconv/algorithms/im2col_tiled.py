@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from jaxconv import compat, layout, loops
 from jaxconv.algorithms import pointwise
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, zeros_between
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -120,5 +120,6 @@ IM2COL_TILED = Algorithm(
     cost,
     run,
     gradient,
+    inaccurate=zeros_between,
     doubt=pointwise.same_product,
 )

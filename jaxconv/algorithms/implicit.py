@@ -9,7 +9,14 @@ from jax import Array
 
 from jaxconv import layout, loops
 from jaxconv.algorithms import pointwise
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
+from jaxconv.algorithms.base import (
+    Algorithm,
+    Convolve,
+    Cost,
+    largest_index,
+    no_reason,
+    zeros_between,
+)
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -84,10 +91,10 @@ def doubt(spec: ConvSpec) -> str | None:
     return pointwise.same_product(spec)
 
 
-def indexes(spec: ConvSpec) -> bool:
-    if spec.weight_gradient:
-        return layout.forward_of(spec).taps > loops.UNROLL
-    return spec.taps > UNROLL
+def indices(spec: ConvSpec) -> int:
+    unroll = loops.UNROLL if spec.weight_gradient else UNROLL
+    spec = layout.forward_of(spec) if spec.weight_gradient else spec
+    return max(spec.taps, largest_index(spec)) if spec.taps > unroll else 0
 
 
 IMPLICIT = Algorithm(
@@ -97,6 +104,7 @@ IMPLICIT = Algorithm(
     cost,
     run,
     gradient,
+    inaccurate=zeros_between,
     doubt=doubt,
-    indexes=indexes,
+    largest_index=indices,
 )

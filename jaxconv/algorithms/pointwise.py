@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, never
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_index, zeros_between
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -168,6 +168,10 @@ def turned(spec: ConvSpec) -> bool:
     return spec.groups == 1 and many and k > o and k % layout.LANES == 0
 
 
+def inaccurate(spec: ConvSpec) -> str | None:
+    return None if spreads(spec) else zeros_between(spec)
+
+
 POINTWISE = Algorithm(
     "pointwise",
     "one contraction: windows don't overlap, nothing to gather",
@@ -175,5 +179,6 @@ POINTWISE = Algorithm(
     cost,
     run,
     gradient,
-    indexes=never,
+    inaccurate=inaccurate,
+    largest_index=no_index,
 )

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, largest_index, zeros_between
 from jaxconv.spec import ConvSpec, dilate
 
 # Input channels of a group above which a GEMM, which reuses what it loads, is the better way: 3×3
@@ -292,9 +292,12 @@ def doubt(spec: ConvSpec) -> str | None:
     return None
 
 
-def indexes(spec: ConvSpec) -> bool:
-    looped = spec.taps * spec.rhs_shape[-2] > unroll(spec) or image_by_image(spec)
-    return spec.weight_gradient or looped
+def indices(spec: ConvSpec) -> int:
+    if spec.weight_gradient:
+        return largest_index(spec)
+    terms = spec.taps * spec.rhs_shape[-2]
+    looped = terms > unroll(spec) or image_by_image(spec)
+    return max(terms, largest_index(spec)) if looped else 0
 
 
 SHIFT = Algorithm(
@@ -304,6 +307,7 @@ SHIFT = Algorithm(
     cost,
     run,
     gradient,
+    inaccurate=zeros_between,
     doubt=doubt,
-    indexes=indexes,
+    largest_index=indices,
 )

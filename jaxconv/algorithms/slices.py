@@ -7,7 +7,7 @@ path for, 3 to 6 times as fast as its 3-D loop.
 from jax import Array
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, never
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_index, zeros_between
 from jaxconv.spec import ConvSpec
 
 # Each is compiled as a convolution of its own.
@@ -83,6 +83,7 @@ SLICES = Algorithm(
     cost,
     run,
     parts=parts,
+    inaccurate=zeros_between,
     doubt=doubt,
-    indexes=never,
+    largest_index=no_index,
 )

@@ -72,9 +72,9 @@ def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
 
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    names = ("im2col_tiled", "pointwise", "im2col", "implicit")
+    names = ("im2col_tiled", "pointwise", "im2col")
     possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
-    return next(possible, "xla"), "it is left where no other can be taken"
+    return next(possible, "im2col"), "no other can be taken"
 
 
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:

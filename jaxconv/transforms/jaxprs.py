@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxconv.arguments import fail
+from jaxconv.arguments import fail, well_formed
 from jaxconv.compat import (
     conv_general_dilated_p,
     is_constant_shape,
@@ -76,6 +76,16 @@ def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
     if not is_constant_shape((*lhs.shape, *rhs.shape)):
         shapes = f"{lhs.shape} and {rhs.shape}"
         fail(function, "shapes must be numbers", shapes, "give the sizes that you will use")
+    if not well_formed(rhs.shape, eqn.params):
+        names = ("window_strides", "lhs_dilation", "rhs_dilation", "dimension_numbers")
+        fail(
+            function,
+            "convolutions must have taps, positive strides and dilations for each spatial axis, and"
+            " permutations as dimension_numbers",
+            f"{lhs.str_short()} by {rhs.str_short()}, "
+            + ", ".join(f"{name}={eqn.params[name]}" for name in names),
+            "correct the call of lax's convolution, which lax can't compile either",
+        )
     spec = ConvSpec.from_params(lhs, rhs, eqn.params)
     if not plannable(lhs, rhs, eqn.params):
         return spec, "xla", "shardings in types are left to lax"

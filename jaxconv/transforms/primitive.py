@@ -15,11 +15,13 @@ from jax import Array
 from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import refusal
+from jaxconv.arguments import well_formed
 from jaxconv.compat import (
     Offloadable,
     Primitive,
     SaveableType,
     ad,
+    add_rules,
     apply_primitive,
     batching,
     conv_general_dilated_p,
@@ -35,7 +37,14 @@ from jaxconv.compat import (
 from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
 
-conv_p = Primitive("jaxconv")
+
+class _Convolution(Primitive):
+    def bind(self, *args: Any, **params: Any) -> Any:
+        add_rules(self)
+        return super().bind(*args, **params)
+
+
+conv_p = _Convolution("jaxconv")
 conv_p.def_impl(partial(apply_primitive, conv_p))
 
 
@@ -60,12 +69,14 @@ def planned_params(
 
 
 def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether a convolution of these types is static: no symbolic sizes, no sharding in types."""
+    """Whether jaxconv plans this convolution: it has no symbolic sizes, no shardings in types and
+    nothing that lax refuses to compile."""
     out = params["out_sharding"]  # lax's derivatives give one that shards nothing
     return (
         is_constant_shape((*lhs.shape, *rhs.shape))
         and (out is None or not any(out.spec))
         and not has_explicit_sharding(lhs, rhs)
+        and well_formed(rhs.shape, params)
     )
 
 
