@@ -451,7 +451,8 @@ def test_nan_in_gradients_spreads_as_by_lax(
     )
     lhs, rhs = normal(*lhs_shape), normal(*rhs_shape, seed=1)
     operands = [lhs, rhs, normal(*jax.eval_shape(theirs, lhs, rhs).shape, seed=2)]
-    operands[operand][0, -1, -1, 0] = np.nan
+    middle = [size // 2 for size in operands[operand].shape]
+    operands[operand][(*middle,)] = np.nan  # lax itself differs with its code path at the border
 
     def gradients(conv: Any) -> Any:
         lhs, rhs, cotangent = operands

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxconv.config import config
 from jaxconv.config import notify as forget
 from jaxconv.planning import cache
 from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.timing import quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 from jaxconv.tools.autotune import Measurement, Tuning, candidates, measure
@@ -54,10 +56,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     """What an algorithm that is given here takes; those that are not take a second."""
     given: Times = {}
     monkeypatch.setattr(
-        autotuning, "_compiled", lambda spec, name, platform, operands: lambda *_: name
-    )
-    monkeypatch.setattr(
-        autotuning, "_seconds", lambda compiled, operands: given.get(compiled(), 1.0)
+        autotuning,
+        "_compiled",
+        lambda spec, name, *_: SimpleNamespace(call=lambda: given.get(name, 1.0)),
     )
     return given
 
@@ -167,7 +168,9 @@ def test_a_weight_gradient_is_run_as_it_arrives(groups: int) -> None:
     )
     (expected,) = pullback(cotangent)
     for name in candidates(spec, PLATFORM):
-        out = autotuning._compiled(spec, name, PLATFORM, (image, cotangent))(image, cotangent)
+        out = autotuning._compiled(spec, name, PLATFORM, (image, cotangent)).compiled(
+            image, cotangent
+        )
         assert jnp.allclose(out, expected, rtol=1e-4, atol=1e-4), name
 
 
@@ -217,19 +220,30 @@ def test_one_lucky_round_in_two_is_not_enough() -> None:
     assert autotuning._choose("im2col", columns | {"xla": [0.5, 0.5, 0.5, 0.9]}) == "xla"
 
 
+def test_an_fft_must_be_twice_as_fast() -> None:
+    columns = {"im2col": [1.0] * 4, "fft": [0.6] * 4}
+    assert autotuning._choose("im2col", columns) == "im2col"
+    assert autotuning._choose("fft", columns) == "im2col"
+    columns["fft"] = [0.4] * 4
+    assert autotuning._choose("im2col", columns) == "fft"
+    assert autotuning._choose("fft", {"fft": [0.6] * 4}) == "fft"
+
+
 def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = CASES["3x3"].spec("float32")
     planned, *others = candidates(spec, PLATFORM)
     slow = next(name for name in others if name != "xla")
     times[slow] = 1.0 + autotuning.HOPELESS_MEASURED
     calls: list[str] = []
-    seconds = autotuning._seconds
 
-    def counted(compiled: Any, operands: Any) -> float:
-        calls.append(compiled())
-        return seconds(compiled, operands)
+    def counted(spec: ConvSpec, name: str, *_: Any) -> Any:
+        def call() -> float:
+            calls.append(name)
+            return times.get(name, 1.0)
 
-    monkeypatch.setattr(autotuning, "_seconds", counted)
+        return SimpleNamespace(call=call)
+
+    monkeypatch.setattr(autotuning, "_compiled", counted)
     row = measure(spec, PLATFORM)
     assert calls.count(slow) == 1
     assert calls.count(planned) > 1
@@ -238,8 +252,8 @@ def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPa
 
 def test_one_call_that_stalls_says_nothing() -> None:
     calls = [5e-3, 1e-3, 2e-3, 3e-3, 0.0]
-    assert autotuning.quickest(iter(calls).__next__) == 1e-3
-    assert autotuning.quickest(iter([1.0, 0.0]).__next__) == 1.0  # a slow one is called once
+    assert quickest(iter(calls).__next__) == 1e-3
+    assert quickest(iter([1.0, 0.0]).__next__) == 1.0  # a slow one is called once
 
 
 # What it keeps

@@ -132,3 +132,82 @@ def test_workspace_is_bounded() -> None:
     long = case((1, 1 << 22, 1), (513, 1, 1)).spec(np.float32)
     assert fft.blocks_of(long).chunks > 1
     assert fft.cost(long).workspace < 5 * blocks.STEP_BYTES
+
+
+def moderately(conv: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
+    """float32 operands and a cotangent, all of magnitudes near 1."""
+    lhs, rhs = conv.operands(np.float32, seed=seed)
+    shape = conv.spec().out_shape
+    cotangent = np.random.default_rng(seed + 100).standard_normal(shape, dtype=np.float32)
+    return np.array(lhs), np.array(rhs), cotangent
+
+
+def value_and_gradients(fun: Any, lhs: Any, rhs: Any, cotangent: Any) -> list[np.ndarray]:
+    @jax.jit
+    def computed(lhs: Any, rhs: Any, cotangent: Any) -> Any:
+        out, transpose = jax.vjp(fun, lhs, rhs)
+        return out, *transpose(cotangent)
+
+    return [np.asarray(x) for x in computed(lhs, rhs, cotangent)]
+
+
+@pytest.mark.parametrize(("size", "taps"), [((128, 128), (31, 31)), ((1500,), (1001,))])
+def test_error_over_seeds(size: Any, taps: Any) -> None:
+    """On magnitudes that are alike the mean square error is about twice lax's: 2.1 at most in eight
+    seeds of eleven convolutions."""
+    conv = case((1, *size, 1), (*taps, 1, 1))
+    for seed in range(4):
+        operands = moderately(conv, seed)[:2]
+        exact = np.asarray(by_fft(conv, *(x.astype(np.float64) for x in operands)))
+        ours, theirs = (
+            np.linalg.norm(np.asarray(f(*operands)) - exact)
+            for f in (partial(by_fft, conv), conv.lax)
+        )
+        assert ours <= 2.2 * theirs, seed
+
+
+SCALES = [(60, 60), (112, 0), (0, 100), (-50, -50), (-100, 40), (100, -100)]
+WIDE = case((2, 64, 64, 1), (31, 31, 1, 1))
+
+
+@pytest.mark.parametrize(("image", "kernel"), SCALES)
+def test_very_large_and_very_small_numbers(image: int, kernel: int) -> None:
+    """Powers of two change nothing but the exponent: no spectrum overflows, nothing is rounded."""
+    lhs, rhs, cotangent = moderately(WIDE)
+    plain = value_and_gradients(partial(by_fft, WIDE), lhs, rhs, cotangent)
+    scaled = value_and_gradients(
+        partial(by_fft, WIDE),
+        np.ldexp(lhs, image),
+        np.ldexp(rhs, kernel),
+        np.ldexp(cotangent, -kernel),
+    )
+    for x, y, exponent in zip(plain, scaled, (image + kernel, 0, image - kernel), strict=True):
+        if -60 <= exponent <= 120:
+            np.testing.assert_array_equal(y, np.ldexp(x, exponent))
+
+
+def test_each_image_has_a_scale_of_its_own() -> None:
+    lhs, rhs, _ = moderately(WIDE)
+    lhs[1] = np.ldexp(lhs[1], 110)
+    out = np.asarray(by_fft(WIDE, lhs, rhs))
+    lhs[1] = np.ldexp(lhs[1], -110)
+    np.testing.assert_array_equal(out[0], by_fft(WIDE, lhs, rhs)[0])
+
+
+def test_an_image_of_zeros_gives_zeros() -> None:
+    lhs, rhs, _ = moderately(WIDE)
+    lhs[1] = 0
+    out = np.asarray(by_fft(WIDE, lhs, rhs))
+    np.testing.assert_array_equal(out[1], 0)
+    assert np.isfinite(out[0]).all()
+
+
+def test_errors_are_relative_to_the_norm_of_a_block() -> None:
+    """Not to each output, where magnitudes range widely: here from 1e-8 to 1."""
+    lhs, rhs, cotangent = moderately(WIDE)
+    lhs = lhs * np.geomspace(1e-8, 1, lhs.shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
+    ours = value_and_gradients(partial(by_fft, WIDE), lhs, rhs, cotangent)
+    exact = value_and_gradients(WIDE.lax, *(x.astype(np.float64) for x in (lhs, rhs, cotangent)))
+    for x, reference in zip(ours, exact, strict=True):
+        error = np.max(np.abs(x - reference))
+        assert error <= 16 * np.finfo(np.float32).eps * np.max(np.abs(reference))

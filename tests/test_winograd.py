@@ -122,3 +122,32 @@ def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(gradient, transpose(out)[1], rtol=1e-11, atol=1e-11)
     cost = algorithm.cost(spec)
     assert cost.steps == winograd.tiling(2 if name == "winograd" else 4, spec).steps
+
+
+@pytest.mark.parametrize("exponent", [-90, 60, 118])
+@pytest.mark.parametrize("name", NAMES)
+def test_powers_of_two_change_nothing_else(name: str, exponent: int) -> None:
+    """No sum of elements overflows below a quarter of the largest number."""
+    case = CASES["3x3"]
+    lhs, rhs = (np.asarray(x, np.float32) for x in case.operands())
+    lhs[0, :2] = 0
+
+    def conv(lhs: Any) -> jax.Array:
+        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
+
+    out = conv(lhs)
+    np.testing.assert_array_equal(conv(np.ldexp(lhs, exponent)), np.ldexp(out, exponent))
+    np.testing.assert_array_equal(conv(0 * lhs), 0 * out)
+
+
+def test_accuracy_where_magnitudes_range_widely() -> None:
+    """Rows from 1e-8 to 1: each has at most twice the error of lax."""
+    case = large(16)
+    lhs, rhs = (np.asarray(x, np.float32) for x in case.operands())
+    lhs = lhs * np.geomspace(1e-8, 1, lhs.shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
+    exact = np.asarray(case.lax(lhs.astype(np.float64), rhs.astype(np.float64)))
+    ours = jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm="winograd")
+    errors = [
+        np.sum((np.asarray(x) - exact) ** 2, axis=(0, 2, 3)) for x in (ours, case.lax(lhs, rhs))
+    ]
+    assert (errors[0] <= 2**2 * errors[1]).all()

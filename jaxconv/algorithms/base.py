@@ -88,6 +88,8 @@ class Algorithm:
         "highest"; None where neither holds. No measured time outweighs it.
       doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
         None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
+      margin: "auto" takes it for a predicted or measured time below this share of the fastest other
+        algorithm's; 1 for those whose results are as good as any.
       largest_index: the largest index that it computes while it runs, in int32, for a ``spec`` that
         it supports; 0 where all of its slices are written out.
     """
@@ -102,6 +104,7 @@ class Algorithm:
     by_name_only: str | None = None
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason
+    margin: float = 1.0
     largest_index: Callable[[ConvSpec], int] = largest_index
 
     def refuses(self, spec: ConvSpec) -> str | None:

@@ -1,5 +1,7 @@
 """The decision: which algorithm "auto" takes for a convolution, and how it is then run."""
 
+import math
+from collections.abc import Mapping
 from functools import lru_cache
 
 import jax
@@ -43,6 +45,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     if spec.is_empty or not possible:
         return _last_resort(spec)
     seconds = {name: predicted_seconds(name, spec, platform) for name in possible}
+    seconds = {name: seconds[name] for name in worthwhile(seconds)}
     best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
     lax = seconds.get("xla")
     if lax is None:
@@ -57,6 +60,16 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 MARGIN = 0.9
 # Calls over which a second of compiling is spread where two algorithms are almost as fast.
 CALLS = 100_000
+
+
+def worthwhile(seconds: Mapping[str, float]) -> list[str]:
+    """Those of the algorithms that are fast enough for their margins."""
+
+    def worth(name: str) -> bool:
+        others = [time for other, time in seconds.items() if other != name]
+        return seconds[name] <= ALGORITHMS[name].margin * min(others, default=math.inf)
+
+    return [name for name in seconds if ALGORITHMS[name].margin == 1 or worth(name)]
 
 
 def _compiling(name: str, spec: ConvSpec, platform: str) -> float:

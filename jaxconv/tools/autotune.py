@@ -5,8 +5,7 @@ import dataclasses
 import html
 import importlib.util
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,9 +17,10 @@ from jax import Array
 from jaxconv import tables
 from jaxconv.arguments import fail
 from jaxconv.config import notify
-from jaxconv.planning.choose import execute
+from jaxconv.planning.choose import execute, worthwhile
 from jaxconv.planning.measured import Winner, record
 from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
@@ -30,7 +30,6 @@ MARGIN = 0.95
 # Times the best prediction, which is an order of magnitude, and times the fastest of a few first
 # calls: what is slower than that is not measured further.
 HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
-FIRST_CALLS, FIRST_SECONDS = 4, 0.2
 ROUNDS, FEWEST_ROUNDS = 50, 5
 SECONDS = 0.5  # after which no further round is begun
 
@@ -184,39 +183,37 @@ def measure(spec: ConvSpec, platform: str) -> Measurement:
     """Times the candidates for ``spec`` on random operands and chooses one; nothing is kept."""
     planned, *others = candidates(spec, platform)
     arrays = operands(spec)
-    compiled = {planned: _compiled(spec, planned, platform, arrays)}
-    first = {planned: quickest(partial(_seconds, compiled[planned], arrays))}
+    subjects = {planned: _compiled(spec, planned, platform, arrays)}
+    first = {planned: quickest(subjects[planned].call)}
     for name in others:
         # Convolutions that XLA refuses, or that need more memory than there is.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            compiled[name] = _compiled(spec, name, platform, arrays)
-            first[name] = quickest(partial(_seconds, compiled[name], arrays))
+            subjects[name] = _compiled(spec, name, platform, arrays)
+            first[name] = quickest(subjects[name].call)
     limit = HOPELESS_MEASURED * min(first.values())
     running = [name for name, seconds in first.items() if name == planned or seconds <= limit]
-
-    times: dict[str, list[float]] = {name: [] for name in running}
-    start = time.perf_counter()
-    for i in range(ROUNDS):
-        if i >= FEWEST_ROUNDS and time.perf_counter() - start > SECONDS:
-            break
-        for name in running:
-            times[name].append(_seconds(compiled[name], arrays))
+    rounds = alternate([subjects[name] for name in running], ROUNDS, SECONDS, fewest=FEWEST_ROUNDS)
+    times = dict(zip(running, zip(*rounds, strict=True), strict=True))
 
     chosen = _choose(planned, times)
     seconds = first | {name: float(np.median(times[name])) for name in running}
-    lax_times = times.get("xla", [first["xla"]]) if "xla" in first else None
+    lax_times = times.get("xla", (first["xla"],)) if "xla" in first else None
     ratio = None if lax_times is None else float(np.median(np.divide(lax_times, times[chosen])))
     ranked = sorted(seconds.items(), key=lambda item: item[1])
     return Measurement(spec, planned, chosen, tuple(ranked), ratio)
 
 
-def _choose(planned: str, times: dict[str, list[float]]) -> str:
+def _choose(planned: str, times: Mapping[str, Sequence[float]]) -> str:
     """The fastest by its median ratio to the planned one, which stays unless clearly beaten.
 
     Args:
       times: of each algorithm, round by round.
     """
-    ratios = {name: np.divide(column, times[planned]) for name, column in times.items()}
+    medians = {name: float(np.median(column)) for name, column in times.items()}
+    names = worthwhile(medians)
+    if planned not in names:
+        return min(names, key=medians.__getitem__)
+    ratios = {name: np.divide(times[name], times[planned]) for name in names}
     best = min(ratios, key=lambda name: np.median(ratios[name]))
     beaten = np.median(ratios[best]) < MARGIN and np.quantile(ratios[best], 0.75) < 1
     return best if beaten else planned
@@ -254,20 +251,5 @@ def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs
 
 def _compiled(
     spec: ConvSpec, algorithm: str, platform: str, operands: tuple[Array, Array]
-) -> Callable[[Array, Array], Array]:
-    return jax.jit(partial(as_it_arrives, spec, algorithm, platform)).lower(*operands).compile()
-
-
-def quickest(call: Callable[[], float]) -> float:
-    """The fastest of a few calls, which return their seconds: one alone takes ten times as long now
-    and then, and the first longer than all."""
-    calls = [call()]
-    while len(calls) < FIRST_CALLS and sum(calls) < FIRST_SECONDS:
-        calls.append(call())
-    return min(calls)
-
-
-def _seconds(compiled: Callable[[Array, Array], Array], operands: tuple[Array, Array]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(compiled(*operands))
-    return time.perf_counter() - start
+) -> Compiled:
+    return Compiled(partial(as_it_arrives, spec, algorithm, platform), *operands)
