@@ -1,15 +1,15 @@
 """Whole networks, without normalisation: what is left is what convolutions cost.
 
-A network is written once, in terms of ``Operations``, and run by JAX (``Lax`` below, which calls
-``lax.conv_general_dilated`` as a user's model does) and by PyTorch (``torch_peer``). Convolutions
-that a normalisation follows in the paper have no bias, as there.
+A network is written once and run by JAX (``Lax``, which calls ``lax.conv_general_dilated`` as a
+user's model does) and by PyTorch (``torch_peer.Torch``, of the same methods). Convolutions that a
+normalisation follows in the paper have no bias, as there.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,72 +23,23 @@ LAYOUTS = {
 }
 # Kernel (spatial…, in, out), and bias where there is one.
 Params = list[tuple[Any, ...]]
-# What a training step takes of the gradients: so much that the change of a parameter, by which the
-# step is checked, is not lost in its rounding.
-RATE = 1.0
+# The learning rate: so large that the change of a parameter, by which a step is checked, is not lost
+# in the parameter's rounding.
+RATE = 1024.0
 
 
-class Operations(Protocol):
-    """What the networks are made of. Parameters are taken in the order of the calls."""
-
-    def conv(
-        self,
-        x: Any,
-        channels: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        dilation: int = 1,
-        *,
-        bias: bool = True,
-    ) -> Any:
-        """A convolution to so many channels. One dimension: causal; two or three: odd kernels pad
-        by half on both sides, even ones by nothing."""
-        ...
-
-    def up(self, x: Any, channels: int) -> Any:
-        """A transposed convolution with kernel and stride 2, and a bias."""
-        ...
-
-    def linear(self, x: Any, features: int) -> Any:
-        """(N, 1…, channels) → (N, features), with a bias."""
-        ...
-
-    def mean(self, x: Any) -> Any:
-        """Over all positions, which stay as axes of size 1."""
-        ...
-
-    def max_pool(self, x: Any, window: int, pad: int) -> Any:
-        """Of stride 2."""
-        ...
-
-    def channels(self, x: Any) -> int: ...
-    def concatenate(self, *xs: Any) -> Any: ...
-    def relu(self, x: Any, /) -> Any: ...
-    def relu6(self, x: Any, /) -> Any: ...
-    def gelu(self, x: Any, /) -> Any: ...
-    def silu(self, x: Any, /) -> Any: ...
-    def sigmoid(self, x: Any, /) -> Any: ...
-    def tanh(self, x: Any, /) -> Any: ...
-
-
-def padding(ndim: int, kernel: int, dilation: int = 1) -> tuple[tuple[int, int], ...]:
-    """Of a network's convolution, as ``Operations.conv`` has it."""
-    if ndim == 1:
-        return (((kernel - 1) * dilation, 0),)
-    half = (kernel // 2) * dilation if kernel % 2 else 0
+def padding(ndim: int, kernel: int) -> tuple[tuple[int, int], ...]:
+    """By half an odd kernel, none for an even one."""
+    half = kernel // 2 if kernel % 2 else 0
     return ((half, half),) * ndim
 
 
 class Lax:
-    """``Operations`` by JAX, channels last."""
+    """Operations by JAX, channels last. Parameters are taken in the order of the calls."""
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
     gelu = staticmethod(jax.nn.gelu)
-    silu = staticmethod(jax.nn.silu)
-    sigmoid = staticmethod(jax.nn.sigmoid)
-    tanh = staticmethod(jnp.tanh)
 
     def __init__(self, params: Params) -> None:
         self._params = iter(params)
@@ -100,15 +51,15 @@ class Lax:
 
     def conv(
         self,
-        x: Array,
+        x: Any,
         channels: int,
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        dilation: int = 1,
         *,
         bias: bool = True,
-    ) -> Array:
+    ) -> Any:
+        """A convolution to ``channels``, padded as ``padding`` says."""
         ndim = x.ndim - 2
         shape = (*(kernel,) * ndim, x.shape[-1] // groups, channels)
         weights, *biases = self.parameters(shape, bias)
@@ -116,14 +67,14 @@ class Lax:
             x,
             weights,
             (stride,) * ndim,
-            padding(ndim, kernel, dilation),
-            rhs_dilation=(dilation,) * ndim,
+            padding(ndim, kernel),
             dimension_numbers=LAYOUTS[ndim],
             feature_group_count=groups,
         )
         return y + biases[0] if biases else y
 
-    def up(self, x: Array, channels: int) -> Array:
+    def up(self, x: Any, channels: int) -> Any:
+        """A transposed convolution with kernel and stride 2, and a bias."""
         ndim = x.ndim - 2
         weights, bias = self.parameters((*(2,) * ndim, channels, x.shape[-1]), True, -2)
         layout = LAYOUTS[ndim]
@@ -132,14 +83,17 @@ class Lax:
         )
         return y + bias
 
-    def linear(self, x: Array, features: int) -> Array:
+    def linear(self, x: Any, features: int) -> Any:
+        """(N, 1…, channels) → (N, features), with a bias."""
         weights, bias = self.parameters((x.shape[-1], features), True)
         return x.reshape(len(x), -1) @ weights + bias
 
-    def mean(self, x: Array) -> Array:
+    def mean(self, x: Any) -> Any:
+        """Over all positions, which stay as axes of size 1."""
         return x.mean(range(1, x.ndim - 1), keepdims=True)
 
-    def max_pool(self, x: Array, window: int, pad: int) -> Array:
+    def max_pool(self, x: Any, window: int, pad: int) -> Any:
+        """Max-pooling with stride 2."""
         # Axis by axis, of slices: the gradient of lax.reduce_window with lax.max writes five arrays
         # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
         for axis in range(1, x.ndim - 1):
@@ -150,10 +104,10 @@ class Lax:
             x = functools.reduce(jnp.maximum, views)
         return x
 
-    def channels(self, x: Array) -> int:
+    def channels(self, x: Any) -> int:
         return x.shape[-1]
 
-    def concatenate(self, *xs: Array) -> Array:
+    def concatenate(self, *xs: Any) -> Any:
         return jnp.concatenate(xs, -1)
 
 
@@ -174,7 +128,7 @@ class _Random(Lax):
         return self.made[-1]
 
 
-def mobilenet_v2(net: Operations, x: Any) -> Any:
+def mobilenet_v2(net: Lax, x: Any) -> Any:
     """Sandler et al. 2018."""
     x = net.relu6(net.conv(x, 32, 3, 2, bias=False))
     for expansion, channels, blocks, first_stride in (
@@ -196,7 +150,7 @@ def mobilenet_v2(net: Operations, x: Any) -> Any:
     return net.linear(net.mean(net.relu6(net.conv(x, 1280, 1, bias=False))), 1000)
 
 
-def resnet_50(net: Operations, x: Any) -> Any:
+def resnet_50(net: Lax, x: Any) -> Any:
     """He et al. 2015."""
     x = net.max_pool(net.relu(net.conv(x, 64, 7, 2, bias=False)), 3, 1)
     for channels, blocks, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
@@ -210,7 +164,7 @@ def resnet_50(net: Operations, x: Any) -> Any:
     return net.linear(net.mean(x), 1000)
 
 
-def convnext_t(net: Operations, x: Any) -> Any:
+def convnext_t(net: Lax, x: Any) -> Any:
     """Liu et al. 2022. Its convolutions have biases."""
     for channels, blocks, patch in ((96, 3, 4), (192, 3, 2), (384, 9, 2), (768, 3, 2)):
         x = net.conv(x, channels, patch, patch)
@@ -221,31 +175,7 @@ def convnext_t(net: Operations, x: Any) -> Any:
     return net.linear(net.mean(x), 1000)
 
 
-def efficientnet_b0(net: Operations, x: Any) -> Any:
-    """Tan and Le 2019, with squeeze and excitation, whose convolutions have biases."""
-    x = net.silu(net.conv(x, 32, 3, 2, bias=False))
-    for expansion, channels, blocks, first_stride, kernel in (
-        (1, 16, 1, 1, 3),
-        (6, 24, 2, 2, 3),
-        (6, 40, 2, 2, 5),
-        (6, 80, 3, 2, 3),
-        (6, 112, 3, 1, 5),
-        (6, 192, 4, 2, 5),
-        (6, 320, 1, 1, 3),
-    ):
-        for block in range(blocks):
-            stride = first_stride if block == 0 else 1
-            entering = net.channels(x)
-            hidden = entering * expansion
-            y = net.silu(net.conv(x, hidden, 1, bias=False)) if expansion > 1 else x
-            y = net.silu(net.conv(y, hidden, kernel, stride, hidden, bias=False))
-            gate = net.silu(net.conv(net.mean(y), entering // 4, 1))
-            y = net.conv(y * net.sigmoid(net.conv(gate, hidden, 1)), channels, 1, bias=False)
-            x = x + y if x.shape == y.shape else y
-    return net.linear(net.mean(net.silu(net.conv(x, 1280, 1, bias=False))), 1000)
-
-
-def unet_3d(net: Operations, x: Any) -> Any:
+def unet_3d(net: Lax, x: Any) -> Any:
     """Çiçek et al. 2016, with half its channels: logits of 3 classes for each voxel."""
 
     def twice(x: Any, first: int, second: int) -> Any:
@@ -266,34 +196,17 @@ def unet_3d(net: Operations, x: Any) -> Any:
     return net.conv(x, 3, 1)
 
 
-def wavenet(net: Operations, x: Any) -> Any:
-    """Van den Oord et al. 2016: two stacks of ten dilated causal layers; logits of the next of 256
-    amplitudes, for each sample."""
-    x = net.conv(x, 64, 2)
-    dilations = 2 * tuple(2**i for i in range(10))
-    skips = []
-    for layer, dilation in enumerate(dilations, 1):
-        gate = net.sigmoid(net.conv(x, 64, 2, dilation=dilation))
-        gated = net.tanh(net.conv(x, 64, 2, dilation=dilation)) * gate
-        skips.append(net.conv(gated, 256, 1))
-        if layer < len(dilations):
-            x = x + net.conv(gated, 64, 1)
-    total = sum(skips[1:], skips[0])
-    return net.conv(net.relu(net.conv(net.relu(total), 256, 1)), 256, 1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network with its parameters outside.
 
     Attributes:
-      name: what it is.
       layers: x (N, spatial…, channels) → logits (N, …, classes).
       shape: (spatial…, channels) of one input.
     """
 
     name: str
-    layers: Callable[[Operations, Any], Any]
+    layers: Callable[[Lax, Any], Any]
     shape: tuple[int, ...] = (224, 224, 3)
 
     def init(self, seed: int = 0) -> Params:
@@ -329,7 +242,5 @@ NETWORKS: Sequence[Network] = (
     Network("MobileNetV2", mobilenet_v2),
     Network("ResNet-50", resnet_50),
     Network("ConvNeXt-T", convnext_t),
-    Network("EfficientNet-B0", efficientnet_b0),
     Network("3-D U-Net", unet_3d, (32, 32, 32, 1)),
-    Network("WaveNet", wavenet, (4096, 1)),
 )

@@ -61,19 +61,16 @@ def array(x: torch.Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV = {2: F.conv2d, 3: F.conv3d}
 MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
 UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 class Torch:
-    """``networks.Operations`` by PyTorch."""
+    """The operations of ``networks.Lax`` by PyTorch."""
 
     relu = staticmethod(F.relu)
     relu6 = staticmethod(F.relu6)
-    silu = staticmethod(F.silu)
-    sigmoid = staticmethod(torch.sigmoid)
-    tanh = staticmethod(torch.tanh)
 
     def __init__(self, params: list[tuple[torch.Tensor, ...]]) -> None:
         self._params = iter(params)
@@ -85,18 +82,14 @@ class Torch:
         kernel: int,
         stride: int = 1,
         groups: int = 1,
-        dilation: int = 1,
         *,
         bias: bool = True,
     ) -> torch.Tensor:
         del channels, bias
         weights, *biases = next(self._params)
         ndim = x.ndim - 2
-        (pad, _), *_ = padding(ndim, kernel, dilation)
-        bias_or_none = biases[0] if biases else None
-        y = CONV[ndim](x, weights, bias_or_none, stride, pad, dilation, groups)
-        # A causal convolution is padded on both sides and cut, as is the custom.
-        return y[..., : x.shape[-1]] if ndim == 1 else y
+        (pad, _), *_ = padding(ndim, kernel)
+        return CONV[ndim](x, weights, biases[0] if biases else None, stride, pad, 1, groups)
 
     def up(self, x: torch.Tensor, channels: int) -> torch.Tensor:
         del channels
