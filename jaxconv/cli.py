@@ -5,6 +5,7 @@ import io
 import os
 import re
 import runpy
+import shutil
 import sys
 import tempfile
 import time
@@ -16,14 +17,18 @@ try:
     from matplotlib.backend_bases import FigureCanvasBase
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.text import Text
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
+    from jaxconv.bench import calibrate, draw, report
     from jaxconv.bench import compare as engine
-    from jaxconv.bench import machine, plots
-    from jaxconv.bench import tune as tuning
-    from jaxconv.bench.report import Report
-    from jaxconv.bench.suites import DIRECTIONS, SUITES, Selection
+    from jaxconv.bench.report import SUITES, Selection
 except ModuleNotFoundError as error:
     # Here and not in main: without these packages there are no commands to define.
     print(
@@ -42,6 +47,7 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
+DIRECTIONS = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.directions))
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -115,7 +121,7 @@ def compare(
     """Compare all algorithms on real convolutions of a photograph.
 
     Prints, for each convolution and algorithm, the GEMM shape, the median time, its ratio to lax
-    (above 1 is faster), the workspace and the largest error against float64, and writes a picture.
+    (above 1 is faster), the workspace and the error against float64, and writes a picture.
     """
     known = ("auto", *ALGORITHMS)
     for name in algorithm or ():
@@ -158,18 +164,11 @@ def _compare(
 ) -> None:
     start = time.perf_counter()
     comparisons: list[engine.Comparison] = []
-    stderr = Console(stderr=True)  # stdout is for the tables alone: it may be a pipe
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        console=stderr,
-        transient=True,
-        disable=not stderr.is_terminal,
-    ) as progress:
-        task = progress.add_task("", total=engine.steps(engine.CONVOLUTIONS, algorithms))
+    convolutions = engine.convolutions(photograph)
+    with _progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        task = progress.add_task("", total=len(convolutions) * (1 + len(algorithms)))
         done = 0
-        for step in engine.compare(photograph, algorithms=algorithms, repeats=repeats):
+        for step in engine.compare(convolutions, algorithms, repeats):
             if isinstance(step, engine.Comparison):
                 comparisons.append(step)
                 continue
@@ -177,33 +176,38 @@ def _compare(
             done += 1
     versions = f"jaxconv {jaxconv.__version__}, JAX {jax.__version__}"
     where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    console = _stdout()
-    console.print(Text(f"{caption}; {where}; float32\n"), soft_wrap=True)
-    console.print(engine.tables(comparisons, console.width))
-    figure = engine.picture(photograph, f"{caption}\n{where}", comparisons)
+    _replace_unknown_signs()
+    print(f"{caption}; {where}; float32\n")
+    # A file or a pipe has room for all columns.
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for comparison in comparisons:
+        print(engine.table(comparison, width))
+    figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)
     try:
         figure.savefig(output, dpi=110)
     except OSError as error:
         _fail(f"can't write {str(output)!r}: {error.strerror or error}")
     seconds = time.perf_counter() - start
-    console.print(
-        Text(
-            "▸ what auto chose. × lax: lax's time over the algorithm's, the two called in turn; the"
-            " median of the pairs, above 1 is faster. max error: against float64.\n"
-            f"The picture: {output}. {seconds:.0f} s in all."
-        ),
-        soft_wrap=True,
+    print(
+        "▸ what auto chose. × lax: lax's time over the algorithm's, the two called in turn; the"
+        " median of the pairs, above 1 is faster. error: root mean square against float64, over"
+        f" lax's.\nThe picture: {output}. {seconds:.0f} s in all."
     )
 
 
-def _stdout() -> Console:
-    """A console on stdout; where that is a file or a pipe, wide enough for all columns."""
+def _progress(*columns: ProgressColumn) -> Progress:
+    """A line about what is being measured, on stderr where that is a terminal: stdout is for the
+    tables alone, it may be a pipe."""
+    console = Console(stderr=True)
+    description = TextColumn("{task.description}")
+    hidden = not console.is_terminal
+    return Progress(description, *columns, console=console, transient=True, disable=hidden)
+
+
+def _replace_unknown_signs() -> None:
+    """Not every encoding of stdout has × and →."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # not every encoding has × and →
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=120)
-    return console
+        sys.stdout.reconfigure(errors="replace")
 
 
 @app.command()
@@ -237,7 +241,7 @@ def bench(
 
     layers: single convolutions of well-known networks and filters, forward and gradients.
     loops: convolutions inside scan and vmap. models: whole networks, forward and training step.
-    scaling: how costs grow. regret: what the choice of "auto" costs, on random convolutions.
+    regret: what the choice of "auto" costs, on random convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
     """
     selection = _selection(suites or [], case, direction, quick, specs)
@@ -272,26 +276,24 @@ def _selection(
 
 def _bench(suites: list[str], selection: Selection, file: Path | None, folder: Path | None) -> None:
     start = time.perf_counter()
-    report = Report(_stdout(), machine.description(), file)
-    stderr = Console(stderr=True)
-    columns = TextColumn("{task.description}"), TimeElapsedColumn()
+    _replace_unknown_signs()
+    results = report.Report(report.machine(), file)
     for suite in suites:
-        report.begin(suite)
-        with Progress(
-            *columns, console=stderr, transient=True, disable=not stderr.is_terminal
-        ) as progress:
-            task = progress.add_task("")
-            for step in SUITES[suite].run(selection):
-                if isinstance(step, str):
-                    progress.update(task, description=escape(step))
-                else:
-                    report.add(suite, step)
-        report.end(suite)
-    if not any(report.results.values()):
+        try:
+            with _progress(TimeElapsedColumn()) as progress:
+                task = progress.add_task("")
+                for step in SUITES[suite].run(selection):
+                    if isinstance(step, str):
+                        progress.update(task, description=escape(step))
+                    else:
+                        results.add(suite, step)
+        finally:  # also what there is where the user interrupts it
+            results.end(suite)
+    if not any(results.results.values()):
         _fail("no case is selected; --case and --direction leave none")
-    written = [] if folder is None else plots.draw(folder, report.machine, report.results)
-    report.close(written, time.perf_counter() - start)
-    if report.wrong:
+    written = [] if folder is None else draw.draw(folder, results.results)
+    results.close(written, time.perf_counter() - start)
+    if results.wrong:
         raise typer.Exit(1)
 
 
@@ -299,7 +301,7 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
 def tune(
     seconds: Annotated[
         float, typer.Option(min=1, help="After so long no further convolution is timed.")
-    ] = tuning.SECONDS,
+    ] = calibrate.SECONDS,
 ) -> None:
     """Measure how fast this machine is, so that predicted times are its own.
 
@@ -309,7 +311,7 @@ def tune(
     console = Console(stderr=True)
     with console.status("Timing convolutions") as status:
         try:
-            tuned = tuning.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
+            tuned = calibrate.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except ValueError as error:  # a platform without predictions

@@ -16,7 +16,7 @@ from jax import lax
 import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
-from jaxconv.bench import tune
+from jaxconv.bench import calibrate
 from jaxconv.config import Config
 
 
@@ -620,8 +620,8 @@ def test_settings_refuse(match: str) -> None:
 
 def tune_without_predictions() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "document_for", lambda platform: None)
-        tune.tune(1)
+        patch.setattr(calibrate, "document_for", lambda platform: None)
+        calibrate.tune(1)
 
 
 def test_tune_refuses_platforms_without_predictions() -> None:

@@ -18,7 +18,7 @@ import jaxconv
 from jaxconv import cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.bench import calibrate, tune
+from jaxconv.bench import calibrate
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
@@ -287,17 +287,17 @@ def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = prepared(SPECS[0])
     before = predict("xla", spec, "cpu")
     slow = calibrate.Measured(spec, {"xla": 3 * before}, {})
-    monkeypatch.setattr(tune, "_sample", lambda: iter([spec] * 3))
-    monkeypatch.setattr(tune, "measure", lambda spec, names: slow)
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter([spec] * 3))
+    monkeypatch.setattr(calibrate, "measure", lambda spec, names: slow)
     shown: list[str] = []
-    tuned = tune.tune(60, shown.append)
+    tuned = calibrate.tune(60, shown.append)
     assert shown == [str(spec)] * 3
     assert [row.samples for row in tuned.rows] == [3]
     assert math.isclose(tuned.rows[0].factor, 3)
     assert "measured over predicted" in str(tuned)
     assert math.isclose(predict("xla", spec, "cpu"), 3 * before)
     # Tuned again, the factor is of the package's prediction, not of the tuned one.
-    assert math.isclose(tune.tune(60).rows[0].factor, 3)
+    assert math.isclose(calibrate.tune(60).rows[0].factor, 3)
     with jaxconv.config.set(use_cache=False):
         assert math.isclose(predict("xla", spec, "cpu"), before)
 
@@ -310,18 +310,18 @@ def test_a_slower_machine_has_slower_parts_once() -> None:
     forget()
     for name, seconds in before.items():
         assert 1.5 * seconds < predict(name, spec, "cpu") <= 2.001 * seconds, name
-    assert all(ALGORITHMS[name].parts is None for name in tune._candidates(spec, "cpu"))
+    assert all(ALGORITHMS[name].parts is None for name in calibrate._fastest(spec))
 
 
 def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "document_for", lambda platform: None)
+    monkeypatch.setattr(calibrate, "document_for", lambda platform: None)
     result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
     assert result.exit_code == 2
     assert "jaxconv.autotune" in result.stderr
 
 
 def test_factors_of_few_samples_are_drawn_to_what_all_have_in_common() -> None:
-    many, few = tune._rows({"im2col": [2.0] * 99, "shift": [4.0] * 2})
+    many, few = calibrate._rows({"im2col": [2.0] * 99, "shift": [4.0] * 2})
     assert math.isclose(many.factor, 2)
     assert 2 < few.factor < 2.3
     assert few.spread == (4, 4)
@@ -337,7 +337,7 @@ def test_factors_of_no_use_are_ignored() -> None:
 @pytest.mark.usefixtures("_own_cache")
 def test_the_command_line_tunes(monkeypatch: pytest.MonkeyPatch) -> None:
     small = dataclasses.replace(SPECS[0])
-    monkeypatch.setattr(tune, "_sample", lambda: iter([small]))
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter([small]))
     result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
     assert result.exit_code == 0, result.output
     assert "Timed 1 random convolutions" in result.output

@@ -1,11 +1,17 @@
-"""Makes the data that predictions rest on: ``python -m jaxconv.bench.calibrate FILE``.
+"""Measured times behind predictions: the package's data, and factors for one machine.
 
-Random convolutions, those of the suite ``layers`` and those of three networks' training steps are
-timed by every algorithm that can do them, in turn; then constants are fitted to the times and what
-they leave is interpolated (see ``jaxconv.planning.predict``). FILE is the
-calibration, ``jaxconv/planning/data/*.json``; what is measured goes to FILE.measured as it comes, a
-line for each convolution, so that an interrupted run goes on where it was. What the package's
-calibrations of Zen 4 rest on lies beside them; ``--measured`` fits it again.
+``python -m jaxconv.bench.calibrate FILE`` makes the data. Random convolutions, those of the suite
+``layers`` and those of the networks' training steps are timed by every algorithm that can do them,
+in turn; then constants are fitted to the times, and the residuals are interpolated (see
+``jaxconv.planning.predict``). FILE is the calibration, ``jaxconv/planning/data/*.json``; what is
+measured goes to FILE.measured as it comes, a line for each convolution, so that an interrupted run
+goes on where it was. What the package's calibrations of Zen 4 rest on lies beside them;
+``--measured`` fits it again.
+
+``tune`` makes predicted times those of this machine, within a minute. A sample of random
+convolutions is timed by the algorithms that are predicted to be the fastest, and by XLA. The median
+ratio of measured to predicted time of each algorithm is kept in the user's cache as a factor; which
+shapes suit an algorithm is left as the package's data has it.
 """
 
 import argparse
@@ -14,7 +20,9 @@ import datetime
 import gzip
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,25 +32,39 @@ import numpy as np
 from jax import lax
 from scipy import optimize  # JAX depends on it
 
+from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.arguments import fail
 from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.measure import Effort
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.regret import random_specs
+from jaxconv.config import notify
 from jaxconv.planning import predict as prediction
-from jaxconv.planning.predict import QUANTITIES, Calibration, Constants
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.planning.choose import predicted_seconds
+from jaxconv.planning.measured import record_scales, scales
+from jaxconv.planning.plan import Candidate, plan_spec
+from jaxconv.planning.predict import QUANTITIES, Calibration, Constants, document_for
+from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
-from jaxconv.tools.autotune import as_it_arrives, operands, quickest
+from jaxconv.tools.autotune import as_it_arrives, operands
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
-SEED = 101  # not that of ``regret``
+SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
 HOPELESS = 5.0  # slower than this many times the best after a few calls: not timed further
-SECONDS, ROUNDS = 0.25, 41  # for each convolution
+ENOUGH = Effort(41, 0.25, precision=0.0, fewest=1)  # for each convolution
 # Of the interpolation: how much it may correct (logarithmic), the noise of a measurement, and the
 # distance over which convolutions tell of each other. Chosen by cross-validated regret.
 AMPLITUDE, NOISE, DISTANCE = 0.6, 0.12, 2.5
+SECONDS = 50.0  # no convolution is begun later: with the last one, a minute
+FLOPS = 3e8  # larger convolutions are left out: they take long and say the same
+FASTEST = 4  # so many algorithms are timed for each convolution, besides XLA's
+# Samples of a kind that count as much as what all kinds have in common. Of one kind's samples half
+# lie 1.5-fold apart, which kinds hardly do: with each kind's own median of 2 to 28 samples the
+# choices became worse (regret of 70 convolutions 1.27, untuned 1.21).
+COMMON = 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,25 +114,25 @@ def well_known() -> list[ConvSpec]:
     return list(found)
 
 
+def candidates(spec: ConvSpec) -> list[Candidate]:
+    """What can be timed: the algorithms that "auto" may choose, within ``WORKSPACE``."""
+    return [
+        c
+        for c in plan_spec(spec, jax.default_backend()).candidates
+        if c.reason is None and c.workspace <= WORKSPACE and not ALGORITHMS[c.name].by_name_only
+    ]
+
+
 def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
     """Times ``spec`` by each algorithm that can do it, or by ``names``."""
-    able = names or [
-        name
-        for name, algorithm in ALGORITHMS.items()
-        if not algorithm.by_name_only
-        and refusal(algorithm, spec) is None
-        and algorithm.cost(prepared(spec)).workspace <= WORKSPACE
-    ]
     arrays = operands(spec)
     platform = jax.default_backend()
     subjects = {
-        name: Compiled(partial(as_it_arrives, spec, name, platform), *arrays) for name in able
+        name: Compiled(partial(as_it_arrives, spec, name, platform), *arrays)
+        for name in names or [c.name for c in candidates(spec)]
     }
-    seconds = {name: quickest(subject.call) for name, subject in subjects.items()}
-    limit = HOPELESS * min(seconds.values())
-    hopeful = [name for name in subjects if seconds[name] <= limit]
-    times = alternate([subjects[name] for name in hopeful], ROUNDS, SECONDS)
-    seconds |= dict(zip(hopeful, map(float, np.median(times, 0)), strict=True))
+    seconds, times = ENOUGH.times_of_fast(subjects, HOPELESS)
+    seconds |= {name: float(np.median(taken)) for name, taken in times.items()}
     return Measured(spec, seconds, {n: s.compile_seconds for n, s in subjects.items()})
 
 
@@ -211,15 +233,6 @@ def document(calibration: Calibration, origin: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def text(document: Mapping[str, Any]) -> str:
-    """A document as JSON, a line for each kind and each point."""
-    head = {key: value for key, value in document.items() if key not in ("kinds", "points")}
-    kinds = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in document["kinds"].items())
-    points = ",\n".join(map(json.dumps, document["points"]))
-    opening = json.dumps(head, indent=1)[:-2]
-    return f'{opening},\n "kinds": {{\n{kinds}\n}},\n "points": [\n{points}\n]\n}}\n'
-
-
 def origin() -> dict[str, Any]:
     """Where measurements come from."""
     return {
@@ -256,6 +269,110 @@ def measure_all(path: Path, count: int) -> None:
             file.write(line + "\n")
 
 
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How far predictions of a kind of algorithm were off.
+
+    Attributes:
+      kind: an algorithm, or its weight gradient.
+      samples: convolutions it was timed on.
+      factor: predictions are multiplied by it: the median of measured over predicted time, drawn
+        to that of all kinds as far as there are few samples.
+      spread: the quartiles of measured over predicted time.
+    """
+
+    kind: str
+    samples: int
+    factor: float
+    spread: tuple[float, float]
+
+
+HEADER = ("algorithm", "convolutions", "measured over predicted", "quartiles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What ``tune`` measured. ``str()`` is a table."""
+
+    platform: str
+    convolutions: int
+    rows: tuple[Scale, ...]
+
+    def __str__(self) -> str:
+        rows = [
+            (r.kind, str(r.samples), f"{r.factor:.2f}", "{:.2f}–{:.2f}".format(*r.spread))
+            for r in self.rows
+        ]
+        line = f"Timed {self.convolutions} random convolutions on {self.platform}."
+        return f"{line}\n{tables.as_text([HEADER, *rows], right=(1, 2, 3))}"
+
+
+def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None) -> Tuned:
+    """Times convolutions for about ``seconds`` and keeps the factors of predicted times.
+
+    Args:
+      shown: called with each convolution before it is timed.
+
+    Raises:
+      ValueError: there are no predictions for this platform that factors could correct.
+    """
+    platform = jax.default_backend()
+    if document_for(platform) is None:
+        fail(
+            "tune",
+            "it takes a platform with measured predictions, the CPU",
+            platform,
+            "use jaxconv.autotune, which measures a program's own convolutions",
+        )
+    before = scales(platform)
+    ratios: dict[str, list[float]] = defaultdict(list)
+    end = time.perf_counter() + seconds
+    count = 0
+    for spec in _sample():
+        if time.perf_counter() > end:
+            break
+        shown(str(spec))
+        count += 1
+        todo = prepared(spec)
+        for name, taken in measure(spec, _fastest(spec)).seconds.items():
+            what = prediction.kind(ALGORITHMS[name], todo)
+            unscaled = predicted_seconds(name, todo, platform) / before.get(what, 1.0)
+            ratios[what].append(taken / unscaled)
+    rows = _rows(ratios)
+    record_scales(platform, {row.kind: row.factor for row in rows})
+    notify()
+    return Tuned(platform, count, rows)
+
+
+def _rows(ratios: Mapping[str, list[float]]) -> tuple[Scale, ...]:
+    common = np.median(np.log([ratio for found in ratios.values() for ratio in found]))
+    rows = []
+    for what, found in sorted(ratios.items()):
+        low, own, high = np.quantile(found, (0.25, 0.5, 0.75))
+        weight = len(found) / (len(found) + COMMON)
+        factor = float(np.exp(common + weight * (np.log(own) - common)))
+        rows.append(Scale(what, len(found), factor, (float(low), float(high))))
+    return tuple(rows)
+
+
+def _sample() -> Iterator[ConvSpec]:
+    """Convolutions without end, the same in every process."""
+    seed = TUNING_SEED
+    while True:
+        for spec in random_specs(seed, 50):
+            small = spec.flops <= FLOPS and spec.dtype == np.float32
+            if small and refusal(ALGORITHMS["xla"], spec) is None:
+                yield spec
+        seed += 1
+
+
+def _fastest(spec: ConvSpec) -> list[str]:
+    """What is timed: not those that hand parts on, whose time is that of other algorithms."""
+    possible = [c for c in candidates(spec) if not ALGORITHMS[c.name].parts]
+    possible.sort(key=lambda c: c.seconds)
+    return list(dict.fromkeys([*(c.name for c in possible[:FASTEST]), "xla"]))
+
+
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
@@ -267,7 +384,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
         measure_all(kept, options.convolutions)
     where, measured = load(kept)
     where["convolutions"] = len(measured)
-    options.file.write_text(text(document(fit(measured), where)), encoding="utf-8")
+    options.file.write_text(json.dumps(document(fit(measured), where)) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Measuring one thing by lax, by jaxconv and by PyTorch, and checking that all agree."""
+"""Timing lax, jaxconv and PyTorch in turn, and checking their results."""
 
 import dataclasses
-from collections.abc import Callable
-from functools import cache, partial
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.bench.cases import Layer
+from jaxconv.planning.timing import Compiled, Subject, alternate
+from jaxconv.tools.autotune import quickest
 
 # Seconds after which threads of PyTorch no longer spin: 2 taps on 4×199×512 by jaxconv took 3.7 ms
 # 2 ms after a call of PyTorch, 2.5 ms from 10 ms on.
@@ -19,13 +22,32 @@ Pairs = tuple[tuple[float, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long one pairing is measured: so many pairs and about so many seconds at most, less where
-    the ratio is known to ``precision`` before, ``fewest`` at least; see ``timing.alternate``."""
+    """How long subjects are timed: the arguments of ``timing.alternate``."""
 
-    pairs: int = 101
+    rounds: int = 101
     seconds: float = 1.0
     precision: float = 0.01
     fewest: int = 3
+
+    def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
+        """Seconds of each subject, called in turn: a tuple for each round."""
+        return tuple(
+            alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
+        )
+
+    def times_of_fast(
+        self, subjects: Mapping[str, Subject], hopeless: float, kept: Collection[str] = ()
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The fastest of a few calls of each subject, and the seconds of each round.
+
+        Subjects that take more than ``hopeless`` times the best's few calls are not timed further,
+        unless they are in ``kept``.
+        """
+        once = {name: quickest(subject.call) for name, subject in subjects.items()}
+        limit = hopeless * min(once.values())
+        fast = [name for name in subjects if name in kept or once[name] <= limit]
+        times = np.array(self.times([subjects[name] for name in fast]))
+        return once, dict(zip(fast, times.T, strict=True))
 
 
 ENOUGH = Effort()
@@ -36,50 +58,48 @@ class Result:
     """One row of a suite.
 
     Attributes:
-      suite, name, direction: what was measured.
-      how: the algorithms that "auto" took, or "accelerate" or "enable".
+      name, direction: what was measured.
+      how: the algorithms that "auto" chose, or "accelerate" or "enable".
       lax: seconds of lax and of jaxconv, called in turn.
-      torch: seconds of PyTorch and of jaxconv; empty without PyTorch.
-      lower_seconds, xla_seconds: of lax and of jaxconv, before XLA's compiler and in it.
+      compile_seconds: of lax and of jaxconv, with tracing and lowering.
       workspace: bytes of intermediate arrays of lax and of jaxconv.
       difference: the largest difference from lax, over the largest value.
-      torch_difference: the same of PyTorch's result; None without PyTorch.
-      tolerance: what both must stay below.
+      tolerance: what it must stay below.
+      differing: what ``difference`` is of.
+      torch: seconds of PyTorch and of jaxconv; empty without PyTorch.
+      torch_difference: as ``difference``, of PyTorch's result.
       errors: root mean square error of lax and of jaxconv against float64, over the root mean
         square; None where it was not measured.
-      flops, traffic: operations, and bytes of operands and result; 0 where unknown.
+      gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
+      best: the fastest algorithm, and ``regret`` the time of "auto" over its time.
     """
 
-    suite: str
     name: str
     direction: str
     how: str
     lax: Pairs
-    torch: Pairs
-    lower_seconds: tuple[float, float]
-    xla_seconds: tuple[float, float]
+    compile_seconds: tuple[float, float]
     workspace: tuple[int | None, int | None]
     difference: float
-    torch_difference: float | None
     tolerance: float
-    errors: tuple[float, float] | None = None
-    flops: int = 0
-    traffic: int = 0
+    differing: str = "jaxconv"
+    torch: Pairs = ()
+    torch_difference: float | None = None
+    errors: tuple[float, ...] | None = None
+    gemm: tuple[int, int, int, int] | None = None
+    best: str = ""
+    regret: float | None = None
 
-    def quartiles(self, peer: str) -> tuple[float, float, float]:
-        """First, median and third of the time of ``peer``, "lax" or "torch", over jaxconv's: above
-        1 is faster than the peer."""
-        low, median, high = np.quantile(self.ratios(peer), (0.25, 0.5, 0.75))
+    def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
+        """First quartile, median and third quartile of the time of ``peer``, "lax" or "torch", over
+        jaxconv's: above 1 jaxconv is faster."""
+        ratios = [other / own for other, own in getattr(self, peer)]
+        low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         return float(low), float(median), float(high)
 
-    def ratios(self, peer: str) -> np.ndarray:
-        """Pair by pair; see ``quartiles``."""
-        return np.array([other / own for other, own in getattr(self, peer)])
-
     @property
-    def seconds(self) -> float:
-        """Median time of jaxconv."""
-        return float(np.median([own for _, own in self.lax]))
+    def label(self) -> str:
+        return f"{self.name}, {self.direction}" if self.direction else self.name
 
     @property
     def error_ratio(self) -> float | None:
@@ -92,10 +112,13 @@ class Result:
     @property
     def wrong(self) -> str | None:
         """Which results disagree with lax's, in words; None where none does."""
-        for who, found in (("jaxconv", self.difference), ("PyTorch", self.torch_difference)):
+        for who, found in (
+            (self.differing, self.difference),
+            ("PyTorch", self.torch_difference),
+        ):
             if found is not None and not found < self.tolerance:
                 return (
-                    f"{self.name}, {self.direction}: {who} is off by {found:.1e} of the largest"
+                    f"{self.label}: {who} is off by {found:.1e} of the largest"
                     f" value, more than {self.tolerance:.0e}"
                 )
         return None
@@ -117,7 +140,7 @@ def measure(
     subject: Compiled,
     peer: Any = None,
     compared: Callable[[Any], Any] = lambda output: output,
-    slack: Any = None,
+    exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
     """Times and compares.
@@ -125,50 +148,86 @@ def measure(
     Args:
       baseline, subject: by lax and by jaxconv.
       peer: a ``torch_peer.TorchCall``; None without PyTorch.
-      compared: from an output to what is compared, a tree of arrays.
-      slack: the same tree of what differences are allowed besides; default: none.
+      compared: from an output of JAX to what is compared, a tree of arrays.
+      exact: computes the output in float64; called after the timing, which threads that the
+        last product left spinning would disturb.
       facts: the rest of ``Result``.
     """
-    peer_output = None
+    by_lax = effort.times((baseline, subject))
     if peer is not None:
-        # The first: a training step of PyTorch changes its parameters.
-        peer.call()
-        peer_output = compared(peer.as_jax(peer.output))
-    timed = partial(
-        alternate,
-        rounds=effort.pairs,
-        seconds=effort.seconds,
-        precision=effort.precision,
-        fewest=effort.fewest,
-    )
-    by_lax = timed((baseline, subject))
-    by_torch = []
-    if peer is not None:
-        by_torch = timed((peer, subject), settle=SETTLE)
-    expected = compared(baseline.output)
+        facts["torch"] = effort.times((peer, subject), SETTLE)
+        facts["torch_difference"] = difference(peer.expected(baseline.output), peer.result())
+    if exact is not None:
+        truth = exact()
+        facts["errors"] = tuple(
+            error(output, truth) for output in (baseline.output, subject.output)
+        )
     return Result(
-        lax=tuple(by_lax),
-        torch=tuple(by_torch),
-        lower_seconds=(baseline.lower_seconds, subject.lower_seconds),
-        xla_seconds=(baseline.xla_seconds, subject.xla_seconds),
+        lax=by_lax,
+        compile_seconds=(baseline.compile_seconds, subject.compile_seconds),
         workspace=(baseline.workspace, subject.workspace),
-        difference=difference(expected, compared(subject.output), slack),
-        torch_difference=None if peer is None else difference(expected, peer_output, slack),
+        difference=difference(compared(baseline.output), compared(subject.output)),
         **facts,
     )
 
 
-def difference(expected: Any, found: Any, slack: Any = None) -> float:
+def difference(expected: Any, found: Any) -> float:
     """The largest difference over the largest value, of the worst array of two trees; NaN or
-    infinite where one of them holds what is not finite.
+    infinite where one of them holds what is not finite."""
 
-    ``slack``: the same tree of what is taken off the differences.
-    """
-    slack = jax.tree.map(lambda _: 0.0, expected) if slack is None else slack
-
-    def of_array(expected: Any, found: Any, slack: float) -> float:
+    def of_array(expected: Any, found: Any) -> float:
         wide = np.asarray(expected, np.float64)
-        off = np.maximum(np.max(np.abs(np.asarray(found, np.float64) - wide)) - slack, 0.0)
+        off = np.max(np.abs(np.asarray(found, np.float64) - wide))
         return float(off / max(np.max(np.abs(wide)), np.finfo(np.float64).tiny))
 
-    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, expected, found, slack))))
+    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, expected, found))))
+
+
+def error(output: Any, exact: np.ndarray) -> float:
+    """Root mean square error over the root mean square of what is exact."""
+    scale = math.sqrt(np.mean(exact**2)) or 1.0
+    return math.sqrt(np.mean((np.asarray(output, np.float64) - exact) ** 2)) / scale
+
+
+def reference(
+    layer: Layer, direction: str, lhs: Any, rhs: Any, cotangent: Any = None
+) -> np.ndarray:
+    """A layer in float64 by NumPy, one matrix product for each tap of its kernel.
+
+    Not by lax: its float64 convolutions are scalar loops on CPU, which would take longer than all
+    the rest, and they need JAX's 64-bit mode. This one shares no code with what it judges.
+    """
+    lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
+    *kernel, depth, _ = layer.rhs_shape
+    (low, high), hole, stride = layer.padding, layer.lhs_dilation, layer.stride
+    spans = [(size - 1) * hole + 1 for size in layer.spec.lhs_spatial]
+    inside = (slice(None), *(slice(low, low + span, hole) for span in spans))
+    padded = np.zeros((len(lhs), *(low + span + high for span in spans), lhs.shape[-1]))
+    if direction != "input gradient":
+        padded[inside] = lhs
+
+    def split(x: np.ndarray) -> np.ndarray:
+        """(…, channels) → (groups, positions, channels of a group)."""
+        return x.reshape(-1, layer.groups, x.shape[-1] // layer.groups).swapaxes(0, 1)
+
+    out = np.zeros(layer.spec.out_shape) if direction == "forward" else np.asarray(cotangent)
+    out = split(out.astype(np.float64))
+    gradient = np.zeros_like(rhs)
+    for tap in np.ndindex(*kernel):
+        firsts = [i * layer.rhs_dilation for i in tap]
+        ends = zip(firsts, layer.spec.out_spatial, strict=True)
+        at = (slice(None), *(slice(i, i + (size - 1) * stride + 1, stride) for i, size in ends))
+        weights = split(rhs[tap])
+        if direction == "forward":
+            out += split(padded[at]) @ weights
+        elif direction == "input gradient":
+            product = out @ weights.swapaxes(1, 2)
+            padded[at] += product.swapaxes(0, 1).reshape(padded[at].shape)
+        else:
+            product = split(padded[at]).swapaxes(1, 2) @ out
+            gradient[tap] = product.swapaxes(0, 1).reshape(depth, -1)
+    if direction == "input gradient":
+        return padded[inside]
+    if direction == "weight gradient":
+        return gradient
+    return out.swapaxes(0, 1).reshape(layer.spec.out_shape)

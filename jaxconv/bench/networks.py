@@ -23,8 +23,8 @@ LAYOUTS = {
 }
 # Kernel (spatial…, in, out), and bias where there is one.
 Params = list[tuple[Any, ...]]
-# The learning rate: so large that the change of a parameter, by which a step is checked, is not lost
-# in the parameter's rounding.
+# The learning rate: so large that the change of a parameter, by which a step is checked, is not
+# lost in the parameter's rounding.
 RATE = 1024.0
 
 

@@ -4,29 +4,28 @@ Yardstick: https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.cho
 states the same of SciPy's choice.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.bench.measure import Effort, difference
+from jaxconv.bench.measure import Effort, Result, difference
 from jaxconv.planning.choose import choose
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec, dilate
-from jaxconv.tools.autotune import operands, quickest
+from jaxconv.tools.autotune import operands
 
 SEED = 2024
 COUNT = 200
-ENOUGH = Effort(16, 1.0, fewest=6)
+ENOUGH = Effort(16, precision=0.0, fewest=6)
 # Slower than this many times the best after a few calls: not timed further.
 HOPELESS = 3.0
 # Operations that take as long as a call; those that lax does in half a second where it is fast, and
@@ -51,61 +50,62 @@ def random_specs(seed: int, count: int) -> list[ConvSpec]:
     return specs
 
 
+# How often what is drawn.
+NDIM = {1: 0.2, 2: 0.65, 3: 0.15}
+LARGEST = {1: 16384, 2: 256, 3: 40}
+KERNELS = {
+    1: {1: 1, 2: 2, 3: 3, 4: 2, 5: 1, 7: 1, 10: 1, 16: 1, 31: 1},
+    2: {1: 4, 2: 1, 3: 6, 4: 1, 5: 2, 7: 2, 11: 1, 16: 0.5, 31: 0.5},
+    3: {1: 2, 2: 2, 3: 6, 5: 1},
+}
+KINDS = {"dense": 0.6, "depthwise": 0.2, "grouped": 0.12, "single": 0.08}
+STRIDES = {1: 0.75, 2: 0.2, 4: 0.05}
+DILATIONS = {1: 0.9, 2: 0.07, 4: 0.03}
+PADS = {"valid": 0.2, "half": 0.65, "causal": 0.15}
+DTYPES = {"float32": 0.85, "bfloat16": 0.06, "int8": 0.05, "float64": 0.04}
+
+
+def _pick(rng: np.random.Generator, weights: Mapping[Any, float]) -> Any:
+    shares = np.array(list(weights.values()))
+    return list(weights)[rng.choice(len(shares), p=shares / shares.sum())]
+
+
 def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
-    ndim = int(rng.choice([1, 2, 3], p=[0.2, 0.65, 0.15]))
-    largest = {1: 16384, 2: 256, 3: 40}[ndim]
-    size = _between(rng, 4, largest)
-    sizes = (
-        (size,) * ndim
-        if rng.random() < 0.8
-        else tuple(_between(rng, 4, largest) for _ in range(ndim))
-    )
-    kernels, weights = {
-        1: ((1, 2, 3, 4, 5, 7, 10, 16, 31), (1, 2, 3, 2, 1, 1, 1, 1, 1)),
-        2: ((1, 2, 3, 4, 5, 7, 11, 16, 31), (4, 1, 6, 1, 2, 2, 1, 0.5, 0.5)),
-        3: ((1, 2, 3, 5), (2, 2, 6, 1)),
-    }[ndim]
-    kernel = int(rng.choice(kernels, p=np.array(weights) / sum(weights)))
-    kind = rng.choice(["dense", "depthwise", "grouped", "single"], p=[0.6, 0.2, 0.12, 0.08])
+    ndim = _pick(rng, NDIM)
+    size = _between(rng, 4, LARGEST[ndim])
+    square = rng.random() < 0.8
+    sizes = [size if square else _between(rng, 4, LARGEST[ndim]) for _ in range(ndim)]
+    kernel, kind = _pick(rng, KERNELS[ndim]), _pick(rng, KINDS)
     c, o = _channels(rng), _channels(rng)
     if rng.random() < 0.4:
         o = c
     groups = 1
     if kind == "depthwise":
-        groups, o = c, c * int(rng.choice([1, 2], p=[0.9, 0.1]))
+        groups, o = c, c * _pick(rng, {1: 0.9, 2: 0.1})
     elif kind == "grouped":
         groups = int(rng.choice([2, 4, 8, 16, 32]))
         c, o = groups * math.ceil(c / groups), groups * math.ceil(o / groups)
     elif kind == "single":
         c, o = 1, int(rng.choice([1, 2, 8]))
-    stride = (
-        int(rng.choice([1, 2, 4], p=[0.75, 0.2, 0.05]))
-        if kernel > 1
-        else int(rng.choice([1, 2], p=[0.9, 0.1]))
-    )
+    stride = _pick(rng, STRIDES if kernel > 1 else {1: 0.9, 2: 0.1})
     if kernel in (2, 4, 16) and rng.random() < 0.5:
         stride = kernel  # patches
-    dilation = int(rng.choice([1, 2, 4], p=[0.9, 0.07, 0.03])) if stride == 1 and kernel > 1 else 1
+    dilation = _pick(rng, DILATIONS) if stride == 1 and kernel > 1 else 1
     transposed = kernel > 1 and stride == 1 and dilation == 1 and rng.random() < 0.1
     extent = dilate(kernel, dilation)
-    pads = ("valid", "half", "causal")[int(rng.choice(3, p=[0.2, 0.65, 0.15]))]
-    lo, hi = {
-        "valid": (0, 0),
-        "half": ((extent - 1) // 2, extent // 2),
-        "causal": (extent - 1, 0),
-    }[pads]
-    dtype = str(rng.choice(["float32", "bfloat16", "int8", "float64"], p=[0.85, 0.06, 0.05, 0.04]))
+    half, causal = ((extent - 1) // 2, extent // 2), (extent - 1, 0)
+    pads = {"valid": (0, 0), "half": half, "causal": causal}[_pick(rng, PADS)]
+    dtype = _pick(rng, DTYPES)
     spec = ConvSpec(
         (int(rng.choice([1, 2, 4, 8])), *sizes, c),
         (*(kernel,) * ndim, c // groups, o),
         (stride,) * ndim,
-        ((lo, hi),) * ndim,
+        (pads,) * ndim,
         (2 if transposed else 1,) * ndim,
         (dilation,) * ndim,
         np.dtype(dtype),
         np.dtype("int32" if dtype == "int8" else dtype),
         groups,
-        precision=(lax.Precision.DEFAULT, lax.Precision.DEFAULT),
     )
     if spec.is_empty:
         return None
@@ -161,33 +161,7 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Regret:
-    """One convolution.
-
-    Attributes:
-      spec: in words.
-      chosen: what "auto" took.
-      best: the fastest candidate in every other round.
-      seconds: of "auto", of lax, and of each candidate, medians; of hopeless ones the
-        fastest of a few calls.
-      regret: time of "auto" over that of the best candidate in the rounds that did not choose it,
-        1 where "auto" took it. The best of several medians of the same rounds would be the luckiest
-        one too, and its luck counted as regret.
-      by_lax: lax's time over that of "auto": above 1 is faster than lax.
-      wrong: which disagree with lax, in words; None where none does.
-    """
-
-    spec: str
-    chosen: str
-    best: str
-    seconds: dict[str, float]
-    regret: float
-    by_lax: float
-    wrong: str | None
-
-
-def run(specs: list[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Regret]:
+def run(specs: Sequence[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Result]:
     """Measures each. Yields the name of what comes, then the result."""
     for spec in specs:
         yield str(spec)
@@ -195,45 +169,44 @@ def run(specs: list[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Regret
             yield regret(spec, effort)
 
 
-def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Regret:
-    """Measures "auto", lax, and every candidate, by turns."""
+def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Result:
+    """Measures "auto", lax, and every candidate, in turn; all are compared with lax."""
     chosen, _ = choose(spec, jax.default_backend())
     arrays = operands(spec)
-    subjects: dict[str, Compiled] = {}
-    once: dict[str, float] = {}
+    baseline = Compiled(partial(lax.conv_general_dilated, **arguments(spec)), *arrays)
+    subjects = {"lax": baseline}
     # The chosen one is measured as "auto", which may hand parts on to algorithms that it may not
     # under its own name.
-    for name in ("auto", "lax", *(name for name in candidates(spec) if name != chosen)):
-        subjects[name] = Compiled(_function(spec, name), *arrays)
-        once[name] = quickest(subjects[name].call)
-    expected = subjects["lax"].output
-    tolerance = 2e-2 if spec.dtype.name == "bfloat16" else 1e-4
-    off = {name: difference(expected, subject.output) for name, subject in subjects.items()}
-    wrong = [
-        f"{name} is off by {error:.1e}" for name, error in off.items() if not error < tolerance
-    ]
-    limit = HOPELESS * min(once.values())
-    hopeful = [name for name in subjects if name == "auto" or once[name] <= limit]
-    times = np.array(
-        alternate(
-            [subjects[name] for name in hopeful], effort.pairs, effort.seconds, fewest=effort.fewest
-        )
-    )
-    best, over_best = judged({name: times[:, i] for i, name in enumerate(hopeful) if name != "lax"})
-    seconds = once | dict(zip(hopeful, map(float, np.median(times, 0)), strict=True))
-    return Regret(
-        str(spec),
-        chosen,
-        chosen if best == "auto" else best,
-        seconds,
-        over_best,
-        seconds["lax"] / seconds["auto"],
-        "; ".join(wrong) or None,
+    for name in ("auto", *(name for name in candidates(spec) if name != chosen)):
+        function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
+        subjects[name] = Compiled(function, *arrays)
+    once, times = effort.times_of_fast(subjects, HOPELESS, kept=("auto",))
+    off = {name: difference(baseline.output, s.output) for name, s in subjects.items()}
+    worst = max(off, key=lambda name: math.inf if math.isnan(off[name]) else off[name])
+    by_lax = times.pop("lax", np.full(len(times["auto"]), once["lax"]))
+    best, over_best = judged(times)
+    auto = subjects["auto"]
+    return Result(
+        name=str(spec),
+        direction="",
+        how=chosen,
+        lax=tuple(zip(by_lax.tolist(), times["auto"].tolist(), strict=True)),
+        compile_seconds=(baseline.compile_seconds, auto.compile_seconds),
+        workspace=(baseline.workspace, auto.workspace),
+        difference=off[worst],
+        differing=worst,
+        tolerance=2e-2 if spec.dtype.name == "bfloat16" else 1e-4,
+        best=chosen if best == "auto" else best,
+        regret=over_best,
     )
 
 
 def judged(times: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The best by the first, third, … round and the time of "auto" over its time in the others."""
+    """The best by the first, third, … round and the time of "auto" over its time in the others.
+
+    The best of several medians of the same rounds would be the luckiest one too, and its luck
+    counted as regret.
+    """
     best = min(times, key=lambda name: np.median(times[name][::2]))
     others = slice(1, None, 2) if len(times["auto"]) > 1 else slice(None)
     return best, float(np.median(times["auto"][others]) / np.median(times[best][others]))
@@ -243,9 +216,3 @@ def candidates(spec: ConvSpec) -> list[str]:
     """The algorithms that could be chosen for a spec."""
     plan = plan_spec(spec, jax.default_backend())
     return [candidate.name for candidate in plan.eligible if candidate.workspace <= WORKSPACE]
-
-
-def _function(spec: ConvSpec, name: str) -> Callable[..., Array]:
-    if name == "lax":
-        return partial(lax.conv_general_dilated, **arguments(spec))
-    return partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)

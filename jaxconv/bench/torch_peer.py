@@ -3,7 +3,6 @@
 The only module that imports torch; imported where it is installed.
 """
 
-import itertools
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from jaxconv.bench.cases import DIRECTIONS, Layer
-from jaxconv.bench.networks import RATE, Network, padding
+from jaxconv.bench.networks import Network, padding
 
 torch.set_num_threads(os.cpu_count() or 1)
 
@@ -22,13 +21,20 @@ torch.set_num_threads(os.cpu_count() or 1)
 class TorchCall:
     """A function without arguments, ready to be called and timed; see ``timing.Subject``.
 
-    Attributes:
-      as_jax: brings an output to JAX's layout, as NumPy arrays that stay as they are.
+    Args:
+      as_jax: brings an output to JAX's layout.
+      expected: from JAX's output to what ``as_jax`` gives.
     """
 
-    def __init__(self, function: Callable[[], Any], as_jax: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        as_jax: Callable[[Any], np.ndarray],
+        expected: Callable[[Any], Any] = lambda output: output,
+    ) -> None:
         self.function = function
         self.as_jax = as_jax
+        self.expected = expected
         self.output: Any = None
 
     def call(self) -> float:
@@ -36,6 +42,10 @@ class TorchCall:
         start = time.perf_counter()
         self.output = self.function()
         return time.perf_counter() - start
+
+    def result(self) -> np.ndarray:
+        """The last output, in JAX's layout."""
+        return self.as_jax(self.output)
 
 
 def tensor(x: Any) -> torch.Tensor:
@@ -175,44 +185,31 @@ def forward(network: Network, params: Any, x: Any) -> TorchCall:
 
 
 def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
-    """A training step that changes its parameters, as is the custom.
+    """A training step that changes its parameters, as is the custom; the loss is compared.
 
-    The first call is ``Network.step``: the loss, and the new parameters. Those after it add zero
-    times the gradients, which takes as long, and leads nowhere that a network doesn't return from.
+    It adds zero times the gradients, which takes as long as a step of any other rate, and leads
+    nowhere that a network doesn't return from.
     """
     weights, images = _parameters(params), tensor(x)
     leaves = [leaf.requires_grad_() for layer in weights for leaf in layer]
     targets = torch.from_numpy(np.array(labels, np.int64))
-    rates = itertools.chain([RATE], itertools.repeat(0.0))
 
-    def run() -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    def run() -> torch.Tensor:
         loss = F.cross_entropy(network.layers(Torch(weights), images), targets)
         loss.backward()
         with torch.no_grad():
-            torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=-next(rates))
+            torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=0.0)
         for leaf in leaves:
             leaf.grad = None
-        return loss, weights
+        return loss
 
-    def as_jax(output: Any) -> Any:
-        loss, weights = output
-        return loss.detach().numpy(), [tuple(map(_weights_as_jax, layer)) for layer in weights]
-
-    return TorchCall(run, as_jax)
+    return TorchCall(run, lambda loss: loss.detach().numpy(), lambda output: output[0])
 
 
 def _parameters(params: Any) -> list[tuple[torch.Tensor, ...]]:
-    return [tuple(map(_as_weights, layer)) for layer in params]
+    """Kernels, matrices of linear layers, and biases."""
 
+    def tensor_of(x: Any) -> torch.Tensor:
+        return kernel(x) if x.ndim > 2 else torch.from_numpy(np.array(x).T.copy())
 
-def _as_weights(x: Any) -> torch.Tensor:
-    """A kernel, the matrix of a linear layer, or a bias."""
-    if x.ndim == 1:
-        return torch.from_numpy(np.array(x))
-    return kernel(x) if x.ndim > 2 else torch.from_numpy(np.array(x).T.copy())
-
-
-def _weights_as_jax(x: torch.Tensor) -> np.ndarray:
-    if x.ndim == 1:
-        return x.detach().numpy().copy()
-    return np.moveaxis(array(x), 0, -1).copy() if x.ndim > 2 else x.detach().numpy().T.copy()
+    return [tuple(map(tensor_of, layer)) for layer in params]

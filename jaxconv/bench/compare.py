@@ -1,0 +1,251 @@
+"""Real convolutions of a photograph by every algorithm: what ``jaxconv compare`` shows.
+
+The packages that this needs are in the extra ``cli``.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from PIL import Image, ImageOps
+
+import jaxconv
+from jaxconv.bench.cases import Layer
+from jaxconv.bench.measure import Effort, Result, measure, reference
+from jaxconv.bench.report import table as results_table
+from jaxconv.planning.plan import Plan, plan_spec
+from jaxconv.planning.timing import Compiled
+
+# Seconds of measuring an algorithm on a convolution, and pairs that are enough, where the user
+# doesn't say how many. All of them then take half a minute on two cores, half of it compiling.
+BUDGET = 0.3
+ENOUGH = 20
+# An algorithm that needs more intermediate bytes than this is not run: it could bring down the
+# machine. Only photographs larger than the default size reach it.
+WORKSPACE_LIMIT = 4 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A convolution to compare: a layer and its operands."""
+
+    layer: Layer
+    image: Array
+    kernel: Array
+
+    @property
+    def name(self) -> str:
+        return self.layer.name
+
+
+def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
+    """A photograph, and what it is in words.
+
+    Args:
+      path: any file that Pillow reads; None for the portrait that scikit-image brings along.
+      size: pixels of the long side above which it is scaled down.
+
+    Returns:
+      (h, w, 3) float32 in 0…1, and a caption.
+
+    Raises:
+      OSError: there is no such file, it can't be read, or it is no image.
+    """
+    if path is None:
+        from skimage.data import astronaut
+
+        photograph, name = Image.fromarray(astronaut()), "astronaut (from scikit-image)"
+    else:
+        photograph, name = _open(path), path.name
+    width, height = photograph.size
+    photograph.thumbnail((size, size), Image.Resampling.LANCZOS)  # shrinks only, keeps the aspect
+    caption = f"{name}, {width}×{height}"
+    if photograph.size != (width, height):
+        caption += " scaled to {}×{}".format(*photograph.size)
+    return np.asarray(photograph, np.float32) / np.float32(255), caption
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as photograph:
+            photograph = ImageOps.exif_transpose(photograph)
+            if photograph.mode.startswith(("I", "F")):  # more than 8 bits, which "RGB" would clip
+                grey = np.asarray(photograph, np.float32)
+                grey = 255 * (grey - grey.min()) / max(float(np.ptp(grey)), 1e-9)
+                photograph = Image.fromarray(np.rint(grey).astype(np.uint8))
+            return photograph.convert("RGB")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its format's decoder stumbles over
+        raise OSError(f"not a readable image: {error}") from error
+
+
+def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
+    """What is compared, of a photograph (h, w, 3) in 0…1.
+
+    Four are of the photograph itself; "features" below are what a ResNet makes of it up to its
+    first block: the stem, ReLU, and a 3×3 max-pooling with stride 2.
+    """
+    rgb = jnp.asarray(photograph[None], jnp.float32)
+    grey = rgb @ jnp.asarray([[0.299], [0.587], [0.114]], jnp.float32)
+    stem = _convolution("7×7 stem, stride 2, 3 → 64", rgb, _random(7, 7, 3, 64), 3, stride=2)
+    lax_stem = stem.layer.function(lax.conv_general_dilated, "forward")
+    pads = ((0, 0), (1, 1), (1, 1), (0, 0))
+    # Pooling from zero is ReLU too.
+    features = lax.reduce_window(
+        lax_stem(rgb, stem.kernel, rgb), np.float32(0), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
+    )
+    return (
+        _convolution("Depthwise 11×11 blur", rgb, _blur(), 5, groups=3),
+        _convolution("Sobel pair, 3×3, 1 → 2", grey, _sobel(), 1),
+        stem,
+        _convolution("3×3, 64 → 64", features, _random(3, 3, 64, 64), 1),
+        _convolution("1×1, 64 → 256", features, _random(1, 1, 64, 256), 0),
+        # The same convolution as lax.conv_transpose(x, kernel, (2, 2), "SAME").
+        _convolution("Transposed 4×4, 2× up, 64 → 64", features, _bilinear(64), 2, lhs_dilation=2),
+    )
+
+
+def _convolution(
+    name: str, image: Array, kernel: np.ndarray, pad: int, **changes: Any
+) -> Convolution:
+    layer = Layer(name, image.shape, kernel.shape, (pad, pad), **changes)
+    return Convolution(layer, image, jnp.asarray(kernel))
+
+
+def _blur() -> np.ndarray:
+    """An 11×11 Gaussian, σ = 2 pixels, the same for three channels: (11, 11, 1, 3)."""
+    line = np.exp(-(np.arange(-5.0, 6.0) ** 2) / 8)
+    kernel = np.outer(line, line) / line.sum() ** 2
+    return np.repeat(kernel[:, :, None, None], 3, axis=-1).astype(np.float32)
+
+
+def _sobel() -> np.ndarray:
+    """The derivatives along x and along y: (3, 3, 1, 2)."""
+    along_x = np.outer([1, 2, 1], [-1, 0, 1]) / 4
+    return np.stack([along_x, along_x.T], axis=-1)[:, :, None].astype(np.float32)
+
+
+def _random(*shape: int) -> np.ndarray:
+    """He et al.'s initial weights (2015), the same in each run: (kh, kw, c, o)."""
+    kernel = np.random.default_rng(0).standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
+    # Without a mean, a filter answers to structure and not to brightness, as trained ones do.
+    return (kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)).astype(np.float32)
+
+
+def _bilinear(channels: int) -> np.ndarray:
+    """Interpolation to twice the size, each channel from itself: (4, 4, channels, channels)."""
+    line = np.array([1, 3, 3, 1]) / 4
+    kernel = np.outer(line, line)[:, :, None, None] * np.eye(channels)
+    return kernel.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One convolution by lax and by all algorithms.
+
+    Attributes:
+      output: the convolution in float64: (1, h, w, o).
+      results: named by algorithm, the fastest first; that of "lax" against itself is the noise.
+      refused: why the other algorithms were not run, in words.
+    """
+
+    convolution: Convolution
+    plan: Plan
+    output: np.ndarray
+    results: tuple[Result, ...]
+    refused: Mapping[str, str]
+
+    def label(self, result: Result) -> str:
+        """An algorithm's name; of "auto", what it chose too."""
+        return f"auto → {self.plan.algorithm}" if result.name == "auto" else result.name
+
+
+def compare(
+    convolutions: Sequence[Convolution],
+    algorithms: Sequence[str],
+    repeats: int | None = None,
+) -> Iterator[str | Comparison]:
+    """Measures each convolution by lax and by each algorithm, on JAX's default device.
+
+    Args:
+      algorithms: names in ``jaxconv.ALGORITHMS``, and "auto".
+      repeats: pairs of calls, lax and the algorithm in turn; default: as many as fit ``BUDGET``,
+        from 1 to ``ENOUGH``.
+
+    Yields:
+      Before each measurement what it is, in words, and after those of a convolution its
+      ``Comparison``.
+    """
+    effort = Effort(ENOUGH, BUDGET, 0.0, 1) if repeats is None else Effort(repeats, math.inf, 0.0)
+    for convolution in convolutions:
+        layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
+        plan = plan_spec(layer.spec, jax.default_backend())
+        exact = reference(layer, "forward", *operands)
+        # The kernel is an argument: a constant would be folded into the compiled code.
+        baseline = Compiled(layer.function(lax.conv_general_dilated, "forward"), *operands)
+        results: list[Result] = []
+        refused: dict[str, str] = {}
+        for name in ("lax", *algorithms):
+            yield f"{convolution.name}: {name}"
+            found = _measured(name, layer, plan, baseline, exact, effort)
+            if isinstance(found, str):
+                refused[name] = found
+            else:
+                results.append(found)
+        results.sort(key=lambda result: -result.quartiles()[1])
+        yield Comparison(convolution, plan, exact, tuple(results), refused)
+
+
+def _measured(
+    name: str, layer: Layer, plan: Plan, baseline: Compiled, exact: np.ndarray, effort: Effort
+) -> Result | str:
+    """One algorithm against ``baseline``, or why it is not run."""
+    gemm, subject = plan.spec.gemm, baseline
+    try:
+        if name != "lax":
+            runs = plan.algorithm if name == "auto" else name
+            candidate = next(c for c in plan.candidates if c.name == runs)
+            if candidate.reason is not None:
+                return candidate.reason
+            if candidate.workspace > WORKSPACE_LIMIT:
+                needs = f"{candidate.workspace / 2**30:.1f} GiB"
+                return f"it would need {needs} of intermediate arrays"
+            gemm = candidate.gemm
+            function = layer.function(jaxconv.conv_general_dilated, "forward", algorithm=name)
+            subject = Compiled(function, *baseline.args)
+        facts = {"name": name, "direction": "", "how": "", "gemm": gemm, "tolerance": 1e-4}
+        return measure(effort, baseline, subject, exact=lambda: exact, **facts)
+    except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
+        return f"it failed: {str(error).splitlines()[0]}"
+
+
+# The columns that a narrow terminal has no room for, the least important first.
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "error")
+
+
+def table(comparison: Comparison, width: int | None = None) -> str:
+    """A table of a convolution for a terminal of ``width``, the fastest algorithm first.
+
+    "▸" marks the algorithm that "auto" chose, by its own name.
+    """
+    plan = comparison.plan
+    marks = {plan.algorithm: "▸ ", "auto": ""}
+    rows = [
+        dataclasses.replace(r, name=marks.get(r.name, "  ") + comparison.label(r))
+        for r in comparison.results
+    ]
+    lines = [
+        comparison.convolution.name,
+        f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
+        f"auto chose {plan.algorithm}, since {plan.why}",
+        results_table(rows, width, SPARE),
+        *(f"  {name} not run: {reason}" for name, reason in comparison.refused.items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,113 @@
+"""Pictures: of what ``jaxconv compare`` compares, and of a benchmark's ratios."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from jaxconv.bench.compare import Comparison
+from jaxconv.bench.measure import Result
+
+OTHER, AUTO, CHOSEN = "#c3c8d1", "#d9480f", "#f4a77c"
+FASTER, SLOWER = "tab:blue", "tab:red"
+LEGEND = """Bars: lax's time over the algorithm's, the two called in turn; median and quartiles.
+Right of the line is faster than lax, left of it slower. Orange is auto, as jaxconv runs by default;
+pale orange is what auto chose, by its own name. lax: conv_general_dilated under jit, NHWC,
+float32."""
+
+
+def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparison]) -> Figure:
+    """The photograph, and of each convolution its output over bars of the ratios to lax.
+
+    Args:
+      photograph: (h, w, 3) in 0…1.
+      caption: what it is and where the measurements were made.
+      comparisons: at least one.
+    """
+    columns = min(4, 1 + len(comparisons))
+    rows = -(-(1 + len(comparisons)) // columns)
+    # No pyplot: its figures are global state, and it may want a display.
+    figure = Figure(figsize=(4.5 * columns, 6.5 * rows), layout="constrained")
+    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(1, 0.6) * rows)
+    cells = [(axes[2 * i, j], axes[2 * i + 1, j]) for i in range(rows) for j in range(columns)]
+    for pair in cells[1 + len(comparisons) :]:
+        for empty in pair:
+            empty.axis("off")
+    (above, below), *cells = cells
+    _image(above, photograph, "jaxconv compare", caption)
+    below.axis("off")
+    below.text(0, 1, textwrap.fill(LEGEND, 48), va="top", linespacing=1.5)
+    for (above, below), comparison in zip(cells, comparisons, strict=False):
+        out = comparison.output[0]
+        h, w, channels = out.shape
+        title, caption = comparison.convolution.name, f"{h}×{w}, {channels} channels"
+        if channels != 3:
+            out, caption = np.linalg.norm(out, axis=-1), f"{caption}, their norm"
+            out = out / max(float(np.quantile(out, 0.99)), 1e-9)
+        _image(above, np.clip(out, 0, 1), title, caption)
+        # Of lax itself there is nothing to see.
+        shown = [r for r in comparison.results if r.name != "lax"]
+        colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
+        _bars(
+            below,
+            [comparison.label(result) for result in shown],
+            [result.quartiles() for result in shown],
+            [colours.get(result.name, OTHER) for result in shown],
+        )
+    return figure
+
+
+def _image(axes: Axes, pixels: np.ndarray, title: str, caption: str) -> None:
+    axes.imshow(pixels, cmap="magma", interpolation="nearest")
+    axes.set_title(title, loc="left", weight="bold")
+    caption = "\n".join(textwrap.fill(line, 48) for line in caption.splitlines())
+    axes.set_xlabel(caption, loc="left", parse_math=False)  # a file's name may have a $
+    axes.set(xticks=[], yticks=[])
+
+
+def _bars(
+    axes: Axes,
+    labels: Sequence[str],
+    ratios: Sequence[tuple[float, float, float]],
+    colours: Sequence[str],
+) -> None:
+    """Horizontal bars from 1×, the first on top, with a line from quartile to quartile."""
+    low, median, high = np.reshape(ratios, (-1, 3)).T
+    rows = np.arange(len(labels))
+    axes.barh(rows, median - 1, left=1, color=colours)
+    axes.hlines(rows, low, high, color="black", linewidth=0.8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.grid(axis="x", alpha=0.3)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    axes.xaxis.set_major_formatter("{x:g}×")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(rows, labels, fontsize=8)
+    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+
+
+def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
+    """Writes a picture of each suite as a PNG file and returns their paths."""
+    written = [folder / f"{suite}.png" for suite in results]
+    for path, found in zip(written, results.values(), strict=True):
+        ratios(found).savefig(path, dpi=110)
+    return written
+
+
+def ratios(results: Sequence[Result]) -> Figure:
+    """A bar for each result and peer: how many times as fast as the peer."""
+    peers = [peer for peer in ("lax", "torch") if any(getattr(r, peer) for r in results)]
+    figure = Figure(figsize=(6 + 4 * len(peers), 1.5 + 0.22 * len(results)), layout="constrained")
+    panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
+    labels = [r.label if r.direction else f"{r.name}, {r.how}" for r in results]
+    for panel, peer in zip(panels, peers, strict=True):
+        found = [
+            r.quartiles(peer) if getattr(r, peer) else (np.nan, np.nan, np.nan) for r in results
+        ]
+        _bars(panel, labels, found, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in found])
+        panel.set_title(f"times as fast as {'PyTorch' if peer == 'torch' else peer}")
+    return figure
