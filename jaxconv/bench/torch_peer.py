@@ -3,6 +3,7 @@
 The only module that imports torch; imported where it is installed.
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -12,30 +13,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from jaxconv.bench.cases import DIRECTIONS, Layer
+from jaxconv.bench.cases import Layer
 from jaxconv.bench.networks import Network, padding
 
 torch.set_num_threads(os.cpu_count() or 1)
 
 
+@dataclasses.dataclass
 class TorchCall:
     """A function without arguments, ready to be called and timed; see ``timing.Subject``.
 
-    Args:
+    Attributes:
       as_jax: brings an output to JAX's layout.
       expected: from JAX's output to what ``as_jax`` gives.
     """
 
-    def __init__(
-        self,
-        function: Callable[[], Any],
-        as_jax: Callable[[Any], np.ndarray],
-        expected: Callable[[Any], Any] = lambda output: output,
-    ) -> None:
-        self.function = function
-        self.as_jax = as_jax
-        self.expected = expected
-        self.output: Any = None
+    function: Callable[[], Any]
+    as_jax: Callable[[Any], np.ndarray]
+    expected: Callable[[Any], Any] = lambda output: output
+    output: Any = None
 
     def call(self) -> float:
         """Calls it once and returns the seconds."""
@@ -131,37 +127,30 @@ def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
     """A layer in one direction, of the same operands; None where PyTorch can't, as with int8."""
     if np.issubdtype(layer.spec.dtype, np.integer):
         return None
-    lhs, rhs, cotangent = operands
+    image, cotangent = tensor(operands[0]), tensor(operands[2])
     transposed, stride, dilation = layer.lhs_dilation > 1, layer.stride, layer.rhs_dilation
     pad = layer.padding[0]
-    weights = kernel(rhs)
+    weights = kernel(operands[1])
     if transposed:
         stride, pad = layer.lhs_dilation, layer.rhs_shape[0] - 1 - pad
         weights = weights.flip(tuple(range(2, weights.ndim))).transpose(0, 1).contiguous()
-    image, gradient = tensor(lhs), tensor(cotangent)
     # A causal convolution is padded on both sides and its output cut, as is the custom.
-    cut = 0 if transposed else layer.padding[0] - layer.padding[1]
+    cut = 0 if transposed else (layer.padding[0] - layer.padding[1]) // stride
     numbers = [[number] * layer.ndim for number in (stride, pad, dilation)]
 
-    def run() -> torch.Tensor:
-        with torch.no_grad():
-            if direction == "forward":
-                out = torch.convolution(
-                    image, weights, None, *numbers, transposed, [0] * layer.ndim, layer.groups
-                )
-                return out[..., : out.shape[-1] - cut // stride] if cut else out
-            found = torch.ops.aten.convolution_backward(
-                F.pad(gradient, (0, cut // stride)) if cut else gradient,
-                image,
-                weights,
-                None,
-                *numbers,
-                transposed,
-                [0] * layer.ndim,
-                layer.groups,
-                [direction == "input gradient", direction == "weight gradient", False],
-            )
-            return found[DIRECTIONS.index(direction) - 1]
+    def forward() -> torch.Tensor:
+        out = torch.convolution(
+            image, weights, None, *numbers, transposed, [0] * layer.ndim, layer.groups
+        )
+        return out[..., : out.shape[-1] - cut] if cut else out
+
+    run: Callable[[], torch.Tensor] = torch.no_grad()(forward)
+    if direction != "forward":
+        of = (image if direction == "input gradient" else weights).requires_grad_()
+        out = forward()
+
+        def run() -> torch.Tensor:
+            return torch.autograd.grad(out, of, cotangent, retain_graph=True)[0]
 
     def as_jax(x: torch.Tensor) -> np.ndarray:
         if direction != "weight gradient":
