@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import math
 import os
 import re
 import runpy
@@ -28,7 +29,7 @@ try:
 
     from jaxconv.bench import calibrate, draw, report
     from jaxconv.bench import compare as engine
-    from jaxconv.bench.report import SUITES, Selection
+    from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
 except ModuleNotFoundError as error:
     # Here and not in main: without these packages there are no commands to define.
     print(
@@ -47,7 +48,6 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
-DIRECTIONS = tuple(dict.fromkeys(name for suite in SUITES.values() for name in suite.directions))
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -179,7 +179,7 @@ def _compare(
     _replace_unknown_signs()
     print(f"{caption}; {where}; float32\n")
     # A file or a pipe has room for all columns.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
     for comparison in comparisons:
         print(engine.table(comparison, width))
     figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)

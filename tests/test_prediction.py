@@ -25,6 +25,7 @@ from jaxconv.planning import measured
 from jaxconv.planning import predict as prediction
 from jaxconv.planning.choose import choose
 from jaxconv.planning.choose import predicted_seconds as predict
+from jaxconv.planning.fit import Measured, document, fit
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import calibrated
 
@@ -184,8 +185,8 @@ def test_highest_precision_leaves_out_other_products() -> None:
 
 def test_what_was_measured_is_kept_as_a_line() -> None:
     spec = SPECS[0]
-    found = calibrate.Measured(spec, {"xla": 1e-3}, {"xla": 0.01})
-    assert calibrate.Measured.of_line(found.line()) == found
+    found = Measured(spec, {"xla": 1e-3}, {"xla": 0.01})
+    assert calibrate.of_line(calibrate.as_line(found)) == found
 
 
 def test_measuring_times_what_can_do_it() -> None:
@@ -205,9 +206,9 @@ def test_a_calibration_goes_on_where_it_was(
     monkeypatch.setattr(calibrate, "well_known", lambda: [])
     asked: list[object] = []
 
-    def measure(spec: object) -> calibrate.Measured:
+    def measure(spec: object) -> Measured:
         asked.append(spec)
-        return calibrate.Measured(spec, {"xla": 1e-3, "im2col": 2e-3}, {"xla": 0.1})  # type: ignore[arg-type]
+        return Measured(spec, {"xla": 1e-3, "im2col": 2e-3}, {"xla": 0.1})  # type: ignore[arg-type]
 
     monkeypatch.setattr(calibrate, "measure", measure)
     file = tmp_path / "made.json"
@@ -244,9 +245,9 @@ def test_a_fit_gives_back_what_it_was_given() -> None:
             for name, algorithm in ALGORITHMS.items()
             if name in ("im2col", "xla") and refusal(algorithm, spec) is None
         }
-        rows.append(calibrate.Measured(spec, seconds, dict.fromkeys(seconds, 0.1)))
-    made = calibrate.fit(rows)
-    read = prediction.from_document(calibrate.document(made, calibrate.origin()), {})
+        rows.append(Measured(spec, seconds, dict.fromkeys(seconds, 0.1)))
+    made = fit(rows)
+    read = prediction.from_document(document(made, calibrate.origin()), {})
     misses = []
     for row in rows:
         for name, seconds in row.seconds.items():
@@ -264,11 +265,8 @@ def test_what_was_measured_is_predicted_as_it_was() -> None:
     seconds = [truth.seconds(xla, spec) for spec in specs]
     odd = 17
     seconds[odd] *= 3
-    made = calibrate.fit(
-        [
-            calibrate.Measured(spec, {"xla": taken}, {})
-            for spec, taken in zip(specs, seconds, strict=True)
-        ]
+    made = fit(
+        [Measured(spec, {"xla": taken}, {}) for spec, taken in zip(specs, seconds, strict=True)]
     )
     assert math.isclose(made.seconds(xla, specs[odd]), seconds[odd], rel_tol=0.2)
     others = [
@@ -286,18 +284,19 @@ def test_what_was_measured_is_predicted_as_it_was() -> None:
 def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = prepared(SPECS[0])
     before = predict("xla", spec, "cpu")
-    slow = calibrate.Measured(spec, {"xla": 3 * before}, {})
+    slow = Measured(spec, {"xla": 3 * before}, {})
     monkeypatch.setattr(calibrate, "_sample", lambda: iter([spec] * 3))
     monkeypatch.setattr(calibrate, "measure", lambda spec, names: slow)
     shown: list[str] = []
     tuned = calibrate.tune(60, shown.append)
     assert shown == [str(spec)] * 3
-    assert [row.samples for row in tuned.rows] == [3]
-    assert math.isclose(tuned.rows[0].factor, 3)
+    ((kind, ratios),) = tuned.ratios.items()
+    assert len(ratios) == 3
+    assert math.isclose(tuned.factors[kind], 3)
     assert "measured over predicted" in str(tuned)
     assert math.isclose(predict("xla", spec, "cpu"), 3 * before)
     # Tuned again, the factor is of the package's prediction, not of the tuned one.
-    assert math.isclose(calibrate.tune(60).rows[0].factor, 3)
+    assert math.isclose(calibrate.tune(60).factors[kind], 3)
     with jaxconv.config.set(use_cache=False):
         assert math.isclose(predict("xla", spec, "cpu"), before)
 
@@ -321,10 +320,9 @@ def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyP
 
 
 def test_factors_of_few_samples_are_drawn_to_what_all_have_in_common() -> None:
-    many, few = calibrate._rows({"im2col": [2.0] * 99, "shift": [4.0] * 2})
-    assert math.isclose(many.factor, 2)
-    assert 2 < few.factor < 2.3
-    assert few.spread == (4, 4)
+    many, few = calibrate.factors({"im2col": [2.0] * 99, "shift": [4.0] * 2}).values()
+    assert math.isclose(many, 2)
+    assert 2 < few < 2.3
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -63,26 +63,14 @@ class Layer:
         self, conv: Callable[..., Array], direction: str, **options: Any
     ) -> Callable[..., Array]:
         """What is timed, of ``operands()``, by ``conv`` with lax's signature and ``options``."""
-        forward = partial(
-            conv,
-            window_strides=(self.stride,) * self.ndim,
-            padding=(self.padding,) * self.ndim,
-            lhs_dilation=(self.lhs_dilation,) * self.ndim,
-            rhs_dilation=(self.rhs_dilation,) * self.ndim,
-            dimension_numbers=LAYOUTS[self.ndim],
-            feature_group_count=self.groups,
-            preferred_element_type=None if self.out_dtype is None else np.dtype(self.out_dtype),
-            **options,
-        )
+        forward = partial(conv, **arguments(self.spec), **options)
 
-        def input_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
-            return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
-
-        def weight_gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+        def gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+            if direction == "input gradient":
+                return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
             return jax.linear_transpose(lambda rhs: forward(lhs, rhs), rhs)(cotangent)[0]
 
-        functions = (lambda lhs, rhs, _: forward(lhs, rhs)), input_gradient, weight_gradient
-        return functions[DIRECTIONS.index(direction)]
+        return gradient if direction != "forward" else lambda lhs, rhs, _: forward(lhs, rhs)
 
     def operands(self) -> tuple[Array, Array, Array]:
         """Image, kernel, and cotangent of the output."""
@@ -94,6 +82,18 @@ class Layer:
             return jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype)
 
         return random(self.lhs_shape), random(self.rhs_shape), random(self.spec.out_shape)
+
+
+def arguments(spec: ConvSpec) -> dict[str, Any]:
+    """Those of ``conv_general_dilated`` that ``spec`` says, of operands as they lie in memory."""
+    space = "DHW"[-spec.spatial_ndim :]
+    gradient = f"C{space}N", f"I{space}O", f"{space}NC"
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    names += ("feature_group_count", "batch_group_count")
+    return {name: getattr(spec, name) for name in names} | {
+        "dimension_numbers": gradient if spec.weight_gradient else LAYOUTS[spec.spatial_ndim],
+        "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
+    }
 
 
 def _conv(
@@ -129,7 +129,8 @@ def _conv(
         pads = ((kernel - 1) * causal, 0)
         what += f" dilation {causal}" if causal > 1 else ""
     elif up:
-        pads = (kernel - 1 - (kernel - 2) // 2,) * 2
+        half = kernel - 1 - (kernel - 2) // 2
+        pads = (half, half)
         what += " transposed stride 2"
     width = str(entering) if entering == leaving else f"{entering}→{leaving}"
     shape = "×".join(map(str, (batch, *sizes)))
@@ -213,10 +214,12 @@ FLOAT32 = (
     _conv("segmentation", 1, 64, (64, 32), 2, up=True),
     _conv("GAN", 8, 16, (256, 128), 4, up=True),
 )
-INT8 = {"out_dtype": "int32", "directions": ("forward",)}
 LAYERS = FLOAT32 + tuple(
     dataclasses.replace(layer, name=f"{dtype} {layer.name}", dtype=dtype, **changes)
-    for dtype, changes in (("bfloat16", {}), ("int8", INT8))
+    for dtype, changes in (
+        ("bfloat16", {}),
+        ("int8", {"out_dtype": "int32", "directions": ("forward",)}),
+    )
     for layer in (
         _conv("ResNet-50", 1, 28, (128, 128), 3),
         _conv("ResNet-50", 1, 28, (128, 512), 1),

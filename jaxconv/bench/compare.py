@@ -1,13 +1,10 @@
-"""Real convolutions of a photograph by every algorithm: what ``jaxconv compare`` shows.
-
-The packages that this needs are in the extra ``cli``.
-"""
+"""Real convolutions of a photograph by every algorithm: what ``jaxconv compare`` shows."""
 
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +28,12 @@ ENOUGH = 20
 WORKSPACE_LIMIT = 4 << 30
 
 
-@dataclasses.dataclass(frozen=True)
-class Convolution:
-    """A convolution to compare: a layer and its operands."""
+class Convolution(NamedTuple):
+    """A convolution to compare."""
 
     layer: Layer
     image: Array
     kernel: Array
-
-    @property
-    def name(self) -> str:
-        return self.layer.name
 
 
 def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
@@ -89,7 +81,7 @@ def _open(path: Path) -> Image.Image:
 def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
     """What is compared, of a photograph (h, w, 3) in 0…1.
 
-    Four are of the photograph itself; "features" below are what a ResNet makes of it up to its
+    Three are of the photograph itself; "features" below are what a ResNet makes of it up to its
     first block: the stem, ReLU, and a 3×3 max-pooling with stride 2.
     """
     rgb = jnp.asarray(photograph[None], jnp.float32)
@@ -112,10 +104,8 @@ def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
     )
 
 
-def _convolution(
-    name: str, image: Array, kernel: np.ndarray, pad: int, **changes: Any
-) -> Convolution:
-    layer = Layer(name, image.shape, kernel.shape, (pad, pad), **changes)
+def _convolution(name: str, image: Array, kernel: np.ndarray, pad: int, **kw: Any) -> Convolution:
+    layer = Layer(name, image.shape, kernel.shape, (pad, pad), **kw)
     return Convolution(layer, image, jnp.asarray(kernel))
 
 
@@ -142,8 +132,7 @@ def _random(*shape: int) -> np.ndarray:
 def _bilinear(channels: int) -> np.ndarray:
     """Interpolation to twice the size, each channel from itself: (4, 4, channels, channels)."""
     line = np.array([1, 3, 3, 1]) / 4
-    kernel = np.outer(line, line)[:, :, None, None] * np.eye(channels)
-    return kernel.astype(np.float32)
+    return (np.outer(line, line)[:, :, None, None] * np.eye(channels)).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +141,8 @@ class Comparison:
 
     Attributes:
       output: the convolution in float64: (1, h, w, o).
-      results: named by algorithm, the fastest first; that of "lax" against itself is the noise.
+      results: named by algorithm, the fastest first; that of "lax" against itself shows the noise.
+        ``how`` is "→" and the algorithm that "auto" chose, or "▸" for that algorithm itself.
       refused: why the other algorithms were not run, in words.
     """
 
@@ -161,10 +151,6 @@ class Comparison:
     output: np.ndarray
     results: tuple[Result, ...]
     refused: Mapping[str, str]
-
-    def label(self, result: Result) -> str:
-        """An algorithm's name; of "auto", what it chose too."""
-        return f"auto → {self.plan.algorithm}" if result.name == "auto" else result.name
 
 
 def compare(
@@ -193,7 +179,7 @@ def compare(
         results: list[Result] = []
         refused: dict[str, str] = {}
         for name in ("lax", *algorithms):
-            yield f"{convolution.name}: {name}"
+            yield f"{convolution.layer.name}: {name}"
             found = _measured(name, layer, plan, baseline, exact, effort)
             if isinstance(found, str):
                 refused[name] = found
@@ -207,9 +193,10 @@ def _measured(
     name: str, layer: Layer, plan: Plan, baseline: Compiled, exact: np.ndarray, effort: Effort
 ) -> Result | str:
     """One algorithm against ``baseline``, or why it is not run."""
-    gemm, subject = plan.spec.gemm, baseline
+    gemm, subject, how = plan.spec.gemm, baseline, ""
     try:
         if name != "lax":
+            how = {"auto": f"→ {plan.algorithm}", plan.algorithm: "▸"}.get(name, "")
             runs = plan.algorithm if name == "auto" else name
             candidate = next(c for c in plan.candidates if c.name == runs)
             if candidate.reason is not None:
@@ -220,32 +207,20 @@ def _measured(
             gemm = candidate.gemm
             function = layer.function(jaxconv.conv_general_dilated, "forward", algorithm=name)
             subject = Compiled(function, *baseline.args)
-        facts = {"name": name, "direction": "", "how": "", "gemm": gemm, "tolerance": 1e-4}
+        facts = {"name": name, "direction": "", "how": how, "gemm": gemm, "tolerance": 1e-4}
         return measure(effort, baseline, subject, exact=lambda: exact, **facts)
     except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
         return f"it failed: {str(error).splitlines()[0]}"
 
 
-# The columns that a narrow terminal has no room for, the least important first.
-SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "error")
-
-
-def table(comparison: Comparison, width: int | None = None) -> str:
-    """A table of a convolution for a terminal of ``width``, the fastest algorithm first.
-
-    "▸" marks the algorithm that "auto" chose, by its own name.
-    """
+def table(comparison: Comparison, width: float = math.inf) -> str:
+    """A table of a convolution for a terminal of ``width``, the fastest algorithm first."""
     plan = comparison.plan
-    marks = {plan.algorithm: "▸ ", "auto": ""}
-    rows = [
-        dataclasses.replace(r, name=marks.get(r.name, "  ") + comparison.label(r))
-        for r in comparison.results
-    ]
     lines = [
-        comparison.convolution.name,
+        comparison.convolution.layer.name,
         f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
         f"auto chose {plan.algorithm}, since {plan.why}",
-        results_table(rows, width, SPARE),
+        results_table(comparison.results, width),
         *(f"  {name} not run: {reason}" for name, reason in comparison.refused.items()),
     ]
     return "\n".join(lines) + "\n"

@@ -15,9 +15,8 @@ from jaxconv.bench.measure import Result
 OTHER, AUTO, CHOSEN = "#c3c8d1", "#d9480f", "#f4a77c"
 FASTER, SLOWER = "tab:blue", "tab:red"
 LEGEND = """Bars: lax's time over the algorithm's, the two called in turn; median and quartiles.
-Right of the line is faster than lax, left of it slower. Orange is auto, as jaxconv runs by default;
-pale orange is what auto chose, by its own name. lax: conv_general_dilated under jit, NHWC,
-float32."""
+Above 1 is faster than lax. Orange: auto, as jaxconv runs by default; pale: what it chose, by its
+own name."""
 
 
 def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparison]) -> Figure:
@@ -32,19 +31,17 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
     rows = -(-(1 + len(comparisons)) // columns)
     # No pyplot: its figures are global state, and it may want a display.
     figure = Figure(figsize=(4.5 * columns, 6.5 * rows), layout="constrained")
-    axes = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=(1, 0.6) * rows)
-    cells = [(axes[2 * i, j], axes[2 * i + 1, j]) for i in range(rows) for j in range(columns)]
-    for pair in cells[1 + len(comparisons) :]:
-        for empty in pair:
-            empty.axis("off")
-    (above, below), *cells = cells
+    grid = figure.add_gridspec(2 * rows, columns, height_ratios=(1, 0.6) * rows)
+    above, below = (figure.add_subplot(grid[row, 0]) for row in (0, 1))
     _image(above, photograph, "jaxconv compare", caption)
     below.axis("off")
     below.text(0, 1, textwrap.fill(LEGEND, 48), va="top", linespacing=1.5)
-    for (above, below), comparison in zip(cells, comparisons, strict=False):
+    for i, comparison in enumerate(comparisons, 1):
+        row, column = divmod(i, columns)
+        above, below = (figure.add_subplot(grid[2 * row + k, column]) for k in (0, 1))
         out = comparison.output[0]
         h, w, channels = out.shape
-        title, caption = comparison.convolution.name, f"{h}×{w}, {channels} channels"
+        title, caption = comparison.convolution.layer.name, f"{h}×{w}, {channels} channels"
         if channels != 3:
             out, caption = np.linalg.norm(out, axis=-1), f"{caption}, their norm"
             out = out / max(float(np.quantile(out, 0.99)), 1e-9)
@@ -54,7 +51,7 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
         colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
         _bars(
             below,
-            [comparison.label(result) for result in shown],
+            [f"{result.name} {result.how}" for result in shown],
             [result.quartiles() for result in shown],
             [colours.get(result.name, OTHER) for result in shown],
         )

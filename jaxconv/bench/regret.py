@@ -5,7 +5,7 @@ states the same of SciPy's choice.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from jax import lax
 
 import jaxconv
 from jaxconv import layout
-from jaxconv.bench.measure import Effort, Result, difference
-from jaxconv.planning.choose import choose
+from jaxconv.bench.cases import arguments
+from jaxconv.bench.measure import Effort, Result, difference, largest
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec, dilate
@@ -138,54 +138,25 @@ def _bounded(spec: ConvSpec) -> bool:
     return within and spec.operand_bytes <= OPERANDS
 
 
-def arguments(spec: ConvSpec) -> dict[str, Any]:
-    """Those of ``conv_general_dilated`` that ``spec`` says, for ``operands(spec)``."""
-    last = 1 + spec.spatial_ndim
-    middle = range(1, last)
-    numbering = lax.ConvDimensionNumbers(
-        (0, last, *middle), (last, last - 1, *range(last - 1)), (0, last, *middle)
-    )
-    if spec.weight_gradient:
-        numbering = lax.ConvDimensionNumbers(
-            (last, 0, *middle), (last, 0, *middle), (last - 1, last, *range(last - 1))
-        )
-    return {
-        "window_strides": spec.window_strides,
-        "padding": spec.padding,
-        "lhs_dilation": spec.lhs_dilation,
-        "rhs_dilation": spec.rhs_dilation,
-        "dimension_numbers": numbering,
-        "feature_group_count": spec.feature_group_count,
-        "batch_group_count": spec.batch_group_count,
-        "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
-    }
-
-
-def run(specs: Sequence[ConvSpec], effort: Effort = ENOUGH) -> Iterator[str | Result]:
-    """Measures each. Yields the name of what comes, then the result."""
-    for spec in specs:
-        yield str(spec)
-        with jax.enable_x64(spec.dtype == np.float64):
-            yield regret(spec, effort)
-
-
-def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Result:
+def measure_regret(spec: ConvSpec, _: str, effort: Effort) -> Result:
     """Measures "auto", lax, and every candidate, in turn; all are compared with lax."""
-    chosen, _ = choose(spec, jax.default_backend())
-    arrays = operands(spec)
-    baseline = Compiled(partial(lax.conv_general_dilated, **arguments(spec)), *arrays)
-    subjects = {"lax": baseline}
-    # The chosen one is measured as "auto", which may hand parts on to algorithms that it may not
-    # under its own name.
-    for name in ("auto", *(name for name in candidates(spec) if name != chosen)):
-        function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
-        subjects[name] = Compiled(function, *arrays)
-    once, times = effort.times_of_fast(subjects, HOPELESS, kept=("auto",))
-    off = {name: difference(baseline.output, s.output) for name, s in subjects.items()}
-    worst = max(off, key=lambda name: math.inf if math.isnan(off[name]) else off[name])
+    plan = plan_spec(spec, jax.default_backend())
+    chosen = plan.algorithm
+    others = [c.name for c in plan.eligible if c.workspace <= WORKSPACE and c.name != chosen]
+    with jax.enable_x64(spec.dtype == np.float64):
+        arrays = operands(spec)
+        baseline = Compiled(partial(lax.conv_general_dilated, **arguments(spec)), *arrays)
+        subjects = {"lax": baseline}
+        # The chosen one is measured as "auto", which may hand parts on to algorithms that it may
+        # not under its own name.
+        for name in ("auto", *others):
+            function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
+            subjects[name] = Compiled(function, *arrays)
+        once, times = effort.times_of_fast(subjects, HOPELESS, kept=("auto",))
     by_lax = times.pop("lax", np.full(len(times["auto"]), once["lax"]))
     best, over_best = judged(times)
     auto = subjects["auto"]
+    off = {name: difference(baseline.output, s.output) for name, s in subjects.items()}
     return Result(
         name=str(spec),
         direction="",
@@ -193,11 +164,10 @@ def regret(spec: ConvSpec, effort: Effort = ENOUGH) -> Result:
         lax=tuple(zip(by_lax.tolist(), times["auto"].tolist(), strict=True)),
         compile_seconds=(baseline.compile_seconds, auto.compile_seconds),
         workspace=(baseline.workspace, auto.workspace),
-        difference=off[worst],
-        differing=worst,
         tolerance=2e-2 if spec.dtype.name == "bfloat16" else 1e-4,
         best=chosen if best == "auto" else best,
         regret=over_best,
+        **largest(off),
     )
 
 
@@ -210,9 +180,3 @@ def judged(times: Mapping[str, np.ndarray]) -> tuple[str, float]:
     best = min(times, key=lambda name: np.median(times[name][::2]))
     others = slice(1, None, 2) if len(times["auto"]) > 1 else slice(None)
     return best, float(np.median(times["auto"][others]) / np.median(times[best][others]))
-
-
-def candidates(spec: ConvSpec) -> list[str]:
-    """The algorithms that could be chosen for a spec."""
-    plan = plan_spec(spec, jax.default_backend())
-    return [candidate.name for candidate in plan.eligible if candidate.workspace <= WORKSPACE]

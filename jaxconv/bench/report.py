@@ -4,32 +4,22 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import tables
-from jaxconv.bench import regret
-from jaxconv.bench.cases import DIRECTIONS, LAYERS
-from jaxconv.bench.measure import ENOUGH, Effort, Result
-from jaxconv.bench.programs import (
-    LOOPS,
-    MODEL_DIRECTIONS,
-    MODEL_EFFORT,
-    MODELS,
-    run_layers,
-    run_loops,
-    run_models,
-)
-from jaxconv.planning.measured import processor
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.bench import programs, regret
+from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
+from jaxconv.bench.programs import LOOPS, MODELS
+from jaxconv.bench.regret import SEED, measure_regret, random_specs
+from jaxconv.planning.measured import processor, version
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
@@ -58,47 +48,38 @@ class Suite:
     """A suite of benchmarks.
 
     Attributes:
-      cases: all of them; those that are named by ``str`` have no ``name``.
+      measure: a case in a direction.
+      cases: all of them, with names and directions; those without are named by ``str``.
       few: those that a quick run takes.
-      directions: in which a case is measured; none where it has no directions.
       effort: of one case.
-      measure: yields the name of what comes, then a result, for cases, directions and an effort.
     """
 
+    measure: Callable[[Any, str, Effort], Result]
     cases: Callable[[Selection], Sequence[Any]]
     few: slice
-    directions: tuple[str, ...]
     effort: Effort
-    measure: Callable[[Sequence[Any], Sequence[str], Effort], Iterator[str | Result]]
 
     def run(self, selection: Selection) -> Iterator[str | Result]:
-        """Measures what is selected: also in a quick run, all cases that are asked for by name."""
+        """Measures what is selected: also in a quick run, all cases that are asked for by name.
+        Yields the name of what comes, then its result."""
         cases = self.cases(selection)
-        if selection.case is not None:
-            cases = [c for c in cases if selection.case.search(getattr(c, "name", None) or str(c))]
-        elif selection.quick:
-            cases = cases[self.few]
-        wanted = selection.direction
-        directions = [d for d in self.directions if wanted in (None, d)]
-        if wanted is not None and not directions:
-            cases = ()
-        return self.measure(cases, directions, QUICK if selection.quick else self.effort)
+        for case in cases[self.few] if selection.quick and selection.case is None else cases:
+            name = getattr(case, "name", None) or str(case)
+            if selection.case is not None and not selection.case.search(name):
+                continue
+            for direction in getattr(case, "directions", ("",)):
+                if selection.direction in (None, direction):
+                    yield f"{name}, {direction}"
+                    yield self.measure(case, direction, QUICK if selection.quick else self.effort)
 
 
 SUITES = {
-    "layers": Suite(lambda _: LAYERS, slice(1, None, 12), DIRECTIONS, ENOUGH, run_layers),
-    "loops": Suite(
-        lambda _: LOOPS, slice(1, 3), (), ENOUGH, lambda loops, _, effort: run_loops(loops, effort)
-    ),
-    "models": Suite(lambda _: MODELS, slice(1), MODEL_DIRECTIONS, MODEL_EFFORT, run_models),
-    "regret": Suite(
-        lambda selection: regret.random_specs(regret.SEED, selection.specs),
-        slice(4),
-        (),
-        regret.ENOUGH,
-        lambda specs, _, effort: regret.run(specs, effort),
-    ),
+    "layers": Suite(programs.measure_layer, lambda _: LAYERS, slice(1, None, 12), ENOUGH),
+    "loops": Suite(programs.measure_loop, lambda _: LOOPS, slice(1, 3), ENOUGH),
+    "models": Suite(programs.measure_model, lambda _: MODELS, slice(1), programs.MODEL_EFFORT),
+    "regret": Suite(measure_regret, lambda s: random_specs(SEED, s.specs), slice(4), regret.ENOUGH),
 }
+DIRECTIONS = tuple(dict.fromkeys(d for case in (*LAYERS, *LOOPS, *MODELS) for d in case.directions))
 
 
 # The columns of a table; the figures end at the right.
@@ -106,27 +87,24 @@ HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "PyT
 HEADER += ("× lax (quartiles)", "× PyTorch (quartiles)", "best", "regret")
 HEADER += ("compile", "workspace", "error")
 WORDS = ("what", "direction", "how", "best")
+# Those that a narrow terminal has no room for, the least important first.
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "error")
 
 
-def table(results: Sequence[Result], width: int | None = None, spare: Collection[str] = ()) -> str:
-    """A line for each result, without columns in which nothing is known.
-
-    Args:
-      width: of a terminal; columns in ``spare`` are left out, the first ones first, until the table
-        fits.
-    """
+def table(results: Sequence[Result], width: float = math.inf) -> str:
+    """A line for each result, without columns in which nothing is known, and without those in
+    ``SPARE`` that a terminal of ``width`` has no room for."""
     rows = list(map(_cells, results))
     titles = [t for t, column in zip(HEADER, zip(*rows, strict=True), strict=True) if any(column)]
-    spare = list(spare)
-    while True:
+    text = ""
+    for spared in (None, *SPARE):
+        titles = [title for title in titles if title != spared]
         shown = [HEADER.index(title) for title in titles]
         cells = [titles, *([row[i] or "–" for i in shown] for row in rows)]
-        right = [i for i, title in enumerate(titles) if title not in WORDS]
-        text = tables.as_text(cells, right)
-        if width is None or not spare or max(map(len, text.splitlines())) <= width:
-            return text
-        least = spare.pop(0)
-        titles = [title for title in titles if title != least]
+        text = tables.as_text(cells, [i for i, t in enumerate(titles) if t not in WORDS])
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
 
 
 def _cells(result: Result) -> tuple[str, ...]:
@@ -194,10 +172,6 @@ def summary(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def geometric_mean(values: Collection[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 class Report:
     """Prints a table of each suite, and writes all results to ``file`` after every result.
 
@@ -212,7 +186,7 @@ class Report:
         print(
             f"jaxconv {machine['jaxconv']}, JAX {machine['jax']},"
             f" PyTorch {machine['torch'] or '–'}, {machine['cpu']},"
-            f" {machine['cores']} cores, {machine['gemm'] / 1e9:.0f} GFLOP/s f32 GEMM"
+            f" {machine['cores']} cores"
         )
 
     def add(self, suite: str, result: Result) -> None:
@@ -259,31 +233,14 @@ def as_json(result: Result) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """CPU, cores, bytes of memory, versions, peak FLOP/s of an f32 GEMM."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows, macOS
-        memory = None
+    """What results depend on: CPU, cores, versions."""
+    peer = torch_peer()
     return {
         "cpu": processor(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
-        "memory": memory,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in ("jaxconv", "jax", "jaxlib", "numpy", "torch")},
-        "gemm": gemm_peak(),
+        "jaxconv": version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "torch": None if peer is None else peer.torch.__version__,
     }
-
-
-def gemm_peak(size: int = 1024, seconds: float = 1.0) -> float:
-    """FLOP/s of an f32 matrix product, the best of several."""
-    x = jnp.ones((size, size), jnp.float32)
-    times = alternate((Compiled(jnp.dot, x, x),), 10_000, seconds)
-    return 2 * size**3 / min(times)[0]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

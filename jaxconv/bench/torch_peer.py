@@ -39,10 +39,6 @@ class TorchCall:
         self.output = self.function()
         return time.perf_counter() - start
 
-    def result(self) -> np.ndarray:
-        """The last output, in JAX's layout."""
-        return self.as_jax(self.output)
-
 
 def tensor(x: Any) -> torch.Tensor:
     """(N, spatial…, C) of JAX as (N, C, spatial…), with the same order in memory.
@@ -67,11 +63,6 @@ def array(x: torch.Tensor) -> np.ndarray:
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
 
-CONV = {2: F.conv2d, 3: F.conv3d}
-MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
-UP = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
 class Torch:
     """The operations of ``networks.Lax`` by PyTorch."""
 
@@ -82,45 +73,21 @@ class Torch:
         self._params = iter(params)
 
     def conv(
-        self,
-        x: torch.Tensor,
-        channels: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        bias: bool = True,
+        self, x: Any, channels: int, kernel: int, stride: int = 1, groups: int = 1, **_: bool
     ) -> torch.Tensor:
-        del channels, bias
         weights, *biases = next(self._params)
-        ndim = x.ndim - 2
-        (pad, _), *_ = padding(ndim, kernel)
-        return CONV[ndim](x, weights, biases[0] if biases else None, stride, pad, 1, groups)
+        bias = biases[0] if biases else None
+        return F.conv2d(x, weights, bias, stride, padding(kernel), 1, groups)
 
-    def up(self, x: torch.Tensor, channels: int) -> torch.Tensor:
-        del channels
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
         weights, bias = next(self._params)
-        return UP[x.ndim - 2](x, weights, bias, 2)
+        return F.linear(x.mean((2, 3)), weights, bias)
 
-    def linear(self, x: torch.Tensor, features: int) -> torch.Tensor:
-        del features
-        weights, bias = next(self._params)
-        return F.linear(x.flatten(1), weights, bias)
-
-    def mean(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean(tuple(range(2, x.ndim)), keepdim=True)
-
-    def max_pool(self, x: torch.Tensor, window: int, pad: int) -> torch.Tensor:
-        return MAX_POOL[x.ndim - 2](x, window, 2, pad)
+    def max_pool(self, x: torch.Tensor) -> torch.Tensor:
+        return F.max_pool2d(x, 3, 2, 1)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
         return F.gelu(x, approximate="tanh")
-
-    def channels(self, x: torch.Tensor) -> int:
-        return x.shape[1]
-
-    def concatenate(self, *xs: torch.Tensor) -> torch.Tensor:
-        return torch.cat(xs, 1)
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
@@ -165,12 +132,8 @@ def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
 def forward(network: Network, params: Any, x: Any) -> TorchCall:
     """The logits, as JAX's ``Network.forward`` of the same arguments gives them."""
     weights, images = _parameters(params), tensor(x)
-
-    def run() -> torch.Tensor:
-        with torch.no_grad():
-            return network.layers(Torch(weights), images)
-
-    return TorchCall(run, lambda logits: array(logits) if logits.ndim > 2 else logits.numpy())
+    run = torch.no_grad()(lambda: network.layers(Torch(weights), images))
+    return TorchCall(run, torch.Tensor.numpy)
 
 
 def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
@@ -197,8 +160,7 @@ def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
 
 def _parameters(params: Any) -> list[tuple[torch.Tensor, ...]]:
     """Kernels, matrices of linear layers, and biases."""
-
-    def tensor_of(x: Any) -> torch.Tensor:
-        return kernel(x) if x.ndim > 2 else torch.from_numpy(np.array(x).T.copy())
-
-    return [tuple(map(tensor_of, layer)) for layer in params]
+    return [
+        tuple(kernel(x) if x.ndim > 2 else torch.tensor(np.array(x).T) for x in layer)
+        for layer in params
+    ]

@@ -35,9 +35,7 @@ class Compiled:
     """A function compiled for its arguments, ready to be called and timed.
 
     Attributes:
-      lower_seconds: of tracing and lowering.
-      xla_seconds: of compiling what was lowered.
-      compile_seconds: of both.
+      compile_seconds: of tracing, lowering and compiling.
       output: of the last call; None before it.
       workspace: bytes of intermediate arrays; None where the backend doesn't tell.
     """
@@ -46,11 +44,8 @@ class Compiled:
         self.args = args
         self.output: Any = None
         start = time.perf_counter()
-        lowered = jax.jit(function).lower(*args)
-        self.lower_seconds = time.perf_counter() - start
-        self.compiled = lowered.compile()
+        self.compiled = jax.jit(function).lower(*args).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.xla_seconds = self.compile_seconds - self.lower_seconds
         analysis = self.compiled.memory_analysis()
         self.workspace: int | None = getattr(analysis, "temp_size_in_bytes", None)
 
