@@ -23,7 +23,7 @@ from jaxconv.planning.measured import processor, version
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
-QUICK = Effort(5, 0.05)
+QUICK = Effort(5, 0.05, precision=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
