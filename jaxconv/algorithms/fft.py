@@ -292,7 +292,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 
 # Products that an output must sum for an FFT's root mean square error to be about twice lax's: of
-# one channel and 31×31, 45×45 and 1,001 taps it was 1.6 to 2.1 times lax's in eight seeds, of 7×7 to
+# one channel and 31×31 to 45×45 or 1,001 taps it was 1.6 to 2.1 times in eight seeds, of 7×7 to
 # 21×21 taps up to 2.6 times.
 MIN_PRODUCTS = 900
 
