@@ -56,7 +56,8 @@ def test_calibrations_say_where_they_come_from(document: dict) -> None:
     width = len(prediction.position(prepared(CASES["3x3"].spec(np.float32))))
     assert calibration.points.shape[1] == width
     named = {name.removesuffix(" gradient") for name in calibration.kinds}
-    assert named == set(ALGORITHMS) - set(NEVER)
+    # One that is newer than the measurements is predicted without them; these are not.
+    assert {"im2col", "xla"} <= named <= set(ALGORITHMS) - set(NEVER)
     for known in calibration.kinds.values():
         assert (known.constants >= 0).all()
         assert known.constants.any()

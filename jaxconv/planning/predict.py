@@ -164,7 +164,7 @@ class Calibration:
       points: positions of the measured convolutions.
       kinds: by ``kind``.
       scales: factors for this machine by ``kind``, as ``jaxconv tune`` measures them; "all": of
-        what has no constants.
+        what has neither constants nor a factor of its own.
     """
 
     origin: Mapping[str, Any]
@@ -177,12 +177,14 @@ class Calibration:
         """Predicted time of a prepared ``spec``; ``parts`` as in ``quantities``."""
         known = self.known(algorithm, spec)
         found = quantities(algorithm, spec, parts)
+        own = kind(algorithm, spec)
         if known is None:
-            return sum(found.values()) * self.scales.get("all", 1.0)
+            scale = self.scales.get(own, self.scales.get("all", 1.0))
+            return sum(found.values()) * scale
         amounts = np.array([found.get(quantity, 0.0) for quantity in QUANTITIES])
         correction = known.bias + float(_nearness(self, spec) @ known.weights)
         # Times of parts are scaled already.
-        scale = 1.0 if algorithm.parts else self.scales.get(kind(algorithm, spec), 1.0)
+        scale = 1.0 if algorithm.parts else self.scales.get(own, 1.0)
         return float(amounts @ known.constants) * math.exp(correction) * scale
 
     def compile_seconds(self, algorithm: Algorithm, spec: ConvSpec) -> float:
