@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ import jaxconv
 from jaxconv import cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.bench import calibrate
+from jaxconv.bench import calibrate, networks
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
@@ -229,11 +230,21 @@ def test_a_calibration_goes_on_where_it_was(
     assert asked == specs
 
 
-def test_well_known_convolutions_are_calibrated_too() -> None:
+def test_well_known_convolutions_are_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def layers(net: Any, x: Any) -> Any:
+        return net.linear(net.mean(net.conv(x, 13, 3, 2)), 5)
+
+    # Tracing the steps of whole ones takes half a minute.
+    network = networks.Network("two layers", layers, (12, 12, 2))
+    monkeypatch.setattr(calibrate, "NETWORKS", (network,))
     with jax.numpy_rank_promotion("allow"):  # as users have it
         specs = calibrate.well_known()
-    assert len(specs) == len(set(specs)) > 300
+    assert len(specs) == len(set(specs)) > 150
     assert {True, False} == {spec.weight_gradient for spec in specs}
+    # The network's step, of one image and of eight: forward, and the gradient of its kernel.
+    own = [spec for spec in specs if spec.out_channels == 13]
+    assert [spec.weight_gradient for spec in own] == [False, True] * 2
+    assert {layer.spec for layer in calibrate.LAYERS if "forward" in layer.directions} <= set(specs)
 
 
 def test_a_fit_gives_back_what_it_was_given() -> None:
