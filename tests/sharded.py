@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,8 +69,7 @@ def value_and_gradients(conv: Conv) -> Callable[[Any, Any], tuple[Array, Any]]:
 
 
 def assert_close(outs: Any, expected: Any) -> None:
-    for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(out, value, rtol=1e-11, atol=1e-12)
+    chex.assert_trees_all_close(outs, expected, rtol=1e-11, atol=1e-12)
 
 
 def mesh(kind: AxisType = AxisType.Auto) -> jax.sharding.Mesh:

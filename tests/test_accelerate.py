@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +68,7 @@ def counts(fun: Fun, *args: Any) -> tuple[int, int]:
 
 
 def assert_close(outs: Any, expected: Any) -> None:
-    assert jax.tree.structure(outs) == jax.tree.structure(expected)
+    chex.assert_trees_all_equal_structs(outs, expected)
     for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(expected), strict=True):
         assert jax.typeof(out) == jax.typeof(value)
         if out.dtype == jax.dtypes.float0:  # the tangent of an integer
@@ -1174,7 +1175,7 @@ AGAIN: dict[str, Callable[[Fun], Fun]] = {
 
 @pytest.mark.parametrize("how", AGAIN)
 def test_a_second_call_traces_and_compiles_nothing(how: str, compiled: list[str]) -> None:
-    traces = []
+    traces = []  # accelerate traces without an event
 
     @jax.jit
     def fun(x: Array, w: Array) -> Array:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,9 +246,8 @@ COMBINATIONS = [
 
 def assert_same(fun: Callable, expected: Callable, *args: Any) -> None:
     outs, values = fun(*args), expected(*args)
-    assert jax.tree.structure(outs) == jax.tree.structure(values)
+    chex.assert_trees_all_equal_shapes_and_dtypes(outs, values)
     for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(values), strict=True):
-        assert (out.shape, out.dtype) == (value.shape, value.dtype)
         scale = float(np.max(np.abs(value), initial=1.0))
         np.testing.assert_allclose(out, value, rtol=1e-11, atol=1e-12 * scale)
 
