@@ -836,23 +836,24 @@ def test_derivatives(name: str) -> None:
         assert counts(transformed, w) == (0, number)
 
 
-def test_vmap_with_an_axis_name() -> None:
-    x, w = operands()
+class VmapWithAnAxisNameTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_is_laxs(self) -> None:
+        x, w = operands()
 
-    def fun(x: Array, w: Array) -> Any:
-        y = conv(x, w)
-        return y - lax.pmean(y, "batch"), lax.axis_index("batch"), lax.psum(1, "batch")
+        def fun(x: Array, w: Array) -> Any:
+            y = conv(x, w)
+            return y - lax.pmean(y, "batch"), lax.axis_index("batch"), lax.psum(1, "batch")
 
-    images = jnp.stack([x, -x, 2 * x])
-    kinds: list[dict[str, Any]] = [{"axis_name": "batch"}]
-    kinds += [{"axis_name": "batch", "spmd_axis_name": "batch"}]
-    for options in kinds:
-        batched = functools.partial(jax.vmap, in_axes=(0, None), **options)
-        expected = batched(fun)(images, w)
-        for transformed in (batched(accelerate(fun)), accelerate(batched(fun))):
-            assert_close(transformed(images, w), expected)
-            assert_close(jax.jit(transformed)(images, w), expected)
-            assert counts(transformed, images, w) == (0, 1)
+        images = jnp.stack([x, -x, 2 * x])
+        kinds: list[dict[str, Any]] = [{"axis_name": "batch"}]
+        kinds += [{"axis_name": "batch", "spmd_axis_name": "batch"}]
+        for options in kinds:
+            batched = functools.partial(jax.vmap, in_axes=(0, None), **options)
+            expected = batched(fun)(images, w)
+            for transformed in (batched(accelerate(fun)), accelerate(batched(fun))):
+                assert_close(self.variant(transformed)(images, w), expected)
+                assert counts(self.variant(transformed), images, w) == (0, 1)
 
 
 def test_pmap() -> None:
