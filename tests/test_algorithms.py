@@ -372,7 +372,10 @@ def operands_of(dtype: Any, case: Case, small: bool) -> list[np.ndarray]:
 @pytest.mark.usefixtures("_loops")
 @pytest.mark.parametrize(("dtype", "preferred"), DTYPES)
 @pytest.mark.parametrize("name", ["auto", *jaxconv.ALGORITHMS])
-def test_dtypes(name: str, dtype: str, preferred: str | None) -> None:
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_dtypes(every: bool, name: str, dtype: str, preferred: str | None) -> None:
+    """Of three cases one by turns, so that an algorithm meets each with floats and with integers;
+    the exhaustive sweep has every one."""
     integers = not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
     if name == "xla" and integers and jax.default_backend() == "gpu":
         pytest.skip("XLA itself refuses integer convolutions on GPU")
@@ -393,6 +396,9 @@ def test_dtypes(name: str, dtype: str, preferred: str | None) -> None:
         assert spec.dtype.name in reason
         return
     small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
+    if not every:
+        turn = DTYPES.index((dtype, preferred)) + _NAMES.index(name)
+        cases = [cases[turn % len(cases)]]
     operands = [operands_of(jnp.dtype(dtype), case, small) for case in cases]
     outs = jax.jit(
         lambda operands: [

@@ -53,6 +53,8 @@ FRAMEWORKS = {
     "Equinox": "equinox residual",
     "Haiku": "haiku WaveNet NWC",
 }
+# Those with a jit of their own.
+ENABLED = ("Flax NNX", "Equinox")
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
@@ -218,7 +220,14 @@ def test_training_of_layers_that_take_a_convolution(network: str) -> None:
     assert_trained_alike(train(network, step), trained_by_lax(with_lax), tolerance(with_lax))
 
 
-@pytest.mark.parametrize("network", FRAMEWORKS.values())
+# That the program is the accelerated one is what test_both_ways_compile_the_same shows for all.
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(network, marks=[pytest.mark.exhaustive] * (framework not in ENABLED))
+        for framework, network in FRAMEWORKS.items()
+    ],
+)
 def test_training_while_enabled(network: str) -> None:
     with jaxconv.enabled((jax.default_backend(),)):
         run = train(network, WAYS["lax"](started(network)[0]))
