@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from jaxconv.bench.cases import Layer
-from jaxconv.planning.timing import Compiled, Subject, alternate
-from jaxconv.tools.autotune import quickest
+from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
 
 # Seconds after which threads of PyTorch no longer spin: 2 taps on 4×199×512 by jaxconv took 3.7 ms
 # 2 ms after a call of PyTorch, 2.5 ms from 10 ms on.
