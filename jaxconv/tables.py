@@ -1,9 +1,48 @@
 """Tables of text: in columns for a terminal, in HTML for a notebook."""
 
+import dataclasses
 import html
 from collections.abc import Collection, Sequence
 
 Rows = Sequence[Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a report shows.
+
+    Attributes:
+      above, below: lines of text.
+      rows: the first is the head; none for lines of text alone.
+      right: the numbers of the columns of figures, which end at the right.
+      bold: the numbers of the rows that stand out in a notebook.
+    """
+
+    above: Sequence[str]
+    rows: Rows
+    right: Collection[int] = ()
+    bold: Collection[int] = ()
+    below: Sequence[str] = ()
+
+
+class Report:
+    """A value that prints as a table, and shows one in a notebook."""
+
+    def _table(self) -> Table:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        table = self._table()
+        rows = [as_text(table.rows, table.right)] if table.rows else []
+        return "\n".join([*table.above, *rows, *table.below])
+
+    def _repr_html_(self) -> str:
+        table = self._table()
+        above, below = (
+            f"<p>{'<br>'.join(map(html.escape, lines))}</p>" if lines else ""
+            for lines in (table.above, table.below)
+        )
+        return above + (as_html(table.rows, table.bold) if table.rows else "") + below
 
 
 def milliseconds(seconds: float) -> str:

@@ -158,7 +158,7 @@ def measure_all(path: Path, count: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuned:
+class Tuned(tables.Report):
     """What ``tune`` measured. ``str()`` is a table.
 
     Attributes:
@@ -171,14 +171,14 @@ class Tuned:
     ratios: Mapping[str, list[float]]
     factors: Mapping[str, float]
 
-    def __str__(self) -> str:
+    def _table(self) -> tables.Table:
         rows = [["algorithm", "convolutions", "measured over predicted", "quartiles"]]
         for what, factor in self.factors.items():
             low, high = np.quantile(self.ratios[what], (0.25, 0.75))
             count = str(len(self.ratios[what]))
             rows.append([what, count, f"{factor:.2f}", f"{low:.2f}–{high:.2f}"])
         line = f"Timed {self.convolutions} random convolutions on {self.platform}."
-        return f"{line}\n{tables.as_text(rows, right=(1, 2, 3))}"
+        return tables.Table([line], rows, (1, 2, 3))
 
 
 def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None) -> Tuned:

@@ -1,7 +1,6 @@
 """``plan``: which algorithm does a convolution, which others could, and what each would cost."""
 
 import dataclasses
-import html
 import inspect
 from functools import lru_cache, partial
 from typing import Any
@@ -43,7 +42,7 @@ HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted"
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(tables.Report):
     """What was chosen for a convolution, and what was not. ``str()`` is a table that teaches.
 
     Attributes:
@@ -70,7 +69,11 @@ class Plan:
             if c.reason is None and ALGORITHMS[c.name].breach(spec) is None
         )
 
-    def _rows(self) -> list[tuple[str, ...]]:
+    def _table(self) -> tables.Table:
+        groups, m, n, k = self.spec.gemm
+        product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
+        above = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
+        above.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
         rows: list[tuple[str, ...]] = [HEADER]
         for c in self.candidates:
             chosen = "▸" if c.name == self.algorithm else ""
@@ -84,24 +87,8 @@ class Plan:
             if c.reason is None and c.doubt is not None and not chosen:
                 summary += f" (left out: {c.doubt})"
             rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
-        return rows
-
-    def __str__(self) -> str:
-        groups, m, n, k = self.spec.gemm
-        product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
-        lines = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
-        lines.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
-        lines.append(tables.as_text(self._rows(), right=range(2, 6)))
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = self._rows()
-        chosen = [i for i, row in enumerate(rows) if row[0]]
-        return (
-            f"<p><code>{html.escape(str(self.spec))}</code><br>on {self.platform}:"
-            f" <b>{self.algorithm}</b>, since {html.escape(self.why)}</p>"
-            + tables.as_html(rows, bold=chosen)
-        )
+        bold = [i for i, row in enumerate(rows) if row[0]]
+        return tables.Table(above, rows, range(2, 6), bold)
 
 
 def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: Any) -> Plan:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import html
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +56,7 @@ HEADER = ("planned", "chosen", "measured", "× lax", "the others", "convolution"
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
+class Tuning(tables.Report):
     """What ``autotune`` measured. ``str()`` is a table; so is the value in a notebook.
 
     Attributes:
@@ -68,22 +67,13 @@ class Tuning:
     platform: str
     rows: tuple[Measurement, ...]
 
-    def _line(self) -> str:
-        changed = sum(row.planned != row.chosen for row in self.rows)
-        return (
-            f"Measured on {self.platform}: {len(self.rows)} different convolutions, {changed} of"
-            " which have another algorithm now."
+    def _table(self) -> tables.Table:
+        changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
+        line = (
+            f"Measured on {self.platform}: {len(self.rows)} different convolutions, {len(changed)}"
+            " of which have another algorithm now."
         )
-
-    def _table(self) -> list[tuple[str, ...]]:
-        return [HEADER, *map(_cells, self.rows)]
-
-    def __str__(self) -> str:
-        return f"{self._line()}\n{tables.as_text(self._table(), right=(2, 3))}"
-
-    def _repr_html_(self) -> str:
-        bold = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
-        return f"<p>{html.escape(self._line())}</p>{tables.as_html(self._table(), bold)}"
+        return tables.Table([line], [HEADER, *map(_cells, self.rows)], (2, 3), changed)
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """``explain``: the convolutions of a whole function, forward and backward, and the plan of each."""
 
 import dataclasses
-import html
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
@@ -66,7 +65,7 @@ WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 
 @dataclasses.dataclass(frozen=True)
-class Explanation:
+class Explanation(tables.Report):
     """The convolutions of a function. ``str()`` is a table; so is the value in a notebook.
 
     Attributes:
@@ -97,28 +96,14 @@ class Explanation:
         """Bytes of intermediate arrays of the convolution that has the most."""
         return max((row.workspace for row in self.rows), default=0)
 
-    def _lines(self) -> list[str]:
-        """The sentences around the table."""
+    def _table(self) -> tables.Table:
         if not self.rows:
-            return ["There is no convolution in this function.", ""]
-        within = any(row.within for row in self.rows)
-        return [f"Planned for {self.platform}. {CAUTION}", WITHIN if within else ""]
-
-    def _table(self) -> list[tuple[str, ...]]:
+            return tables.Table(["There is no convolution in this function."], [])
         figures = _figures(self.seconds, self.lax_seconds, self.workspace)
-        return [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
-
-    def __str__(self) -> str:
-        above, below = self._lines()
-        if not self.rows:
-            return above
-        return f"{above}\n{tables.as_text(self._table(), FIGURES)}\n{below}".rstrip()
-
-    def _repr_html_(self) -> str:
-        above, below = (f"<p>{html.escape(line)}</p>" if line else "" for line in self._lines())
-        if not self.rows:
-            return above
-        return above + tables.as_html(self._table(), bold=[len(self.rows) + 1]) + below
+        rows = [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
+        above = [f"Planned for {self.platform}. {CAUTION}"]
+        below = [WITHIN] if any(row.within for row in self.rows) else []
+        return tables.Table(above, rows, FIGURES, [len(self.rows) + 1], below)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from jaxconv import compat
 from jaxconv.arguments import fail
 from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
 from jaxconv.planning.choose import check_name
-from jaxconv.transforms.primitive import conv_p, planned_params
+from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -252,10 +252,7 @@ def _rewritten(jaxpr: Any, algorithm: str) -> Any:
 
 
 def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
-    if eqn.primitive is conv_general_dilated_p:
-        lhs, rhs = eqn.invars
-        params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
-        return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
+    eqn = planned_eqn(eqn, algorithm)
     params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
     return eqn if params is eqn.params else eqn.replace(params=params)
 

@@ -68,6 +68,15 @@ def planned_params(
     return {**params, "algorithm": algorithm}
 
 
+def planned_eqn(eqn: Any, algorithm: str) -> Any:
+    """``eqn`` with this primitive in place of lax's; itself where it is left as it is."""
+    if eqn.primitive is not conv_general_dilated_p:
+        return eqn
+    lhs, rhs = eqn.invars
+    params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
+    return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
+
+
 def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     """Whether jaxconv plans this convolution: it has no symbolic sizes, no shardings in types and
     nothing that lax refuses to compile."""
@@ -82,23 +91,16 @@ def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
 
 def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
     """``fun(*args)`` with lax's convolutions replaced by this primitive."""
-    closed, tree = _replaced(algorithm, fun, *map(jax.typeof, args))
+    closed, tree = _jaxpr(algorithm, fun, *map(jax.typeof, args))
     return jax.tree.unflatten(tree, eval_jaxpr(closed, *args))
 
 
 @lru_cache(maxsize=4096)
-def _replaced(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
+def _jaxpr(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
     """The jaxpr of ``fun`` with this primitive in place of lax's, and the tree of its outputs."""
-
-    def replaced(eqn: Any) -> Any:
-        if eqn.primitive is not conv_general_dilated_p:
-            return eqn
-        lhs, rhs = eqn.invars
-        params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
-        return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
-
     closed, out = jax.make_jaxpr(fun, return_shape=True)(*avals)
-    return with_eqns(closed, [replaced(eqn) for eqn in closed.eqns]), jax.tree.structure(out)
+    eqns = [planned_eqn(eqn, algorithm) for eqn in closed.eqns]
+    return with_eqns(closed, eqns), jax.tree.structure(out)
 
 
 Params = tuple[tuple[str, Any], ...]
