@@ -11,14 +11,17 @@ from jax.typing import ArrayLike
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
 from jaxconv.arguments import (
+    Padding,
     fail,
+    operand,
     parse,
     parse_dimension_numbers,
     parse_out_dtype,
     parse_pairs,
+    per_axis,
     positive,
+    resolve_padding,
 )
-from jaxconv.patches import Padding, operand, per_axis, resolve_padding
 from jaxconv.planning.choose import check_algorithm
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.primitive import conv_p

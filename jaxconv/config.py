@@ -18,7 +18,7 @@ from jaxconv.arguments import fail
 # Of physical memory, what one convolution may take besides operands and output: a program holds
 # its own arrays, and XLA may run several convolutions at a time.
 MEMORY_SHARE = 8
-UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not tell
+UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report it
 
 _UNITS = {"": 1, "B": 1} | {
     f"{prefix}{infix}B": base**power

@@ -10,50 +10,8 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
-from jaxconv.arguments import check_array, fail, parse
+from jaxconv.arguments import Padding, fail, operand, parse, per_axis, resolve_padding
 from jaxconv.spec import ConvSpec
-
-Padding = str | int | Sequence[tuple[int, int]]
-
-
-def operand(function: str, name: str, x: Any) -> Array:
-    """``x`` as an array of JAX; a list is refused."""
-    check_array(function, name, x, concrete=True)
-    return jnp.asarray(x)
-
-
-def per_axis(function: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """An integer for all spatial axes, or one for each."""
-    try:
-        values = (value,) * ndim if isinstance(value, (int, np.integer)) else tuple(value)
-    except TypeError:
-        values = None
-    if values is None or len(values) != ndim:
-        fail(
-            function,
-            f"{name} must be an integer or {ndim} of them, one for each spatial dimension",
-            repr(value),
-            "give one for each",
-        )
-    return values
-
-
-def resolve_padding(
-    function: str, padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
-) -> str | Sequence[tuple[int, int]]:
-    """Channels-last padding (an int, "CAUSAL", …) as ``lax.conv_general_dilated`` takes it."""
-    if isinstance(padding, (int, np.integer)):
-        return ((int(padding), int(padding)),) * len(kernel_shape)
-    if isinstance(padding, str) and padding.upper() == "CAUSAL":
-        if len(kernel_shape) != 1:
-            fail(
-                function,
-                "padding 'CAUSAL' is for one spatial dimension",
-                f"{len(kernel_shape)} of them",
-                "give (low, high) pairs",
-            )
-        return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
-    return padding
 
 
 def _patch_spec(

@@ -434,7 +434,7 @@ def test_an_entry_of_no_use_costs_one_warning(name: str, entry: str) -> None:
     document = {"winners": {measured.key(SPEC): ENTRIES[entry], **cache.load(name)["winners"]}}
     cache.update(name, adding(**document))
     forget()
-    with pytest.warns(UserWarning, match="an entry of no use"):
+    with pytest.warns(UserWarning, match="an invalid entry"):
         assert choose(SPEC, "cpu") == rules
     forget()
     assert quietly(choose, SPEC, "cpu") == rules

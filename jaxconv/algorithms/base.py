@@ -77,8 +77,8 @@ class Algorithm:
       cost: what it spends on a ``spec`` that it supports.
       run: computes it. Given the canonical arrays, the spec, and ``convolve`` for the smaller
         convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
-        that is cast from it. Never meets batch groups, numbers of less than 8 bits or empty
-        arrays: ``apply`` deals with these for all.
+        that is cast from it. It never gets batch groups, numbers of less than 8 bits or empty
+        arrays: ``apply`` handles these for all.
       gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
         its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
       parts: the smaller convolutions that it hands on, for those that do.

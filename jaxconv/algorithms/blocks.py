@@ -24,8 +24,8 @@ class Axis:
     """How one axis of a convolution of stride 1 is cut into blocks.
 
     Attributes:
-      start: first element of the image that any window meets.
-      size: elements from there on that any window meets.
+      start: first element of the image that any window covers.
+      size: elements from there on that any window covers.
       low: zeros before them.
       positions: outputs.
       taps: length of the kernel with its holes.
@@ -76,7 +76,7 @@ def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
         dilate(spec.lhs_spatial[d], spec.lhs_dilation[d]) - start, positions + taps - 1 - low
     )
     size = max(0, size)
-    # What wraps around meets the zeros before the image and those behind it: one of both suffices.
+    # Wrapped-around outputs fall on zeros before the image or behind it: one border suffices.
     high = positions + taps - 1 - low - size
     length = good_length(max(positions, taps, size + max(low, high)))
     whole = Axis(start, size, low, positions, taps, length, positions, 1)

@@ -1,6 +1,6 @@
 """A product of spectra: real FFTs, by overlapping blocks where that is less work (overlap-save).
 
-Each block of the image is transformed with as many elements as its windows meet, and of its
+Each block of the image is transformed with all elements that its windows cover, and of its
 circular correlation only those outputs are kept that did not wrap around. Stockham, "High-speed
 convolution and correlation" (1966).
 
@@ -173,7 +173,7 @@ def product(a: Array, b: Array, spec: ConvSpec) -> Array:
 
 
 def bordered(x: Array, blocks: Blocks) -> Array:
-    """The elements that windows meet; along an axis of several blocks with their borders."""
+    """The elements that windows cover; along an axis of several blocks with their borders."""
     pads = []
     for size, axis in zip(x.shape[1:], blocks.axes, strict=False):
         low, high = -axis.start, axis.start + axis.size - size

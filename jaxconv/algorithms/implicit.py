@@ -65,7 +65,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 
 def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
-    """What one tap meets of a padded ``x``: (n, out spatial…, channels)."""
+    """The elements of a padded ``x`` that one tap multiplies: (n, out spatial…, channels)."""
     offsets = loops.unravel(tap, spec.kernel_shape)
     starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
     return loops.strided(x, starts, spec.out_spatial, spec.window_strides)

@@ -1,6 +1,6 @@
 """Splits a dilated image's outputs by phase: no multiplying of inserted zeros (sub-pixel).
 
-Of the taps that meet an output position of a convolution with ``lhs_dilation``, only every
+Of the taps of an output position of a convolution with ``lhs_dilation``, only every
 ``lhs_dilation``-th falls on an element, the others on inserted zeros. Which ones depends on the
 position's phase alone, so that each phase is a smaller convolution of the image without holes.
 Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016).
@@ -21,7 +21,7 @@ MAX_PHASES = 64
 
 
 def periods(spec: ConvSpec) -> tuple[int, ...]:
-    """After how many output positions each axis meets the same taps again."""
+    """The period, in output positions, with which each axis uses the same taps."""
     return tuple(
         d // math.gcd(d, stride)
         for d, stride in zip(spec.lhs_dilation, spec.window_strides, strict=True)
@@ -39,7 +39,7 @@ def supports(spec: ConvSpec) -> str | None:
 def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, tuple[int, int]]:
     """One phase of one axis: its taps, and the stride, dilation and pads of its convolution.
 
-    Output position j = q·period + phase meets element (j·stride + t·r - lo) / d through tap t. The
+    Output position j = q·period + phase uses element (j·stride + t·r - lo) / d through tap t. The
     taps for which that is whole are every (d / gcd(r, d))-th; the element then moves by
     stride / gcd(d, stride) with q and by r / gcd(r, d) from one of these taps to the next.
     """
@@ -57,7 +57,7 @@ def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, 
 
 
 def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
-    """Each phase's taps and convolution, row-major; None where no tap meets an element."""
+    """Each phase's taps and convolution, row-major; None where no tap lies on an element."""
     parts = []
     for phases in itertools.product(*map(range, periods(spec))):
         axes = [split_axis(spec, axis, phase) for axis, phase in enumerate(phases)]
@@ -82,9 +82,9 @@ def together(spec: ConvSpec) -> ConvSpec | None:
     So it is where strides divide the kernel, as those that upsample have them. It reads the image
     once: 2×2×2 on 1×8×8×8×128 takes 0.9 ms, phase by phase 2.1.
     """
-    found = {part for _, part in split(spec)}
-    part = found.pop()
-    if found or part is None or spec.groups > 1:
+    phases = {part for _, part in split(spec)}
+    part = phases.pop()
+    if phases or part is None or spec.groups > 1:
         return None
     *kernel, o = part.rhs_shape
     return part.replace(rhs_shape=(*kernel, math.prod(periods(spec)) * o))

@@ -2,7 +2,7 @@
 
 Each element of the image then belongs to one window at most, and the patch matrix is a reshape. So
 it is the other way round: where the image is dilated by the size of the kernel, as in the input
-gradient of patchify, each output meets one tap, and what is reshaped is the product.
+gradient of patchify, each output uses one tap, and what is reshaped is the product.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxconv.spec import ConvSpec
 
 
 def spreads(spec: ConvSpec) -> bool:
-    """Whether each element of a dilated image spreads over outputs that no other one meets."""
+    """Whether each element of a dilated image spreads over outputs of its own."""
     ones = (1,) * spec.spatial_ndim
     return (
         spec.window_strides == spec.rhs_dilation == ones

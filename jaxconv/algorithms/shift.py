@@ -196,7 +196,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     """Each tap's sum of products: (columns of taps, kernel rows, lanes).
 
     x: (n, rows, …, G·c), padded; y: (n, out rows, …, G·o); lanes: (G,) or (G, c, o). The taps of a
-    column, which meet the same cotangents, are neighbours in memory where lanes fill a vector.
+    column, multiplied by the same cotangents, are neighbours in memory where lanes fill a vector.
     Sums over images and widths come last, of all columns at one time: where each column had its
     own, XLA of JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms
     instead of 1.2).

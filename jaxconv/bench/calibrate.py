@@ -88,17 +88,17 @@ def of_line(line: str) -> Measured:
 
 def well_known() -> list[ConvSpec]:
     """The convolutions that users have most: of known networks, forward and backward."""
-    found: list[ConvSpec] = []
+    specs: list[ConvSpec] = []
     for layer in LAYERS:
         shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
         operands = [jax.ShapeDtypeStruct(shape, layer.dtype) for shape in shapes]
         for direction in layer.directions:
-            found += convolutions(layer.function(lax.conv_general_dilated, direction), *operands)
+            specs += convolutions(layer.function(lax.conv_general_dilated, direction), *operands)
     for network in NETWORKS:
         for batch in (1, 8):
             params = jax.eval_shape(network.init)
-            found += convolutions(network.step, params, *network.data(batch))
-    return list(dict.fromkeys(found))
+            specs += convolutions(network.step, params, *network.data(batch))
+    return list(dict.fromkeys(specs))
 
 
 def candidates(spec: ConvSpec) -> list[Candidate]:
@@ -212,19 +212,19 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
             what = prediction.kind(ALGORITHMS[name], todo)
             unscaled = predicted_seconds(name, todo, platform) / before.get(what, 1.0)
             ratios[what].append(taken / unscaled)
-    found = factors(ratios)
-    record_scales(platform, found)
+    corrections = factors(ratios)
+    record_scales(platform, corrections)
     notify()
-    return Tuned(platform, count, ratios, found)
+    return Tuned(platform, count, ratios, corrections)
 
 
 def factors(ratios: Mapping[str, list[float]]) -> dict[str, float]:
     """The median ratio of each kind, drawn to that of all kinds where there are few samples."""
-    common = np.median(np.log([ratio for found in ratios.values() for ratio in found]))
+    common = np.median(np.log([ratio for column in ratios.values() for ratio in column]))
     factors = {}
-    for what, found in sorted(ratios.items()):
-        weight = len(found) / (len(found) + COMMON)
-        factors[what] = float(np.exp(common + weight * (np.log(np.median(found)) - common)))
+    for what, column in sorted(ratios.items()):
+        weight = len(column) / (len(column) + COMMON)
+        factors[what] = float(np.exp(common + weight * (np.log(np.median(column)) - common)))
     return factors
 
 

@@ -180,11 +180,11 @@ def compare(
         refused: dict[str, str] = {}
         for name in ("lax", *algorithms):
             yield f"{convolution.layer.name}: {name}"
-            found = _measured(name, layer, plan, baseline, exact, effort)
-            if isinstance(found, str):
-                refused[name] = found
+            result = _measured(name, layer, plan, baseline, exact, effort)
+            if isinstance(result, str):
+                refused[name] = result
             else:
-                results.append(found)
+                results.append(result)
         results.sort(key=lambda result: -result.quartiles()[1])
         yield Comparison(convolution, plan, exact, tuple(results), refused)
 

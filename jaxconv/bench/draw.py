@@ -90,8 +90,8 @@ def _bars(
 def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
     """Writes a picture of each suite as a PNG file and returns their paths."""
     written = [folder / f"{suite}.png" for suite in results]
-    for path, found in zip(written, results.values(), strict=True):
-        ratios(found).savefig(path, dpi=110)
+    for path, rows in zip(written, results.values(), strict=True):
+        ratios(rows).savefig(path, dpi=110)
     return written
 
 
@@ -102,9 +102,9 @@ def ratios(results: Sequence[Result]) -> Figure:
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
     labels = [r.label if r.direction else f"{r.name}, {r.how}" for r in results]
     for panel, peer in zip(panels, peers, strict=True):
-        found = [
+        bars = [
             r.quartiles(peer) if getattr(r, peer) else (np.nan, np.nan, np.nan) for r in results
         ]
-        _bars(panel, labels, found, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in found])
+        _bars(panel, labels, bars, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in bars])
         panel.set_title(f"times as fast as {'PyTorch' if peer == 'torch' else peer}")
     return figure

@@ -169,16 +169,16 @@ def largest(off: Mapping[str, float]) -> dict[str, Any]:
     return {"difference": off[name], "differing": name}
 
 
-def difference(expected: Any, found: Any) -> float:
+def difference(expected: Any, out: Any) -> float:
     """The largest difference over the largest value, of the worst array of two trees; NaN or
     infinite where one of them holds what is not finite."""
 
-    def of_array(expected: Any, found: Any) -> float:
+    def of_array(expected: Any, out: Any) -> float:
         wide = np.asarray(expected, np.float64)
-        off = np.max(np.abs(np.asarray(found, np.float64) - wide))
+        off = np.max(np.abs(np.asarray(out, np.float64) - wide))
         return float(off / max(np.max(np.abs(wide)), np.finfo(np.float64).tiny))
 
-    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, expected, found))))
+    return float(np.max(jax.tree.leaves(jax.tree.map(of_array, expected, out))))
 
 
 def error(output: Any, exact: np.ndarray) -> float:

@@ -194,7 +194,7 @@ class Report:
         self.results.setdefault(suite, []).append(result)
         if self.file is None:
             return
-        results = {suite: list(map(as_json, found)) for suite, found in self.results.items()}
+        results = {suite: list(map(as_json, rows)) for suite, rows in self.results.items()}
         document = {"machine": self.machine, "results": results}
         partial = self.file.with_name(f"{self.file.name}.partial")
         partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -218,7 +218,7 @@ class Report:
     @property
     def wrong(self) -> list[str]:
         """Which results disagree with lax's."""
-        every = [result for found in self.results.values() for result in found]
+        every = [result for rows in self.results.values() for result in rows]
         return [result.wrong for result in every if result.wrong is not None]
 
 

@@ -48,8 +48,8 @@ def tensor(x: Any) -> torch.Tensor:
     x = np.array(x)
     if x.dtype.name == "bfloat16":  # NumPy's is not PyTorch's
         return tensor(x.astype(np.float32)).bfloat16()
-    found = torch.from_numpy(x).movedim(-1, 1)
-    return found.contiguous() if found.ndim == 3 else found
+    moved = torch.from_numpy(x).movedim(-1, 1)
+    return moved.contiguous() if moved.ndim == 3 else moved
 
 
 def kernel(weights: Any) -> torch.Tensor:

@@ -65,8 +65,8 @@ def load(name: str, check: Check = no_check) -> Document | None:
 
 def _load(path: Path, name: str, check: Check) -> Document | None:
     try:
-        found = path.stat()
-        state = found.st_ino, found.st_mtime_ns, found.st_size
+        stat = path.stat()
+        state = stat.st_ino, stat.st_mtime_ns, stat.st_size
         if path not in _read or _read[path][0] != state:
             _read[path] = state, None
             _read[path] = state, _parsed(path, name, check)

@@ -120,7 +120,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -
     """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
 
     The smaller convolutions that an algorithm hands on are planned in their turn. Those of an
-    algorithm that was asked for by name never meet XLA's convolution: what is named is measured.
+    algorithm asked for by name are never left to XLA, so that what is named is what is measured.
     """
     without = frozenset[str]()
     if algorithm == "auto":

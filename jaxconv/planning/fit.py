@@ -24,7 +24,7 @@ from jaxconv.planning.predict import (
 from jaxconv.spec import ConvSpec
 
 # Of the interpolation: how much it may correct (logarithmic), the noise of a measurement, and the
-# distance over which convolutions tell of each other. Chosen by cross-validated regret.
+# distance over which convolutions inform each other. Chosen by cross-validated regret.
 AMPLITUDE, NOISE, DISTANCE = 0.6, 0.12, 2.5
 
 
@@ -50,9 +50,9 @@ def constants(amounts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
         return np.append(misses, 0.05 * (logs - np.log(0.5)))
 
     logs = np.log(np.maximum(start, 1e-3))
-    found = optimize.least_squares(residuals, logs, loss="soft_l1", f_scale=0.3, max_nfev=100)
+    solution = optimize.least_squares(residuals, logs, loss="soft_l1", f_scale=0.3, max_nfev=100)
     out = np.zeros(amounts.shape[1])
-    out[used] = np.exp(found.x)
+    out[used] = np.exp(solution.x)
     return out
 
 
@@ -75,8 +75,8 @@ def fit(measured: Sequence[Measured]) -> Calibration:
                 continue
             amounts = np.array([_amounts(calibration, algorithm, specs[i]) for i in rows])
             seconds = np.array([measured[i].seconds[algorithm.name] for i in rows])
-            found = constants(amounts, seconds)
-            misses = np.log(seconds / (amounts @ found))
+            fitted = constants(amounts, seconds)
+            misses = np.log(seconds / (amounts @ fitted))
             bias = float(np.median(misses))
             covariance = AMPLITUDE**2 * near[np.ix_(rows, rows)] + NOISE**2 * np.eye(len(rows))
             weights = np.zeros(len(measured))
@@ -85,7 +85,7 @@ def fit(measured: Sequence[Measured]) -> Calibration:
             )
             compiling = [measured[i].compile_seconds.get(algorithm.name, 0.0) for i in rows]
             name = kind(algorithm, specs[rows[0]])
-            kinds[name] = Constants(found, bias, weights, float(np.median(compiling)))
+            kinds[name] = Constants(fitted, bias, weights, float(np.median(compiling)))
     return calibration
 
 
@@ -100,8 +100,8 @@ def _amounts(calibration: Calibration, algorithm: Algorithm, spec: ConvSpec) -> 
                 and calibration.known(other, part) is not None
                 and refusal(other, part) is None
             )
-    found = quantities(algorithm, spec, parts)
-    return [found.get(quantity, 0.0) for quantity in QUANTITIES]
+    amounts = quantities(algorithm, spec, parts)
+    return [amounts.get(quantity, 0.0) for quantity in QUANTITIES]
 
 
 def document(calibration: Calibration, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What was measured on this machine: the fastest algorithm for a convolution, and how fast it is.
 
-Winners are what ``autotune`` finds; scales are factors of predicted times, which ``jaxconv tune``
-finds. Each is a document of the cache for each device, version of JAX and version of jaxconv.
+Winners come from ``autotune``; scales, factors of predicted times, from ``jaxconv tune``.
+Each is a document of the cache for each device, version of JAX and version of jaxconv.
 """
 
 import dataclasses
@@ -67,8 +67,8 @@ def processor() -> str:
     model = system.processor() or system.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            found = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
-        return found[1].strip() if found else model
+            match = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
+        return match[1].strip() if match else model
     except OSError:  # not Linux
         return model
 
@@ -126,11 +126,11 @@ def winner(spec: ConvSpec, platform: str) -> Winner | None:
     entry = None if document is None else document["winners"].get(key(spec))
     if entry is None:
         return None
-    found = _winner(entry)
-    if found is None:
-        cache.warn(name, f"{name!r} holds an entry of no use ({entry!r:.200}): it is ignored")
+    valid = _winner(entry)
+    if valid is None:
+        cache.warn(name, f"{name!r} holds an invalid entry ({entry!r:.200}), which is ignored")
         return None
-    return found
+    return valid
 
 
 def _winner(entry: Any) -> Winner | None:
@@ -143,14 +143,14 @@ def _winner(entry: Any) -> Winner | None:
     return Winner(entry["algorithm"], seconds, ratio)
 
 
-def record(spec: ConvSpec, platform: str, found: Winner) -> None:
+def record(spec: ConvSpec, platform: str, best: Winner) -> None:
     """Keeps the winner for ``spec`` in the cache, for this device and these versions."""
     identity = fingerprint(platform)
     if identity is None:
         return
 
     def merged(document: cache.Document) -> cache.Document:
-        winners = document.get("winners", {}) | {key(spec): dataclasses.asdict(found)}
+        winners = document.get("winners", {}) | {key(spec): dataclasses.asdict(best)}
         return {"fingerprint": identity, "winners": winners}
 
     cache.update(_name(identity), merged, partial(_problem, identity))
@@ -163,17 +163,17 @@ def scales(platform: str) -> Mapping[str, float]:
         return {}
     name = _name(identity, "scales")
     document = cache.load(name, partial(_problem, identity, what="scales"))
-    found = {} if document is None else document["scales"]
-    good = {k: v for k, v in found.items() if isinstance(v, (int, float)) and 0 < v < math.inf}
-    if len(good) < len(found):
-        cache.warn(name, f"{name!r} holds factors of no use: they are ignored")
+    factors = {} if document is None else document["scales"]
+    good = {k: v for k, v in factors.items() if isinstance(v, (int, float)) and 0 < v < math.inf}
+    if len(good) < len(factors):
+        cache.warn(name, f"{name!r} holds invalid factors, which are ignored")
     return good
 
 
-def record_scales(platform: str, found: Mapping[str, float]) -> None:
+def record_scales(platform: str, factors: Mapping[str, float]) -> None:
     """Keeps factors of predicted times in the cache, in place of those before."""
     identity = fingerprint(platform)
     if identity is not None:
         check = partial(_problem, identity, what="scales")
-        document = {"fingerprint": identity, "scales": dict(found)}
+        document = {"fingerprint": identity, "scales": dict(factors)}
         cache.update(_name(identity, "scales"), lambda _: document, check)

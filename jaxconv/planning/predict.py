@@ -4,7 +4,7 @@
 
 The quantities are those of the work: FLOPs in whole vectors, bytes of the matrices, traffic in
 cache and beyond, memory that is new, steps of a loop. What such a formula misses (which of XLA's
-kernels a convolution meets, how well it fills the tiles) is interpolated between convolutions that
+kernels a convolution runs, how well it fills the tiles) is interpolated between convolutions that
 were measured: each one's nearness is a Gaussian of its distance in shape. Rasmussen & Williams,
 "Gaussian Processes for Machine Learning" (2006), chapter 2.
 
@@ -52,30 +52,30 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
     """
     cost = algorithm.cost(spec)
     size = spec.dtype.itemsize
-    found = {"call": 5e-6, "steps": 1e-6 * cost.steps, **cost.extra}
+    amounts = {"call": 5e-6, "steps": 1e-6 * cost.steps, **cost.extra}
     if algorithm.parts is not None:
-        found["parts"] = parts
+        amounts["parts"] = parts
     elif cost.gemm is None:
-        found["flops"] = cost.flops / 5e10
+        amounts["flops"] = cost.flops / 5e10
         # Vectors run along the last axis, where it is long enough.
-        found["narrow"] = cost.flops / 5e10 / min(_innermost(spec), layout.LANES)
+        amounts["narrow"] = cost.flops / 5e10 / min(_innermost(spec), layout.LANES)
     else:
         count, m, n, k = cost.gemm
         # Products with fewer columns than lanes take as long.
-        found["flops"] = 2 * count * m * k * -(-n // layout.LANES) * layout.LANES / 3e11
-        found["a"] = count * m * k * size / 2e10
-        found["b"] = count * k * n * size / 2e10
-        found["c"] = count * m * n * size / 2e10
-        found["products"] = count * 1e-6
+        amounts["flops"] = 2 * count * m * k * -(-n // layout.LANES) * layout.LANES / 3e11
+        amounts["a"] = count * m * k * size / 2e10
+        amounts["b"] = count * k * n * size / 2e10
+        amounts["c"] = count * m * n * size / 2e10
+        amounts["products"] = count * 1e-6
     # A second thread is woken for each step of a large enough operation.
-    found["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
-    found["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
+    amounts["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
+    amounts["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
     output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
-    found["woken by output"] = 2e-5 * (10 * output > WAKING)
+    amounts["woken by output"] = 2e-5 * (10 * output > WAKING)
     in_cache = cost.workspace + spec.operand_bytes < CACHE
-    found["cached" if in_cache else "beyond"] = cost.traffic / 1e10
-    found["fresh"] = (cost.workspace + output) / 1e10
-    return found
+    amounts["cached" if in_cache else "beyond"] = cost.traffic / 1e10
+    amounts["fresh"] = (cost.workspace + output) / 1e10
+    return amounts
 
 
 def _innermost(spec: ConvSpec) -> int:
@@ -132,7 +132,7 @@ def nearness(points: np.ndarray, others: np.ndarray, distance: float) -> np.ndar
     return np.exp(-0.5 * squares / distance**2) + ALONE * (squares < 1e-4)
 
 
-# What a measurement tells of its convolution alone, over what it tells of its neighbours: a
+# Variance of a measurement that its neighbours don't share, over that which they do: a
 # convolution that was measured is predicted as it was.
 ALONE = 0.2
 
@@ -160,7 +160,7 @@ class Calibration:
 
     Attributes:
       origin: device, versions, date, command.
-      distance: in ``position``, over which measured convolutions tell of others.
+      distance: in ``position``, over which measured convolutions inform others.
       points: positions of the measured convolutions.
       kinds: by ``kind``.
       scales: factors for this machine by ``kind``, as ``jaxconv tune`` measures them; "all": of
@@ -176,12 +176,12 @@ class Calibration:
     def seconds(self, algorithm: Algorithm, spec: ConvSpec, parts: float = 0.0) -> float:
         """Predicted time of a prepared ``spec``; ``parts`` as in ``quantities``."""
         known = self.known(algorithm, spec)
-        found = quantities(algorithm, spec, parts)
+        amount = quantities(algorithm, spec, parts)
         own = kind(algorithm, spec)
         if known is None:
             scale = self.scales.get(own, self.scales.get("all", 1.0))
-            return sum(found.values()) * scale
-        amounts = np.array([found.get(quantity, 0.0) for quantity in QUANTITIES])
+            return sum(amount.values()) * scale
+        amounts = np.array([amount.get(quantity, 0.0) for quantity in QUANTITIES])
         correction = known.bias + float(_nearness(self, spec) @ known.weights)
         # Times of parts are scaled already.
         scale = 1.0 if algorithm.parts else self.scales.get(own, 1.0)
@@ -225,12 +225,12 @@ def documents() -> tuple[Mapping[str, Any], ...]:
     """All calibrations of the package, by JAX and by device."""
     folder = resources.files("jaxconv.planning") / "data"
     texts = [file.read_text() for file in folder.iterdir() if file.name.endswith(".json")]
-    found = map(json.loads, texts)
+    documents = map(json.loads, texts)
 
     def key(document: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
         return version(document["origin"]["jax"]), document["origin"]["device"]
 
-    return tuple(sorted(found, key=key))
+    return tuple(sorted(documents, key=key))
 
 
 @lru_cache
@@ -254,7 +254,7 @@ def document_for(platform: str) -> Mapping[str, Any] | None:
 @cache
 def device_class() -> str:
     """The kind of processor, as far as it decides which algorithm is fast: its architecture, maker
-    and family, where the system tells them, and whether its vectors are wide."""
+    and family, where the system reports them, and whether its vectors are wide."""
     machine = system.machine().lower()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -262,9 +262,9 @@ def device_class() -> str:
     except OSError:
         return machine
     facts = {name.strip(): value.strip() for name, value in (line for line in lines if line[1:])}
-    told = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
+    known = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
     wide = ["with AVX-512"] if "avx512f" in facts.get("flags", "").split() else []
-    return " ".join([machine, *told, *wide])
+    return " ".join([machine, *known, *wide])
 
 
 # Where nothing was measured: an accelerator does what the quantities count about 100 times as fast.

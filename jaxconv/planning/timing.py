@@ -1,7 +1,7 @@
 """Timing by turns: A B A B in one process.
 
-What else the machine does changes from second to second, by 30 % and more, and meets both of a pair
-alike: the ratio holds where the times don't.
+Other load on the machine changes times by 30 % and more from second to second, but those of both of
+a pair alike: ratios are reproducible where times are not.
 """
 
 import time
@@ -37,7 +37,7 @@ class Compiled:
     Attributes:
       compile_seconds: of tracing, lowering and compiling.
       output: of the last call; None before it.
-      workspace: bytes of intermediate arrays; None where the backend doesn't tell.
+      workspace: bytes of intermediate arrays; None where the backend doesn't report them.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:

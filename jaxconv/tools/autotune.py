@@ -101,11 +101,11 @@ def autotune(
     of JAX and jaxconv, wherever they occur. What JAX has compiled already stays as it is: tune
     first, or call ``jax.clear_caches()``.
 
-    Give it the whole training step or the gradient: backward convolutions are found where ``fn``
-    has them. ``fn`` itself is only traced. Each convolution is measured alone, on random numbers,
-    every algorithm that could be the best in turn: it takes some seconds for each. Those that have
-    an algorithm by name are left alone. What is planned stays unless another is at least 5 %
-    faster. When it is interrupted, what was measured until then is kept.
+    Give it the whole training step or the gradient: backward convolutions are measured where
+    ``fn`` has them. ``fn`` itself is only traced. Each convolution is measured alone, on random
+    numbers, every algorithm that could be the best in turn, for some seconds. Those that have an
+    algorithm by name are left alone. The planned one stays unless another is at least 5 % faster.
+    When it is interrupted, what was measured until then is kept.
 
     Args:
       fn: any function, jitted and accelerated ones too.

@@ -122,7 +122,7 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
     """Says how each convolution in ``fn`` is planned, without running anything.
 
     Those that are lax's are planned as ``accelerate`` and ``enable`` would, those of jaxconv as
-    they are. Give it the whole training step or the gradient: backward convolutions are found
+    they are. Give it the whole training step or the gradient: backward convolutions are listed
     where ``fn`` has them. Convolutions whose result nothing uses are left out, as XLA leaves them
     out. Inside ``shard_map`` the shapes are those on one device.
 
@@ -146,8 +146,8 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
       ...     return (jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2).sum()
       >>> image = jax.ShapeDtypeStruct((1, 3, 8, 8), "float32")
       >>> kernel = jax.ShapeDtypeStruct((4, 3, 3, 3), "float32")
-      >>> found = jaxconv.explain(jax.jit(jax.grad(loss, argnums=1)))(image, kernel)
-      >>> [row.direction for row in found.rows]
+      >>> explanation = jaxconv.explain(jax.jit(jax.grad(loss, argnums=1)))(image, kernel)
+      >>> [row.direction for row in explanation.rows]
       ['forward', 'weight gradient']
     """
     if not callable(fn):
@@ -223,7 +223,7 @@ def _row(
 
 
 def _direction(eqn: Any, names: str, makers: dict[Any, Any]) -> str:
-    """As far as it can be told, from what JAX's derivatives of a convolution look like."""
+    """As far as it is known, from what JAX's derivatives of a convolution look like."""
     if "transpose(" not in names:
         return "forward"
     lhs_spec, rhs_spec, _ = eqn.params["dimension_numbers"]

@@ -121,7 +121,7 @@ class _AccelerateTrace(compat.Trace):
         super().__init__()
         self.parent, self.algorithm = parent, algorithm
         self.requires_low = False  # parent lowers what it must
-        # By this Flax and Haiku tell whether a transformation has begun since they made an object,
+        # By this Flax and Haiku see whether a transformation has begun since they made an object,
         # which they then don't let change. None has: it is the parent's.
         self._weakref = parent._weakref
 
