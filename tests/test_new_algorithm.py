@@ -5,6 +5,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import chex
@@ -20,7 +21,7 @@ import jaxconv
 from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.bench import calibrate, tune
+from jaxconv.bench import calibrate
 from jaxconv.config import notify as forget
 from jaxconv.planning.choose import predicted_seconds
 from jaxconv.planning.predict import documents
@@ -211,17 +212,13 @@ def test_auto_takes_it_where_it_is_predicted_to_be_the_fastest(tiny: Algorithm) 
 
 def test_autotune_measures_and_takes_it(tiny: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = autotuning._compiled
-    made = {}
 
-    def noted(spec: ConvSpec, name: str, *args: Any) -> Any:
-        made[compiled(spec, name, *args)] = name
-        return list(made)[-1]
+    def timed(spec: ConvSpec, name: str, *args: Any) -> Any:
+        compiled(spec, name, *args)
+        return SimpleNamespace(call=lambda: 1e-3 if name == "tiny" else 2e-3)
 
-    monkeypatch.setattr(autotuning, "_compiled", noted)
+    monkeypatch.setattr(autotuning, "_compiled", timed)
     monkeypatch.setattr(autotuning, "ROUNDS", 2)
-    monkeypatch.setattr(
-        autotuning, "_seconds", lambda call, _: 1e-3 if made[call] == "tiny" else 2e-3
-    )
     case = CASES["3x3 stride 2"]
     lhs, rhs = case.operands(np.float32)
     (row,) = jaxconv.autotune(conv_by("auto", case), lhs, rhs).rows
@@ -239,13 +236,11 @@ def test_tuning_scales_its_predicted_time(tiny: Algorithm, monkeypatch: pytest.M
     spec = CASES["3x3"].spec(np.float32)
     before = predicted_seconds("tiny", spec, "cpu")
     slow = calibrate.Measured(spec, {"tiny": 3 * before}, {})
-    assert "tiny" in tune._candidates(spec, "cpu")
-    monkeypatch.setattr(tune, "_sample", lambda: iter([spec] * 3))
-    monkeypatch.setattr(tune, "measure", lambda spec, names: slow)
+    assert "tiny" in calibrate._fastest(spec)
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter([spec] * 3))
+    monkeypatch.setattr(calibrate, "measure", lambda spec, names: slow)
     for _ in range(2):  # the second factor is of the untuned prediction again
-        (row,) = tune.tune(60).rows
-        assert row.kind == "tiny"
-        np.testing.assert_allclose(row.factor, 3)
+        chex.assert_trees_all_close(calibrate.tune(60).factors, {"tiny": 3.0})
         np.testing.assert_allclose(predicted_seconds("tiny", spec, "cpu"), 3 * before)
 
 
