@@ -350,7 +350,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
     for name, few in tiny.items():
         suite = dataclasses.replace(SUITES[name], cases=lambda _, few=few: few, few=slice(None))
         monkeypatch.setitem(SUITES, name, suite)
-    known = {"cpu": "a CPU", "cores": 2, "torch": None}
+    known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "torch": None}
     versions = {"jaxconv": "1", "jax": jax.__version__}
     monkeypatch.setattr(report, "machine", lambda: known | versions)
 
@@ -511,7 +511,9 @@ def test_quick_is_a_few() -> None:
     assert results(suite.run(named)) == ["A", "C"]
 
 
-def test_machine_is_described() -> None:
+def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report.gemm_peak(size=8) > 0
+    monkeypatch.setattr(report, "gemm_peak", lambda: 1e11)
     found = report.machine()
     assert found["jax"] == jax.__version__
     assert found["cpu"]

@@ -154,9 +154,7 @@ class Comparison:
 
 
 def compare(
-    convolutions: Sequence[Convolution],
-    algorithms: Sequence[str],
-    repeats: int | None = None,
+    convolutions: Sequence[Convolution], algorithms: Sequence[str], repeats: int | None = None
 ) -> Iterator[str | Comparison]:
     """Measures each convolution by lax and by each algorithm, on JAX's default device.
 

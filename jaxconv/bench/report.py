@@ -11,6 +11,7 @@ from statistics import geometric_mean
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import tables
@@ -20,6 +21,7 @@ from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
 from jaxconv.bench.programs import LOOPS, MODELS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs
 from jaxconv.planning.measured import processor, version
+from jaxconv.planning.timing import Compiled, alternate
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
@@ -185,8 +187,8 @@ class Report:
         self.results: dict[str, list[Result]] = {}
         print(
             f"jaxconv {machine['jaxconv']}, JAX {machine['jax']},"
-            f" PyTorch {machine['torch'] or '–'}, {machine['cpu']},"
-            f" {machine['cores']} cores"
+            f" PyTorch {machine['torch'] or '–'}, {machine['cpu']}, {machine['cores']} cores,"
+            f" float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
         )
 
     def add(self, suite: str, result: Result) -> None:
@@ -202,8 +204,7 @@ class Report:
 
     def end(self, suite: str) -> None:
         """Prints the table and the summary of a suite, also of one that was interrupted."""
-        results = self.results.get(suite)
-        if results:
+        if results := self.results.get(suite):
             lines = "\n".join(summary(results))
             print(f"\n{suite}\n\n{table(results)}\n\n{lines}", flush=True)
 
@@ -218,27 +219,32 @@ class Report:
     @property
     def wrong(self) -> list[str]:
         """Which results disagree with lax's."""
-        every = [result for rows in self.results.values() for result in rows]
-        return [result.wrong for result in every if result.wrong is not None]
+        return [result.wrong for rows in self.results.values() for result in rows if result.wrong]
 
 
 def as_json(result: Result) -> dict[str, Any]:
     """A result's fields and what is computed from them."""
-    peers = [peer for peer in ("lax", "torch") if getattr(result, peer)]
     return dataclasses.asdict(result) | {
-        "ratios": {peer: result.quartiles(peer) for peer in peers},
+        "ratios": {p: result.quartiles(p) for p in ("lax", "torch") if getattr(result, p)},
         "error_ratio": result.error_ratio,
         "wrong": result.wrong,
     }
 
 
+def gemm_peak(size: int = 2048) -> float:
+    """FLOP/s of a float32 matrix product, the best of a second."""
+    x = jnp.ones((size, size), jnp.float32)
+    return 2 * size**3 / np.min(alternate([Compiled(jnp.dot, x, x)], 100, seconds=1.0))
+
+
 def machine() -> dict[str, Any]:
-    """What results depend on: CPU, cores, versions."""
+    """What results depend on: CPU, cores, FLOP/s of its matrix products, versions."""
     peer = torch_peer()
     return {
         "cpu": processor(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
+        "gemm": gemm_peak(),
         "jaxconv": version(),
         "jax": jax.__version__,
         "numpy": np.__version__,
