@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +54,20 @@ FRAMEWORKS = {
     "Haiku": "haiku WaveNet NWC",
 }
 # Those with a jit of their own.
-ENABLED = ("Flax NNX", "Equinox")
+ENABLED = (FRAMEWORKS["Flax NNX"], FRAMEWORKS["Equinox"])
 every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def often(network: str, chosen: Collection[str]) -> Any:
+    """A parameter that is left to the exhaustive sweep unless it is among those chosen."""
+    return pytest.param(network, marks=[pytest.mark.exhaustive] * (network not in chosen))
+
+
+# Compiling a training step takes five seconds and more: one network of each framework by default,
+# and one in three dimensions.
+trained_networks = pytest.mark.parametrize(
+    "network", [often(network, {*FRAMEWORKS.values(), "linen 3-D U-Net"}) for network in NETWORKS]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,7 +184,7 @@ def assert_trained_alike(actual: Run, expected: Run, tolerance: float) -> None:
 # The trainings
 
 
-@every_network
+@trained_networks
 def test_lax_trains_all_of_it(network: str) -> None:
     training, _, arrays = started(network)
     assert len(training.batches) == STEPS
@@ -199,7 +211,7 @@ def test_every_convolution_is_jaxconvs(network: str, way: str) -> None:
     assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
 
 
-@every_network
+@trained_networks
 def test_accelerated_training(network: str) -> None:
     step = WAYS["inside jit"](started(network)[0])
     assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
@@ -221,20 +233,14 @@ def test_training_of_layers_that_take_a_convolution(network: str) -> None:
 
 
 # That the program is the accelerated one is what test_both_ways_compile_the_same shows for all.
-@pytest.mark.parametrize(
-    "network",
-    [
-        pytest.param(network, marks=[pytest.mark.exhaustive] * (framework not in ENABLED))
-        for framework, network in FRAMEWORKS.items()
-    ],
-)
+@pytest.mark.parametrize("network", [often(network, ENABLED) for network in FRAMEWORKS.values()])
 def test_training_while_enabled(network: str) -> None:
     with jaxconv.enabled((jax.default_backend(),)):
         run = train(network, WAYS["lax"](started(network)[0]))
     assert_trained_alike(run, trained_by_lax(network), tolerance(network))
 
 
-@every_network
+@trained_networks
 @pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="elsewhere auto leaves convolutions to XLA"
 )
