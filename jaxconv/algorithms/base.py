@@ -90,6 +90,7 @@ class Algorithm:
         None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
       margin: "auto" takes it for a predicted or measured time below this share of the fastest other
         algorithm's; 1 for those whose results are as good as any.
+      caveat: how its results fall short of others', said where it is chosen.
       largest_index: the largest index that it computes while it runs, in int32, for a ``spec`` that
         it supports; 0 where all of its slices are written out.
     """
@@ -105,6 +106,7 @@ class Algorithm:
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason
     margin: float = 1.0
+    caveat: str = ""
     largest_index: Callable[[ConvSpec], int] = largest_index
 
     def refuses(self, spec: ConvSpec) -> str | None:

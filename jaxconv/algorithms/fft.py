@@ -315,5 +315,6 @@ FFT = Algorithm(
     run,
     gradient,
     inaccurate=inaccurate,
-    margin=0.5,  # others keep small outputs beside large ones
+    margin=0.5,
+    caveat="its errors are relative to the norm of a block, not to each output",
 )

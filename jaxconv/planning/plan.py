@@ -135,8 +135,8 @@ plan.__signature__ = SIGNATURE.replace(  # pyright: ignore[reportFunctionMemberA
 def plan_spec(spec: ConvSpec, platform: str) -> Plan:
     """The plan of a spec; see ``plan``."""
     name, why = choose(spec, platform)
-    if name == "fft":
-        why += "; its errors are relative to the norm of a block, not to each output"
+    if caveat := ALGORITHMS[name].caveat:
+        why += f"; {caveat}"
     candidate = partial(_candidate, spec=prepared(spec), platform=platform)
     return Plan(spec, platform, name, why, tuple(map(candidate, ALGORITHMS.values())))
 
