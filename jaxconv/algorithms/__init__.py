@@ -1,4 +1,4 @@
-"""The table of all algorithms: one that is new is a file of its own and a line here."""
+"""The table of all algorithms. To add one, write its module and list it here."""
 
 import copyreg
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ __all__ = ["ALGORITHMS", "Algorithm", "UnsupportedConvError"]
 
 
 class _Algorithms(Mapping[str, Algorithm]):
-    """The algorithms by name, read-only. Copies and pickles are the table itself."""
+    """The algorithms by name, read-only. Copying and unpickling return this same table."""
 
     def __init__(self, *algorithms: Algorithm) -> None:
         self._records = {algorithm.name: algorithm for algorithm in algorithms}
@@ -66,6 +66,6 @@ def _reduced(algorithm: Algorithm) -> Any:
     return _record, (algorithm.name,)
 
 
-# Records hold functions that can't be pickled; their names say all. An unpickled one is the very
-# record of the table.
+# Records hold functions that can't be pickled, so only the name is: unpickling looks it up in the
+# table.
 copyreg.pickle(Algorithm, _reduced)

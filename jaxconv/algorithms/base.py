@@ -14,7 +14,7 @@ Convolve = Callable[[Array, Array, ConvSpec], Array]
 
 
 class UnsupportedConvError(ValueError):
-    """A named algorithm can't do the convolution that it is asked for; the message says why."""
+    """The named algorithm does not support the convolution; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Cost:
     Attributes:
       flops: floating-point operations, a multiply and an add counted as two.
       traffic: bytes read and written, intermediate arrays included.
-      workspace: bytes of intermediate arrays that live at one time, besides operands and output.
+      workspace: peak bytes of intermediate arrays, besides operands and output.
       gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
         there is none.
-      steps: iterations of a loop that can't run side by side.
-      extra: quantities of the cost model that this algorithm alone has, about in seconds; see
-        ``planning.predict``.
+      steps: iterations of a loop that can't run in parallel.
+      extra: quantities of the cost model specific to this algorithm, scaled to roughly seconds;
+        see ``planning.predict``.
     """
 
     flops: int
@@ -41,7 +41,7 @@ class Cost:
 
 
 def no_reason(spec: ConvSpec) -> str | None:
-    """Nothing speaks against any ``spec``."""
+    """For algorithms that have no objection to any ``spec``."""
     return None
 
 
@@ -71,28 +71,28 @@ class Algorithm:
     """One way to compute a convolution.
 
     Attributes:
-      name: how ``algorithm=`` calls it.
+      name: its name as the argument ``algorithm``.
       summary: what it does, in a line.
       supports: None where it can do ``spec``, else the reason why not.
       cost: what it spends on a ``spec`` that it supports.
-      run: computes it. Given the canonical arrays, the spec, and ``convolve`` for the smaller
-        convolutions that it hands on. The result has the dtype ``spec.accumulator_dtype`` or one
-        that is cast from it. It never gets batch groups, numbers of less than 8 bits or empty
-        arrays: ``apply`` handles these for all.
-      gradient: computes a ``spec.weight_gradient`` in the terms of the forward convolution, given
-        its image, its output's cotangent and its spec: (kernel…, c, O). None: by ``run``.
-      parts: the smaller convolutions that it hands on, for those that do.
+      run: computes the convolution, given the canonical arrays, the spec, and ``convolve`` for
+        smaller convolutions that it delegates. The result has dtype ``spec.accumulator_dtype`` or
+        one cast from it. It never gets batch groups, numbers of less than 8 bits or empty arrays:
+        ``apply`` handles them for all algorithms.
+      gradient: computes a ``spec.weight_gradient``, (kernel…, c, O), given the image, the output's
+        cotangent and the spec of the forward convolution. None: ``run`` computes it.
+      parts: the smaller convolutions that it delegates, if any.
       by_name_only: why "auto" never takes it; None for those that "auto" may take.
       inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
         that "auto" promises, or why NaN and infinity spread further than lax's at precision
-        "highest"; None where neither holds. No measured time outweighs it.
+        "highest"; None where neither holds. It applies however fast the algorithm was measured.
       doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
-        None where that decides. An algorithm that was measured to be the fastest is beyond doubt.
-      margin: "auto" takes it for a predicted or measured time below this share of the fastest other
-        algorithm's; 1 for those whose results are as good as any.
-      caveat: how its results fall short of others', said where it is chosen.
-      largest_index: the largest index that it computes while it runs, in int32, for a ``spec`` that
-        it supports; 0 where all of its slices are written out.
+        None where that time decides. Ignored if it was measured to be the fastest.
+      margin: "auto" takes it if its predicted or measured time is below this share of the fastest
+        other algorithm's; 1 for those whose results are as accurate as any.
+      caveat: how its results fall short of others', appended to the reason for choosing it.
+      largest_index: the largest int32 index computed at run time for a ``spec`` that it supports;
+        0 where all of its slices are static.
     """
 
     name: str
@@ -134,12 +134,12 @@ def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
 def prepared(spec: ConvSpec) -> ConvSpec:
     """The normalised spec passed to algorithms.
 
-    Batch groups are feature groups, booleans and numbers of less than 8 bits are computed in wider
-    ones, complex numbers are as wide as the result.
+    Batch groups become feature groups, booleans and numbers of less than 8 bits a wider dtype,
+    complex numbers as wide as the result.
     """
     out_dtype = spec.out_dtype
     if out_dtype == jnp.float8_e8m0fnu:
-        # It has neither zero nor sign: lax makes NaN of such operands before it multiplies.
+        # It has neither zero nor sign: lax turns such operands into NaN before it multiplies.
         spec = spec.replace(dtype=out_dtype)
     elif is_narrow(spec.dtype) or is_narrow(out_dtype):
         out_dtype = np.dtype(np.int32) if out_dtype == np.bool_ else spec.accumulator_dtype
@@ -148,8 +148,8 @@ def prepared(spec: ConvSpec) -> ConvSpec:
         same = jnp.issubdtype(out_dtype, np.integer) or jnp.issubdtype(spec.dtype, np.floating)
         spec = spec.replace(dtype=out_dtype if same else np.dtype(np.int32), out_dtype=out_dtype)
     if np.issubdtype(spec.dtype, np.complexfloating):
-        # XLA has no complex convolution: JAX makes it of three real ones, whose operands are sums
-        # and would be rounded to the narrower dtype before they are multiplied.
+        # XLA has no complex convolution: JAX composes it of three real ones, whose operands are
+        # sums that would be rounded to the narrower dtype before being multiplied.
         spec = spec.replace(dtype=spec.out_dtype)
     g = spec.batch_group_count
     if g > 1:
@@ -161,8 +161,8 @@ def prepared(spec: ConvSpec) -> ConvSpec:
 
 
 def is_narrow(dtype: np.dtype) -> bool:
-    """Whether numbers take less than 8 bits: XLA:CPU fails to compile many operations that convert
-    them on the way, and as integers booleans could not give narrower or complex numbers."""
+    """Whether numbers take less than 8 bits. XLA:CPU fails to compile many operations that convert
+    them, and booleans as integers could not be cast to narrower or complex results."""
     if dtype == np.bool_:
         return True
     info = jnp.iinfo if jnp.issubdtype(dtype, np.integer) else jnp.finfo
@@ -180,7 +180,7 @@ def apply(
     if reason is not None:
         raise UnsupportedConvError(
             f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"
-            " algorithm='auto' takes another where one can."
+            " algorithm='auto' takes one that can, if any."
         )
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
     lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)

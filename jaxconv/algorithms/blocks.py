@@ -1,4 +1,4 @@
-"""How a convolution is cut into overlapping blocks, so that FFTs are the least work."""
+"""How a convolution is cut into the overlapping blocks that minimise the work of FFTs."""
 
 import dataclasses
 import itertools
@@ -7,15 +7,15 @@ from functools import lru_cache
 
 from jaxconv.spec import ConvSpec, dilate
 
-# Bytes of the blocks that are transformed at a time, their spectra included. A step that finds its
-# memory returned to the system, as after another convolution, spends as long on page faults as on
-# transforms: 65×65 on 1×1024×1024×1 takes 6.5 ms in steps of half the image, 9.7 ms in one.
+# Bytes of the blocks transformed at a time, including their spectra. If memory was returned to the
+# system, as after another convolution, a step spends as long on page faults as on transforms:
+# 65×65 on 1×1024×1024×1 takes 6.5 ms in steps of half the image, 9.7 ms in one.
 STEP_BYTES = 12 << 20
-# Transforms along a single axis that run side by side: alone, each takes four times as long.
+# 1-D transforms that run side by side: alone, each takes four times as long.
 LANES = 4
-# What an element of a block costs besides its FFT (padding, cropping, multiplying), in FLOPs.
+# FLOPs per element of a block besides its FFT (padding, cropping, multiplying).
 ELEMENT = 30
-# Shorter transforms round less, so that they may cost this much more work.
+# Shorter transforms round less: they are preferred up to this much more work.
 SHORTER = 1.12
 
 
@@ -25,7 +25,7 @@ class Axis:
 
     Attributes:
       start: first element of the image that any window covers.
-      size: elements from there on that any window covers.
+      size: number of elements from there on that windows cover.
       low: zeros before them.
       positions: outputs.
       taps: length of the kernel with its holes.
@@ -46,7 +46,7 @@ class Axis:
 
 @lru_cache(maxsize=4096)
 def good_length(n: int) -> int:
-    """The least length from ``n`` on that has no prime factor above 11, for which FFTs are fast."""
+    """The least length ≥ ``n`` without a prime factor above 11, for which FFTs are fast."""
     while True:
         rest = n
         for prime in (2, 3, 5, 7, 11):
@@ -58,10 +58,10 @@ def good_length(n: int) -> int:
 
 
 def round_length(n: int) -> int:
-    """The least length from ``n`` on that is 1, 3 or 5 times a power of two.
+    """The least length ≥ ``n`` that is 1, 3 or 5 times a power of two.
 
-    Transforms of other factors round more: 4,096 taps by blocks of 24,300 had 2.2 times lax's
-    error, of 16,384 or 20,480 it is 1.9 times.
+    Other lengths round more: 4,096 taps in blocks of 24,300 had 2.2 times lax's error, in blocks
+    of 16,384 or 20,480 1.9 times.
     """
     return min(odd * 2 ** max(0, math.ceil(math.log2(n / odd))) for odd in (1, 3, 5))
 
@@ -76,7 +76,7 @@ def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
         dilate(spec.lhs_spatial[d], spec.lhs_dilation[d]) - start, positions + taps - 1 - low
     )
     size = max(0, size)
-    # Wrapped-around outputs fall on zeros before the image or behind it: one border suffices.
+    # Outputs wrap around into the zeros before or after the image: one border suffices.
     high = positions + taps - 1 - low - size
     length = good_length(max(positions, taps, size + max(low, high)))
     whole = Axis(start, size, low, positions, taps, length, positions, 1)
@@ -98,8 +98,8 @@ class Blocks:
 
     Attributes:
       axes: one for each spatial dimension.
-      images: at a time.
-      rows: blocks of the first axis at a time, each with all blocks of the other axes.
+      images: images per step.
+      rows: blocks of the first axis per step, each with all blocks of the other axes.
     """
 
     axes: tuple[Axis, ...]
@@ -112,7 +112,7 @@ class Blocks:
 
     @property
     def chunks(self) -> int:
-        """Steps for each image, or images that go together."""
+        """Steps for each image, or for the images of a step."""
         return -(-self.axes[0].count // self.rows)
 
     @property
@@ -128,7 +128,7 @@ def transform_flops(lengths: tuple[int, ...]) -> float:
 
 @lru_cache(maxsize=4096)
 def blocks_of(spec: ConvSpec) -> Blocks:
-    """The least work: transforms of all blocks, products of their spectra, and of the kernel."""
+    """The blocks with the least work: transforms of blocks and kernel, products of spectra."""
     n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]  # o: of all groups
 
     def work(axes: tuple[Axis, ...]) -> float:

@@ -1,16 +1,16 @@
-"""A product of spectra: real FFTs, by overlapping blocks where that is less work (overlap-save).
+"""A product of spectra: real FFTs, in overlapping blocks where that is less work (overlap-save).
 
-Each block of the image is transformed with all elements that its windows cover, and of its
-circular correlation only those outputs are kept that did not wrap around. Stockham, "High-speed
-convolution and correlation" (1966).
+Each block includes all elements that its windows cover; of its circular correlation, only the
+outputs that did not wrap around are kept. Stockham, "High-speed convolution and correlation"
+(1966).
 
-Sums of many products become a few sums over all elements, so that errors are relative to the norm
-of a block, not to each output: where magnitudes vary within a block, its small outputs have few
-correct digits, and outputs of zeros alone are zero only where the whole block is. One NaN or
-infinity spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest output; lax
-has 1e-7 to 2e-7 with one input channel, and more than an FFT with 16 or in its scalar loop.
+A transform sums over all elements of a block, so errors are relative to the norm of the block, not
+to each output: where magnitudes vary within a block, its small outputs have few correct digits, and
+an output whose window is all zeros is exactly zero only if the whole block is. One NaN or infinity
+spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest output; lax's are
+1e-7 to 2e-7 with one input channel, and larger than an FFT's with 16 or in its scalar loop.
 
-Very large and very small operands are scaled by powers of two, which rounds nothing: spectra
+Very large and very small operands are scaled by powers of two, which is exact, since spectra may
 overflow where outputs do not.
 """
 
@@ -29,9 +29,9 @@ from jaxconv.algorithms.blocks import Blocks, blocks_of, transform_flops
 from jaxconv.algorithms.gemm import gemm
 from jaxconv.spec import ConvSpec
 
-# Exponents that need no scaling: of operands up to 2**32 spectra stay finite in float32, and what
-# is 2**-94 of the largest is kept where that is scaled down to 2**32, so that one exponent an image
-# will do.
+# Exponents up to this size need no scaling: spectra of operands up to 2**32 stay finite in float32,
+# and scaling the largest down to 2**32 keeps values of 2**-94 of it, so that one exponent per image
+# is enough.
 MODERATE = 32
 
 
@@ -41,7 +41,7 @@ def supports(spec: ConvSpec) -> str | None:
     if not jnp.issubdtype(spec.dtype, np.inexact):
         return f"{spec.dtype.name} would not stay exact through an FFT"
     if {lax.Precision.HIGH, lax.Precision.HIGHEST} & set(spec.precision):
-        return "precision 'high' and 'highest' ask for each product as it is, an FFT forms others"
+        return "precision 'high' and 'highest' require the direct products, an FFT forms others"
     return None
 
 
@@ -68,7 +68,7 @@ def cost(spec: ConvSpec) -> Cost:
 
 
 def cut(x: Array, axis: int, count: int, step: int, length: int) -> Array:
-    """(…, elements, …) → (…, count, length, …): blocks that begin ``step`` apart, zeros behind."""
+    """(…, elements, …) → (…, count, length, …): blocks that begin ``step`` apart, zero-padded."""
     more = (count + (length > step)) * step - x.shape[axis]
     pads = [(0, more, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
     x = lax.pad(x, np.zeros((), x.dtype), pads)
@@ -82,7 +82,7 @@ def cut(x: Array, axis: int, count: int, step: int, length: int) -> Array:
 
 
 def tiles_of(x: Array, blocks: Blocks, groups: int, overlap: bool) -> Array:
-    """(images, spatial…, g·c) → (tiles, g, c, spatial…): of the image, or else of the cotangent."""
+    """(images, spatial…, g·c) → (tiles, g, c, spatial…): of image (``overlap``) or cotangent."""
     ndim = len(blocks.axes)
     for d, axis in reversed(list(enumerate(blocks.axes))):
         if axis.count > 1:
@@ -99,7 +99,7 @@ def tiles_of(x: Array, blocks: Blocks, groups: int, overlap: bool) -> Array:
 
 def excess(x: Array) -> Array:
     """x: (n, …) → (n,): how far the exponents of the largest magnitudes are beyond ±MODERATE."""
-    # Without the barrier XLA:CPU reduces the axes as they were: 9 ms for 1×2**20×1, with it 0.5.
+    # Without the barrier XLA:CPU reduces over the original axes: 9 ms for 1×2**20×1, with it 0.5.
     x = lax.optimization_barrier(x.reshape(len(x), -1))
     parts = (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
     largest = reduce(jnp.maximum, [jnp.max(jnp.abs(part), 1) for part in parts])
@@ -111,7 +111,7 @@ def excess(x: Array) -> Array:
 
 
 def scaled(x: Array, exponents: Array) -> Array:
-    """``x · 2**exponents``, exactly, of exponents that ``excess`` gives: x: (n, …)."""
+    """``x · 2**exponents``, exact for exponents returned by ``excess``; x: (n, …)."""
     info = jnp.finfo(x.dtype)
     bits = (exponents + (1 - info.minexp)).astype(f"int{info.bits}") << info.nmant
     powers = lax.bitcast_convert_type(bits, info.dtype)
@@ -119,7 +119,7 @@ def scaled(x: Array, exponents: Array) -> Array:
 
 
 def rescaled(x: Array, exponents: Array) -> Array:
-    """``x · 2**exponents`` for sums of two exponents, which may be beyond those of numbers."""
+    """``x · 2**exponents`` for sums of two exponents, which may exceed the dtype's range."""
     half = exponents >> 1
     return scaled(scaled(x, half), exponents - half)
 
@@ -133,11 +133,11 @@ def spectrum(x: Array, blocks: Blocks) -> Array:
 
 
 def window_spectrum(x: Array, blocks: Blocks) -> Array:
-    """The conjugate spectrum of what slides over the image, (…, spatial…) → (…, frequencies)."""
+    """The conjugate spectrum of the sliding window, (…, spatial…) → (…, frequencies)."""
     ndim = len(blocks.axes)
     for d, axis in enumerate(blocks.axes, x.ndim - ndim):
         if axis.count == 1 and axis.low:
-            # Instead of the image, which stays where it is, the window moves.
+            # The window is shifted instead of the image.
             pads = [(0, 0, 0)] * x.ndim
             pads[d] = (0, axis.length - x.shape[d], 0)
             x = jnp.roll(lax.pad(x, np.zeros((), x.dtype), pads), -axis.low, d)
@@ -157,7 +157,7 @@ def inverse(y: Array, blocks: Blocks, dtype: Any) -> Array:
 def product(a: Array, b: Array, spec: ConvSpec) -> Array:
     """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency.
 
-    One of real numbers: XLA:CPU takes 2 to 4 times as long for one of complex numbers.
+    It is computed in real numbers: XLA:CPU takes 2 to 4 times as long for a complex product.
     """
     if a.shape[2] == 1:
         return a * b
@@ -173,7 +173,7 @@ def product(a: Array, b: Array, spec: ConvSpec) -> Array:
 
 
 def bordered(x: Array, blocks: Blocks) -> Array:
-    """The elements that windows cover; along an axis of several blocks with their borders."""
+    """The elements that windows cover; along an axis of several blocks, with its borders."""
     pads = []
     for size, axis in zip(x.shape[1:], blocks.axes, strict=False):
         low, high = -axis.start, axis.start + axis.size - size
@@ -190,9 +190,9 @@ def dilated(x: Array, spec: ConvSpec) -> Array:
 
 
 def slab(x: Array, blocks: Blocks, i: Any, extra: int) -> tuple[Array, Any, Any]:
-    """The images and rows of step ``i``, ``extra`` rows more, and the first of each.
+    """The images and rows of step ``i``, with ``extra`` more rows, and the first of each.
 
-    The last step of an image moves up where the rows don't divide, and has some of them again.
+    Where the rows don't divide, the last step of an image starts earlier and repeats some rows.
     """
     first = blocks.axes[0]
     rows = min(first.positions, blocks.rows * first.step)
@@ -267,7 +267,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     def add_step(i: Any, total: Array) -> Array:
         part, *_ = slab(x, blocks, i, first.taps - 1)
         cotangents, _, row = slab(y, blocks, i, 0)
-        if first.positions % rows:  # rows that the step before has had
+        if first.positions % rows:  # rows that the previous step covered
             again = row + jnp.arange(rows, dtype=jnp.int32) < i % blocks.chunks * rows
             again = again.reshape(-1, *(1,) * (y.ndim - 2))
             cotangents = jnp.where(again, np.zeros((), y.dtype), cotangents)
@@ -291,15 +291,15 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     return rescaled(kernel.reshape(1, *spec.rhs_shape), lhs_exponent + rhs_exponent)[0]
 
 
-# Products that an output must sum for an FFT's root mean square error to be about twice lax's: of
-# one channel and 31×31 to 45×45 or 1,001 taps it was 1.6 to 2.1 times in eight seeds, of 7×7 to
+# Products per output from which an FFT's root mean square error is about twice lax's or less: with
+# one channel and 31×31 to 45×45 or 1,001 taps it was 1.6 to 2.1 times in eight seeds, with 7×7 to
 # 21×21 taps up to 2.6 times.
 MIN_PRODUCTS = 900
 
 
 def inaccurate(spec: ConvSpec) -> str | None:
-    # Of 31×31 taps on 12×12 elements 144 are needed at most, the others multiply zeros: these 144
-    # had 2.4 times lax's error.
+    # Of 31×31 taps on 12×12 elements at most 144 are needed, the others multiply zeros: the error
+    # was 2.4 times lax's.
     axes = zip(spec.kernel_shape, spec.lhs_dilation, spec.lhs_spatial, strict=True)
     products = spec.rhs_shape[-2] * math.prod(min(-(-k // d), size) for k, d, size in axes)
     if products < MIN_PRODUCTS:

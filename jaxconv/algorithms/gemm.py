@@ -1,4 +1,4 @@
-"""The one (batched) matrix product in which the GEMM algorithms end."""
+"""The (batched) matrix product that the GEMM algorithms share."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -32,14 +32,14 @@ def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
     return out if parts == 1 else out.reshape(groups, parts, k, o).sum(1, dtype=out.dtype)
 
 
-# Products that are summed in one row, where outputs are few; more of them and outputs are left to
-# the dot: cut into parts, 6,272 products of 32 groups of 8 channels took twice as long.
+# Products summed in one part, where outputs are few. Beyond the other two limits one dot sums them
+# all: cut into parts, 6,272 products of 32 groups of 8 channels took twice as long.
 SUMMED, MANY_SUMMED, FEW_OUTPUTS = 128, 512, 10_000
 
 
 def parts_of(m: int, outputs: int) -> int:
-    """Into how many parts a sum of ``m`` products is cut: small products are summed one after
-    another, with 196 positions and 32 groups of 16 channels to 2.6 times lax's error."""
+    """Number of parts that a sum of ``m`` products is cut into. XLA sums small ones sequentially:
+    with 196 positions and 32 groups of 16 channels the error was 2.6 times lax's."""
     if m > MANY_SUMMED or outputs > FEW_OUTPUTS:
         return 1
     wanted = -(-m // SUMMED)

@@ -23,7 +23,7 @@ from jaxconv.spec import ConvSpec
 def cost(spec: ConvSpec) -> Cost:
     groups, m, _, k = spec.gemm
     patch_matrix = groups * m * k * spec.dtype.itemsize
-    # The gather goes axis by axis: what the last one reads is itself an array of patches.
+    # The gather goes axis by axis: the last one reads an array of patches.
     before = patch_matrix // max(spec.kernel_shape[:1] or (1,))
     return Cost(
         flops=spec.flops,
@@ -52,7 +52,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 
 
-# Slices along an axis that are written out where a loop could not index them: 1,001 compile in 7 s.
+# Most slices along an axis to unroll where a loop could not index them: 1,001 compile in 7 s.
 MAX_SLICES = 1024
 
 

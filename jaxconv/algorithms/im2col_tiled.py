@@ -57,7 +57,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     tiles = -(-height // rows)
 
     def add_tile(i: Array, out: Array) -> Array:
-        # The last tile moves up where the rows don't divide, and has some of them again.
+        # Where the rows don't divide, the last tile starts earlier and repeats some of them.
         image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
         tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
         matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
@@ -98,8 +98,8 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 
 def group_by_group(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """``gradient`` of one image in groups, as vmap makes of one gradient for each example: what
-    were examples lie one after another in memory."""
+    """``gradient`` of one image in groups, as from vmap over per-example gradients: the former
+    examples are contiguous in memory."""
     g = spec.groups
     _, *spatial, channels = spec.lhs_shape
     kernel_shape = (*spec.rhs_shape[:-1], spec.out_channels // g)

@@ -1,6 +1,6 @@
 """GEMM without a patch matrix: one product for each kernel tap, of a shifted view of the image.
 
-Forward the products are summed. In a weight gradient each is the gradient of its tap.
+The forward pass sums the products. In a weight gradient each is the gradient of its tap.
 """
 
 from typing import Any
@@ -20,8 +20,8 @@ from jaxconv.algorithms.base import (
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
-# Products written out before a loop takes over. XLA:CPU keeps what all of them return: 49 of them
-# took 785 MiB for a network stem whose output has 16.
+# Most products to unroll; beyond that, a loop. XLA:CPU keeps all their results: 49 of them took
+# 785 MiB for a network stem with 16 MiB of output.
 UNROLL = 9
 
 
@@ -87,7 +87,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 def doubt(spec: ConvSpec) -> str | None:
     if spec.rhs_shape[-2] == 1 < spec.groups and not spec.weight_gradient:
-        return "a product of one element by one is a shift in another layout"
+        return "a product of single elements is what shift does in another layout"
     return pointwise.same_product(spec)
 
 

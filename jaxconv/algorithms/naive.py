@@ -1,4 +1,4 @@
-"""Slides the window, one output position at a time: what a convolution is, and a second oracle."""
+"""Slides the window, one output position at a time: the definition, and a second oracle."""
 
 import jax.numpy as jnp
 from jax import Array, lax

@@ -1,8 +1,8 @@
-"""Splits a dilated image's outputs by phase: no multiplying of inserted zeros (sub-pixel).
+"""Splits a dilated image's outputs by phase, so that no inserted zeros are multiplied (sub-pixel).
 
-Of the taps of an output position of a convolution with ``lhs_dilation``, only every
-``lhs_dilation``-th falls on an element, the others on inserted zeros. Which ones depends on the
-position's phase alone, so that each phase is a smaller convolution of the image without holes.
+In a convolution with ``lhs_dilation``, only every ``lhs_dilation``-th tap of an output position
+falls on an element, the others on inserted zeros. Which ones depends only on the position's phase,
+so each phase is a smaller convolution of the image without holes.
 Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016).
 """
 
@@ -21,7 +21,7 @@ MAX_PHASES = 64
 
 
 def periods(spec: ConvSpec) -> tuple[int, ...]:
-    """The period, in output positions, with which each axis uses the same taps."""
+    """The period of each axis: output positions after which the same taps are used again."""
     return tuple(
         d // math.gcd(d, stride)
         for d, stride in zip(spec.lhs_dilation, spec.window_strides, strict=True)
@@ -39,9 +39,9 @@ def supports(spec: ConvSpec) -> str | None:
 def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, tuple[int, int]]:
     """One phase of one axis: its taps, and the stride, dilation and pads of its convolution.
 
-    Output position j = q·period + phase uses element (j·stride + t·r - lo) / d through tap t. The
-    taps for which that is whole are every (d / gcd(r, d))-th; the element then moves by
-    stride / gcd(d, stride) with q and by r / gcd(r, d) from one of these taps to the next.
+    Output position j = q·period + phase uses element (j·stride + t·r - lo) / d through tap t, if
+    that is an integer: so it is for every (d / gcd(r, d))-th tap. The element then advances by
+    stride / gcd(d, stride) with q and by r / gcd(r, d) from one such tap to the next.
     """
     d, r, stride = spec.lhs_dilation[axis], spec.rhs_dilation[axis], spec.window_strides[axis]
     k, (lo, _) = spec.kernel_shape[axis], spec.padding[axis]
@@ -77,9 +77,9 @@ def split(spec: ConvSpec) -> list[tuple[tuple[slice, ...], ConvSpec | None]]:
 
 
 def together(spec: ConvSpec) -> ConvSpec | None:
-    """One convolution with the output channels of all phases, where these differ in nothing else.
+    """One convolution with the output channels of all phases, if these differ only in their taps.
 
-    So it is where strides divide the kernel, as those that upsample have them. It reads the image
+    This is so where the stride divides the kernel, as in most upsampling layers. It reads the image
     once: 2×2×2 on 1×8×8×8×128 takes 0.9 ms, phase by phase 2.1.
     """
     phases = {part for _, part in split(spec)}
@@ -129,14 +129,14 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     return out[(slice(None), *(slice(size) for size in spec.out_spatial))]
 
 
-# Input channels of a group from which on XLA sums to one output channel at the speed of memory: the
-# input gradient of 10 taps stride 5, 1×16000×1 to 512 channels, takes 0.6 ms, by phases 1.2 to 2.6.
+# Input channels per group from which XLA sums to one output channel at memory bandwidth: the input
+# gradient of 10 taps stride 5, 1×16000×1 to 512 channels, takes 0.6 ms, by phases 1.2 to 2.6.
 MANY_CHANNELS = 16
 
 
 def doubt(spec: ConvSpec) -> str | None:
     if spec.out_channels == 1 and spec.rhs_shape[-2] >= MANY_CHANNELS:
-        return "XLA sums many channels to one output at the speed of memory"
+        return "XLA sums many channels to one output at memory bandwidth"
     return None
 
 

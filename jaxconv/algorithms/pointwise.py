@@ -1,8 +1,8 @@
 """A single contraction where windows don't overlap: 1×1, patchify, a kernel as large as the image.
 
-Each element of the image then belongs to one window at most, and the patch matrix is a reshape. So
-it is the other way round: where the image is dilated by the size of the kernel, as in the input
-gradient of patchify, each output uses one tap, and what is reshaped is the product.
+Each element of the image then belongs to at most one window, and the patch matrix is a reshape. The
+converse holds too: where the image is dilated by the size of the kernel, as in the input gradient
+of patchify, each output uses one tap, and the product is reshaped.
 """
 
 import math
@@ -18,7 +18,7 @@ from jaxconv.spec import ConvSpec
 
 
 def spreads(spec: ConvSpec) -> bool:
-    """Whether each element of a dilated image spreads over outputs of its own."""
+    """Whether the elements of a dilated image contribute to disjoint outputs."""
     ones = (1,) * spec.spatial_ndim
     return (
         spec.window_strides == spec.rhs_dilation == ones
@@ -41,14 +41,14 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def same_product(spec: ConvSpec) -> str | None:
-    """Why an algorithm that gathers patches has nothing to add for a prepared ``spec``.
+    """Why an algorithm that gathers patches is redundant for a prepared ``spec``.
 
-    By tiles a product of one tap is fast alone, but XLA fuses nothing into their loop: with two of
-    them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
+    A tiled product of one tap is fast in isolation, but XLA fuses nothing into its loop: with two
+    of them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
     """
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     if forward.taps == 1 and supports(spec) is None:
-        return "it is the product that pointwise has, in other words"
+        return "it would compute the same product as pointwise"
     return None
 
 
@@ -64,7 +64,7 @@ def cost(spec: ConvSpec) -> Cost:
             gemm=(groups, m, n * spec.taps, k // spec.taps),
         )
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    # Where there are axes besides, they are brought side by side, at the speed of the product.
+    # Any other axes are transposed first, at the speed of the product.
     moves = forward.taps > 1 or spec.groups > 1
     moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
     return Cost(
@@ -128,7 +128,7 @@ def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
     sizes = [size * k for size, k in zip(spec.lhs_spatial, spec.kernel_shape, strict=True)]
     out = out.transpose(0, *pairs, 1 + 2 * ndim).reshape(n, *sizes, -1)
-    # Element i met position i·k through its last tap when the low padding was k - 1.
+    # With a low padding of k - 1, element i contributes to position i·k through its last tap.
     shifts = [lo - (k - 1) for (lo, _), k in zip(spec.padding, spec.kernel_shape, strict=True)]
     edges = [
         (shift, want - size - shift, 0)
@@ -148,20 +148,20 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     if not turned(spec):
         return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
     out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
-    # Without the barrier XLA writes it as the product without the transpose.
+    # Without the barrier XLA folds the transpose into the product.
     return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
 
 
-# Positions from which on a kernel's gradient gains by being multiplied as its transpose.
+# Positions from which computing the transpose of a kernel's gradient is faster.
 MANY_POSITIONS = 128
 
 
 def turned(spec: ConvSpec) -> bool:
-    """Whether a kernel's gradient is multiplied as (o, k) and transposed.
+    """Whether a kernel's gradient is computed as (o, k) and transposed.
 
-    XLA:CPU transposes the left matrix while it multiplies, at the cost of its columns: 8×56×56 from
-    256 to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of
-    66. 147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
+    XLA:CPU transposes the left matrix as it multiplies; fewer columns cost less: 8×56×56 from 256
+    to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of 66.
+    147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
     """
     k, o = spec.taps * spec.rhs_shape[-2], spec.out_channels
     many = spec.lhs_shape[0] * spec.positions >= MANY_POSITIONS

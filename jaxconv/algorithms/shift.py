@@ -12,26 +12,26 @@ from jaxconv import compat, layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost, largest_index, zeros_between
 from jaxconv.spec import ConvSpec, dilate
 
-# Input channels of a group above which a GEMM, which reuses what it loads, is the better way: 3×3
-# on 16→16 channels runs at 0.4 times lax's speed here, at 0.8 times by im2col_tiled.
+# Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
+# channels runs at 0.4 times lax's speed here, at 0.8 times by im2col_tiled.
 MAX_CHANNELS = 16
 # Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 s, 147 took 3 s.
 UNROLL = 64
-# Of several channels and a power of two of taps, JAX 0.10.2 makes a fast loop of this many only:
-# 16×16 taps of 3 channels on 4×28×28 took 24 ms by 64 or 48 terms, 1.4 by 32.
+# With several channels and a power of two of taps, JAX 0.10.2 compiles a fast loop only for this
+# many terms: 16×16 taps of 3 channels on 4×28×28 took 24 ms by 64 or 48 terms, 1.4 by 32.
 UNROLL_ALIGNED = 32
-# Bytes of all padded images from which on they are convolved one after another: memory of this size
-# glibc maps anew for each call, which took longer than the convolution (3×3 stride 2 on
-# 8×112×112×96: 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). A loop runs on one
-# core, which pays up to so many operations a byte.
+# Bytes of all padded images from which they are convolved one at a time: glibc maps memory of this
+# size anew for each call, which took longer than the convolution (3×3 stride 2 on 8×112×112×96:
+# 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). Such a loop runs on one core, which
+# pays off up to this many operations per byte.
 COPIED, LIGHT = 32 << 20, 13
-# Output rows whose products with a tap are summed before anything is written, and at most so many
-# products in all columns of taps, which are compiled one by one: of 7, 14, 28 and 56 rows, 14 are
-# the fastest or within 20 % of it.
+# Output rows whose products with a tap are summed before anything is written, and the limit of
+# products over all columns of taps, each of which is compiled: of 7, 14, 28 and 56 rows, 14 are the
+# fastest or within 20 % of it.
 ROWS, PRODUCTS = 14, 100
 # Bytes of the images whose products are summed at once where one has no more rows than that.
 IMAGE_BYTES = 5 << 20
-# Outputs in a row where there is but one axis, at least.
+# Minimum of outputs in a row where there is only one axis.
 WIDTH = 64
 
 
@@ -41,10 +41,10 @@ def supports(spec: ConvSpec) -> str | None:
         forward = layout.forward_of(spec)
         channels = forward.rhs_shape[-2] * forward.out_channels // forward.groups
         if channels > MAX_CHANNELS:
-            return f"{channels} products a group and tap, at most {MAX_CHANNELS} are summed apart"
+            return f"{channels} products per group and tap; it sums at most {MAX_CHANNELS}"
         return None if spec.spatial_ndim else "there is no spatial dimension to sum over"
     if channels > MAX_CHANNELS:
-        return f"{channels} input channels a group, at most {MAX_CHANNELS} are added one by one"
+        return f"{channels} input channels per group; it sums at most {MAX_CHANNELS}"
     return None
 
 
@@ -62,7 +62,7 @@ def cost(spec: ConvSpec) -> Cost:
         workspace=padded // steps,
         gemm=None,
         steps=steps,
-        # Terms in a loop are read from places that are known only then.
+        # Terms in a loop are read at offsets known only at run time.
         extra={"terms": terms * 1e-6, "looped": spec.flops / 5e10 * (terms > UNROLL)},
     )
 
@@ -108,7 +108,7 @@ def image_by_image(spec: ConvSpec) -> bool:
 def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     x, spec = layout.pad_and_dilate(lhs, spec)
     g, (c, o) = spec.groups, spec.rhs_shape[-2:]
-    # One output channel a group gets no axis of its own: with one of length 1, depthwise 7×7 on
+    # A single output channel per group gets no axis: with an axis of length 1, depthwise 7×7 on
     # 8×56×56×96 is 17 times as fast as lax, without it 25.
     channels = (g,) if o == g else (g, o // g)
     kernel = rhs.reshape(spec.taps * c, *channels)
@@ -130,7 +130,7 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 
 
 def unroll(spec: ConvSpec) -> int:
-    """Terms that are written out: all of them, or those of a step of the loop."""
+    """Terms that are unrolled: all of them, or those of a step of the loop."""
     terms, channels = spec.taps * spec.rhs_shape[-2], spec.rhs_shape[-2]
     aligned = channels > 1 and any(k > 1 and k & (k - 1) == 0 for k in spec.kernel_shape)
     return UNROLL_ALIGNED if aligned and terms > UNROLL else UNROLL
@@ -162,7 +162,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         total = loops.sum_over(
             steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
         )
-    if left:  # apart, since rows of zeros to fill a block would make NaN of Inf
+    if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
         total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
     # total: (columns of taps, kernel rows, lanes…)
     out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
@@ -170,8 +170,8 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 
 def block_of(spec: ConvSpec) -> tuple[int, int]:
-    """Output rows and images of a block: the number of rows near to ``ROWS`` that divides all, if
-    there is one, and several images only where all their rows are in it."""
+    """Output rows and images of a block: a divisor of all rows close to ``ROWS``, if there is one;
+    several images only where the block has all their rows."""
     height, batch = spec.out_spatial[0], spec.lhs_shape[0]
     most = min(ROWS, max(2, PRODUCTS * spec.kernel_shape[0] // spec.taps))
     near = [rows for rows in range(most // 2 + 1, 2 * most + 1) if height % rows == 0]
@@ -197,9 +197,9 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
     x: (n, rows, …, G·c), padded; y: (n, out rows, …, G·o); lanes: (G,) or (G, c, o). The taps of a
     column, multiplied by the same cotangents, are neighbours in memory where lanes fill a vector.
-    Sums over images and widths come last, of all columns at one time: where each column had its
-    own, XLA of JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms
-    instead of 1.2).
+    Sums over images and widths come last, for all columns at once: with one sum per column, XLA of
+    JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms instead of
+    1.2).
     """
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
     (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
@@ -223,7 +223,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
 
 def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """``gradient`` along one axis, cut into rows that overlap by what windows share."""
+    """``gradient`` along one axis, cut into rows that overlap as windows do."""
     x, spec = layout.pad_and_dilate(image, spec)
     width = width_of(spec)
     rows, left = divmod(spec.positions, width)
@@ -239,7 +239,7 @@ def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         images = jnp.concatenate([images[:, :-1, :span], images[:, 1:, : max(0, span - step)]], 2)
     y = cotangent[:, : rows * width].reshape(n, rows, width, -1)
     total = gradient(images, y, cut)
-    if left:  # apart, since zeros to fill a row would make NaN of Inf
+    if left:  # apart, since filling a row with zeros would turn Inf into NaN
         rest = cut_in_rows(spec, 1, left)
         first = rows * step
         images = x[:, None, first : first + rest.lhs_shape[2]]
@@ -248,7 +248,7 @@ def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 
 def width_of(spec: ConvSpec) -> int:
-    """Outputs in a row of an image cut in rows: where possible, a number that leaves none over."""
+    """Outputs in a row of an image cut into rows: where possible, a divisor of all outputs."""
     (k,), (d,) = spec.kernel_shape, spec.rhs_dilation
     least = max(WIDTH, (k - 1) * d)
     if spec.positions <= least:
@@ -258,7 +258,7 @@ def width_of(spec: ConvSpec) -> int:
 
 
 def cut_in_rows(spec: ConvSpec, rows: int, width: int) -> ConvSpec:
-    """``rows`` times ``width`` outputs along one axis as those of an image."""
+    """``rows`` times ``width`` outputs along one axis, as the outputs of an image."""
     (k,), (stride,), (d,) = spec.kernel_shape, spec.window_strides, spec.rhs_dilation
     span = (width - 1) * stride + dilate(k, d)
     return spec.replace(
@@ -271,10 +271,10 @@ def cut_in_rows(spec: ConvSpec, rows: int, width: int) -> ConvSpec:
     )
 
 
-# Input times output channels of a group up to which shifting is worth its compiling: at most the
-# first, or the second where few terms make an output. In a network XLA writes what comes before
-# into each of its terms: with 3×3 on 3→32 and 1×1 on 16→32 channels a step of MobileNetV2 took
-# 77 s to compile, without 5 s.
+# Input times output channels per group up to which shifting is worth its compile time: the first,
+# or the second where an output has few terms. In a network XLA fuses the preceding operations into
+# each term: with 3×3 on 3→32 and 1×1 on 16→32 channels by shift, a step of MobileNetV2 took 77 s to
+# compile, without 5 s.
 FEW_PRODUCTS = 9
 SOME_PRODUCTS, FEW_TERMS = 64, 72
 
@@ -288,7 +288,7 @@ def doubt(spec: ConvSpec) -> str | None:
     elif not n == 1 < spec.groups:
         few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
         if channels * n > few:
-            return f"in a network more than {few} products a tap and group take long to compile"
+            return f"in a network more than {few} products per tap and group take long to compile"
     return None
 
 

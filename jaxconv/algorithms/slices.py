@@ -1,7 +1,7 @@
 """A sum of convolutions of one dimension less, one for each tap along the first axis.
 
-So a 3-D convolution becomes a few 2-D ones over all slices of all images, which XLA:CPU has a fast
-path for, 3 to 6 times as fast as its 3-D loop.
+A 3-D convolution thus becomes a few 2-D ones over all slices of all images, for which XLA:CPU has a
+fast path, 3 to 6 times as fast as its 3-D loop.
 """
 
 from jax import Array
@@ -23,7 +23,7 @@ def supports(spec: ConvSpec) -> str | None:
 
 
 def part(spec: ConvSpec) -> ConvSpec:
-    """What each tap of the first axis convolves, summed in the accumulator's dtype."""
+    """The convolution of one tap of the first axis, with outputs in the accumulator's dtype."""
     n, *_, c = spec.lhs_shape
     dtype = spec.accumulator_dtype
     return spec.replace(
@@ -47,7 +47,7 @@ def cost(spec: ConvSpec) -> Cost:
     return Cost(
         flops=spec.flops,
         traffic=spec.kernel_shape[0] * one.operand_bytes,
-        # XLA keeps every slice until the sum is made.
+        # XLA keeps every slice until the sum is computed.
         workspace=spec.kernel_shape[0] * one.operand_bytes,
         gemm=(spec.groups * spec.kernel_shape[0], *one.gemm[1:]),
     )
@@ -72,7 +72,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
 
 def doubt(spec: ConvSpec) -> str | None:
     if spec.spatial_ndim < 3:
-        return "in fewer than three dimensions it is another way to spell the same products"
+        return "in fewer than three dimensions it only splits the same products"
     return None
 
 

@@ -7,7 +7,7 @@ F(m, r) makes m outputs of r taps from m + r - 1 products instead of m·r:
 along each spatial axis, with x a tile of m + r - 1 inputs, y its m outputs. Channels are summed
 between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o).
 
-Sums of up to 2**dimensions elements overflow close to the largest number.
+Sums of up to 2**dimensions elements may overflow close to the largest representable number.
 
 Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 Cook–Toom's: Blahut, "Fast Algorithms for Signal Processing" (2010), chapter 5.
@@ -30,15 +30,15 @@ from jaxconv.spec import ConvSpec
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-# Where polynomials are evaluated, besides infinity. Barabasz, Anderson, Soodhalter & Gregg, "Error
-# Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020):
-# F(4, 3) on 0, 1, -1, 1/2, -2 errs by two thirds of what it does on 0, 1, -1, 2, -2.
+# Interpolation points, besides infinity. Barabasz, Anderson, Soodhalter & Gregg, "Error Analysis
+# and Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020):
+# the error of F(4, 3) on 0, 1, -1, 1/2, -2 is two thirds of that on 0, 1, -1, 2, -2.
 POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
-# Bytes of a block's transformed inputs and products: what stays in cache and is not fresh memory
+# Bytes of a block's transformed inputs and products, which fit in cache and need no fresh memory
 # for each call. JAX 0.10.2 multiplies on one core where products are small (76 instead of 114
-# GFLOP/s for 392×128×128 instead of 784×128×128), so that blocks of few channels have more tiles:
-# 8×28×28×128 takes 6.7 ms, with 8 MiB 9.8, 8×56×56×64 12.2 ms, with 4 MiB 20. In 3-D they gain
-# nothing, and a kernel's gradient sums longer rows (16×16×16×64→128: 2.3 times lax's error).
+# GFLOP/s for 392×128×128 instead of 784×128×128), so blocks of few channels have more tiles:
+# 8×28×28×128 takes 6.7 ms, with 8 MiB 9.8, 8×56×56×64 12.2 ms, with 4 MiB 20. In 3-D this gains
+# nothing, and a kernel's gradient has longer sums (16×16×16×64→128: 2.3 times lax's error).
 BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
 BLOCK_CHANNELS = 200
 
@@ -47,7 +47,7 @@ BLOCK_CHANNELS = 200
 def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     """Aᵀ (m, n), G (n, r) and Bᵀ (n, n) of F(m, r), n = m + r - 1, exact.
 
-    An axis of one tap has nothing to save: F(1, 1) is a product.
+    An axis of one tap saves nothing: F(1, 1) is a product.
     """
     points = POINTS[: m + r - 2]
     zero, one = Fraction(0), Fraction(1)
@@ -55,7 +55,7 @@ def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
     for p in points:
         others = [q for q in points if q != p]
         scale = math.prod((p - q for q in others), start=one)
-        # The rows of Bᵀ are integers, as in the paper, their first coefficients not negative.
+        # The rows of Bᵀ are integers with a non-negative first coefficient, as in the paper.
         row = _product_of(others)
         factor = Fraction(math.lcm(*(c.denominator for c in row)))
         factor *= -1 if next(c for c in row if c) < 0 else 1
@@ -105,7 +105,7 @@ class Tiling:
     Attributes:
       spec: the convolution.
       m: outputs of a tile along each spatial axis; 1 where the kernel has one tap.
-      images, rows: images of a block, and its output rows along the first spatial axis.
+      images, rows: a block's images, and its output rows along the first spatial axis.
     """
 
     spec: ConvSpec
@@ -120,12 +120,12 @@ class Tiling:
 
     @property
     def frequencies(self) -> tuple[int, ...]:
-        """The axes that the transforms put first, the last spatial axis in front."""
+        """Sizes of the leading axes of transformed arrays, the last spatial axis first."""
         return tuple(n for n in reversed(self.n) if n > 1)
 
     @property
     def apart(self) -> int:
-        """The last axis that is transformed: each of its frequencies has arrays of its own."""
+        """The last axis to be transformed: each of its frequencies is an array of its own."""
         return max(d for d, n in enumerate(self.n) if n > 1)
 
     @property
@@ -144,7 +144,7 @@ class Tiling:
 
     @property
     def steps(self) -> int:
-        """Blocks in all."""
+        """The number of blocks."""
         return self.spec.lhs_shape[0] // self.images * self.row_blocks
 
     @property
@@ -168,7 +168,7 @@ class Tiling:
 
 
 def tiling(m: int, spec: ConvSpec) -> Tiling:
-    """The blocks of ``spec``; they are as large as its transformed kernel, which each reads."""
+    """The blocks of ``spec``, as large as its transformed kernel, which each of them reads."""
     batch, height = spec.lhs_shape[0], spec.out_spatial[0]
     cut = Tiling(spec, tuple(m if k > 1 else 1 for k in spec.kernel_shape), 1, height)
     few = min(cut.gemm[2:]) < BLOCK_CHANNELS and spec.spatial_ndim < 3
@@ -185,7 +185,7 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
 def block_of(x: Array, cut: Tiling, i: Any) -> tuple[Any, Any, Array]:
     """First image and first output row of the i-th block, and its padded part of ``x``.
 
-    The last block of an image moves up where the rows don't divide, and has some of them again.
+    Where the rows don't divide, the last block of an image starts earlier and repeats some.
     """
     image = i // cut.row_blocks * cut.images
     row = jnp.minimum(i % cut.row_blocks * cut.rows, cut.spec.out_spatial[0] - cut.rows)
@@ -193,15 +193,15 @@ def block_of(x: Array, cut: Tiling, i: Any) -> tuple[Any, Any, Array]:
 
 
 def whole_tiles(x: Array, cut: Tiling) -> Array:
-    """(images, spatial…, g·c) → (g·images, spatial…, c) with zeros that fill the last tiles."""
+    """(images, spatial…, g·c) → (g·images, spatial…, c), zero-padded to whole tiles."""
     x = layout.features_to_batch(x, cut.spec.groups).astype(cut.spec.accumulator_dtype)
     extra = [t * m - size for t, m, size in zip(cut.tiles, cut.m, cut.out_spatial, strict=True)]
     return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *((0, e, 0) for e in extra), (0, 0, 0)])
 
 
 def to_frequencies(x: Array, matrices: Sequence[Matrix], cut: Tiling) -> list[Array]:
-    """One matrix an axis times each tile: (g·n, spatial…, c) → (frequencies·g, tiles, c) for each
-    frequency of the last axis."""
+    """Multiplies each tile by a matrix per axis: (g·n, spatial…, c) → (frequencies·g, tiles, c) for
+    each frequency of the last axis."""
     channels = x.shape[-1]
     sums: list[Array] = []
     for d, (matrix, m, t) in enumerate(zip(matrices, cut.m, cut.tiles, strict=True)):
@@ -217,7 +217,7 @@ def to_frequencies(x: Array, matrices: Sequence[Matrix], cut: Tiling) -> list[Ar
 
 
 def from_frequencies(ys: Sequence[Array], cut: Tiling) -> Array:
-    """Aᵀ y: of what ``to_frequencies`` gives, with o for c → (g·n, out spatial…, o)."""
+    """Aᵀ y, of arrays shaped as by ``to_frequencies``, o in place of c: (g·n, out spatial…, o)."""
 
     def summed(terms: Sequence[Array], d: int) -> Array:
         axis = terms[0].ndim - 1 - len(cut.m) + d  # of the tiles
@@ -239,7 +239,7 @@ def from_frequencies(ys: Sequence[Array], cut: Tiling) -> Array:
 def kernel_transform(cut: Tiling) -> np.ndarray:
     """G of all axes at once: (frequencies of the last axis, others, taps).
 
-    Products of it make the kernel's transform as fast as sums along each axis and compile faster.
+    One product with it is as fast as sums along each axis and compiles faster.
     """
     total = np.ones((1, 1))
     for m, r in zip(cut.m, cut.spec.kernel_shape, strict=True):
@@ -267,10 +267,10 @@ def run(m: int, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> A
     def block(i: Any) -> tuple[Any, Any, Array]:
         image, row, x = block_of(lhs, cut, i)
         xs = to_frequencies(whole_tiles(x, cut), matrices, cut)
-        # XLA:CPU of JAX 0.10.2 multiplies the matrices of one batched product in turn, small ones
-        # on one core; several products run side by side. 51 convolutions gain 6 % on average,
-        # 8×28×28×128 20 to 60 %. A product for each of the 16 frequencies gains as much, but
-        # compiles for 0.8 instead of 0.3 s. JAX 0.12 needs a quarter less memory and is as fast.
+        # XLA:CPU of JAX 0.10.2 computes the matrices of one batched product in turn, small ones on
+        # one core; separate products run in parallel. 51 convolutions gain 6 % on average,
+        # 8×28×28×128 20 to 60 %. A product for each of the 16 frequencies gains as much, but takes
+        # 0.8 s to compile instead of 0.3. JAX 0.12 needs a quarter less memory and is as fast.
         numbers = (((2,), (1,)), ((0,), (0,)))
         ys = [
             lax.dot_general(x, k, numbers, spec.precision) for x, k in zip(xs, kernel, strict=True)
@@ -290,7 +290,7 @@ def run(m: int, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> A
 
 
 def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """The adjoint of ``run`` in the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
+    """The adjoint of ``run`` with respect to the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
     cut = tiling(m, spec)
     every = [transforms(m, r) for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
     inputs = [b for _, _, b in every]
@@ -300,7 +300,7 @@ def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         first, row, x = block_of(image, cut, i)
         y = lax.dynamic_slice_in_dim(cotangent, first, cut.images)
         y = lax.dynamic_slice_in_dim(y, row, cut.rows, 1)
-        if spec.out_spatial[0] % cut.rows:  # rows that the block before has had
+        if spec.out_spatial[0] % cut.rows:  # rows that the previous block covered
             again = row + jnp.arange(cut.rows, dtype=jnp.int32) < i % cut.row_blocks * cut.rows
             y = jnp.where(again.reshape(-1, *(1,) * (y.ndim - 2)), 0, y)
         x = jnp.concatenate(to_frequencies(whole_tiles(x, cut), inputs, cut))
@@ -327,9 +327,9 @@ def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 def supports(m: int, spec: ConvSpec) -> str | None:
     for dtype in (spec.dtype, spec.out_dtype):
         if not jnp.issubdtype(dtype, np.floating):
-            return f"its fractions are for real floating-point numbers, not {dtype.name}"
+            return f"its transforms need real floating-point numbers, not {dtype.name}"
     if lax.Precision.HIGHEST in spec.precision:
-        return "precision 'highest' leaves out what changes which products are formed"
+        return "precision 'highest' requires the direct products, Winograd forms others"
     if spec.weight_gradient:
         spec = layout.forward_of(spec)
     if any(x > 1 for x in (*spec.window_strides, *spec.lhs_dilation, *spec.rhs_dilation)):
@@ -346,7 +346,7 @@ def cost(m: int, spec: ConvSpec) -> Cost:
     cut = tiling(m, layout.forward_of(spec) if gradient else spec)
     count, p, o, c = cut.gemm
     kernel, block = cut.kernel_bytes, cut.block_bytes
-    # A loop's sums stay beside what is added to them; JAX 0.10.2 copies a kernel to its loop.
+    # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into its loop.
     looped = kernel if cut.steps > 1 else 0
     return Cost(
         flops=2 * count * p * o * c * cut.steps,
@@ -358,20 +358,20 @@ def cost(m: int, spec: ConvSpec) -> Cost:
 
 
 def inaccurate(spec: ConvSpec) -> str | None:
-    # Points above those of three taps round more: 5×5 on 64 channels has 3.7 times lax's error, 7×7
-    # 14 times, 5 taps along one axis 2.0 times. Of two taps it saves less and rounds as much: the
+    # More points than three taps need round more: 5×5 on 64 channels has 3.7 times lax's error, 7×7
+    # 14 times, 5 taps along one axis 2.0 times. With two taps it saves less and rounds as much: the
     # phases of 4×4 stride 2, 256→128, had 2.06 times.
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     if max(forward.kernel_shape, default=1) != 3:
         return "it rounds too much with other than 3 taps along an axis"
-    # lax sums the kernel's gradient in groups by a loop that rounds less than a product: 32 groups
+    # lax computes a grouped kernel's gradient by a loop that rounds less than a product: 32 groups
     # of 16 channels, 14×14, had 2.2 times its error.
     if spec.weight_gradient and spec.groups > 1:
         return "it rounds too much for a kernel's gradient in groups"
     return None
 
 
-# Channels of a group from which on the transforms cost less than the products they save.
+# Channels per group from which the transforms cost less than the products they save.
 MANY_CHANNELS = 16
 
 

@@ -1,12 +1,12 @@
-"""lax's own convolution, always given in the canonical layout.
+"""lax's own convolution, always in the canonical layout.
 
-XLA:CPU has its fast path for exactly this layout, and the pass that brings others to it does not
+XLA:CPU has its fast path for exactly this layout, and the pass that converts others to it does not
 reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8.
 
-On JAX 0.10 it also has a fast path for padded images only: see ``compat.PADDED_IS_FASTER``.
+On JAX 0.10 one fast path is for padded images only: see ``compat.PADDED_IS_FASTER``.
 
-It is a primitive of its own that is lowered as lax's was when jaxconv was imported: ``enable``
-replaces the lowering of lax's.
+It is a separate primitive, lowered as lax's was when jaxconv was imported, since ``enable``
+replaces lax's lowering.
 """
 
 import math
@@ -45,15 +45,15 @@ for _platform in ("gpu", "tpu"):
     mlir.register_lowering(xla_conv_p, _rule, platform=_platform)
 mlir.register_lowering(xla_conv_p, lowering_rule(conv_general_dilated_p, "other"))
 
-# With no more channels than this XLA:CPU takes older kernels, to which padding is nothing.
+# With at most this many channels XLA:CPU uses older kernels, for which padding makes no difference.
 EIGEN_CHANNELS = 16
-# Bytes of the patch matrix from which on a row of zeros pays.
+# Bytes of the patch matrix from which a row of zeros pays off.
 PATCHES = 3 << 20
 _rule_on_cpu = lowering_rule(conv_general_dilated_p, "cpu")
 
 
 def gains_by_padding(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> bool:
-    """Whether XLA:CPU is faster with a row of zeros, of what ``xla_conv_p`` is bound to."""
+    """Whether XLA:CPU is faster with a row of zeros, for the arguments of ``xla_conv_p``."""
     *kernel, c, o = rhs.shape
     plain = (
         len(kernel) == 2
@@ -68,7 +68,7 @@ def gains_by_padding(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> bo
 
 
 def lower_on_cpu(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
-    """lax's rule, of an image with a row of zeros where that is faster."""
+    """lax's rule, for an image with an extra row of zeros where that is faster."""
     (image, kernel), (out,) = ctx.avals_in, ctx.avals_out
     if not (PADDED_IS_FASTER and gains_by_padding(image, kernel, out, params)):
         return _rule_on_cpu(ctx, lhs, rhs, **params)
@@ -84,15 +84,15 @@ mlir.register_lowering(xla_conv_p, lower_on_cpu, platform="cpu")
 
 
 REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop")
-FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves apart
+FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves separately
 
 
 def regime(spec: ConvSpec) -> str:
     """The XLA:CPU code path that a prepared ``spec`` takes.
 
-    "packed": a library that packs patches in cache; "eigen": the older one; "dilated", "volume":
-    its slower paths for a dilated image and for three dimensions; "grouped": a product for each
-    group; "depthwise", "loop": a scalar loop.
+    "packed": a library that packs patches in cache; "eigen": the older library; "dilated",
+    "volume": its slower paths for a dilated image and for three dimensions; "grouped": a product
+    for each group; "depthwise", "loop": a scalar loop.
     """
     if not jnp.issubdtype(spec.dtype, np.inexact) and spec.dtype != np.int8:
         return "loop"
@@ -124,21 +124,21 @@ def cost(spec: ConvSpec) -> Cost:
 
 def doubt(spec: ConvSpec) -> str | None:
     if spec.groups > 1:
-        # It also makes NaN of what is not finite.
+        # It also turns non-finite values into NaN.
         if spec.dtype.name not in FAST:
             return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
-        # As gradients have it, it takes 1,400 ms for 5 (32 groups, 4×28×28×256).
+        # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).
         if spec.taps > spec.positions:
             return "XLA is slow in groups with a kernel larger than the output"
     return None
 
 
 def cropped(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
-    """``lhs`` without what negative padding removes, and its spec, which has no such padding."""
+    """``lhs`` cropped by its negative padding, and its spec without negative padding."""
     dilations = zip(spec.padding, spec.lhs_dilation, strict=True)
     crops = [tuple(max(0, -(pad // d)) for pad in pads) for pads, d in dilations]
     if any(lo + hi >= size for (lo, hi), size in zip(crops, spec.lhs_spatial, strict=True)):
-        return layout.pad_and_dilate(lhs, spec)  # nothing is left to convolve but padding
+        return layout.pad_and_dilate(lhs, spec)  # only padding is left to convolve
     padding = tuple(
         (lo + first * d, hi + last * d)
         for (lo, hi), (first, last), d in zip(spec.padding, crops, spec.lhs_dilation, strict=True)
