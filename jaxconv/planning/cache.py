@@ -1,12 +1,12 @@
-"""Documents in the user's cache folder: read cheaply, written whole or not at all.
+"""Documents in the user's cache folder: read cheaply, written atomically.
 
-A document is a dictionary that JSON can hold, in a file of its own in ``config.cache_dir``.
-Whatever is wrong with the folder or a file (damaged, of another version, unreadable, read-only)
-costs one warning for each file and process, and nothing else: what can't be read counts as absent,
-what can't be written is remembered for the process. A damaged file is kept aside, not overwritten.
+A document is a JSON-serialisable dictionary, in a file of its own in ``config.cache_dir``. Problems
+with the folder or a file (damaged, of another version, unreadable, read-only) never raise an error
+but cause one warning per file and process: an unreadable document counts as absent, and one that
+can't be written is kept in memory. A damaged file is renamed, not overwritten.
 
-Two packages serve writing and the default folder, and are imported only when needed: filelock, and
-platformdirs. They come with the extra "tune".
+Writing needs the package filelock, the default folder platformdirs; both are imported only when
+needed and come with the extra "tune".
 """
 
 import json
@@ -24,36 +24,36 @@ Check = Callable[[Document], str | None]
 Merge = Callable[[Document], Document]
 
 SCHEMA = 1
-LOCK_SECONDS = 10  # to wait for another process: it holds the lock for some milliseconds
+LOCK_SECONDS = 10  # to wait for another process, which holds the lock for a few milliseconds
 EXTRA = 'pip install "jaxconv[tune]"'
 
 Key = tuple[Path | None, str]
-# What was read: the file's state (inode, time, size), and the document, None if it was no good.
+# Files already read: their state (inode, time, size), and the document, None if it was invalid.
 _read: dict[Path, tuple[tuple[int, int, int], Document | None]] = {}
-# What could not be written, in order.
+# Updates that could not be written, in order.
 _pending: dict[Key, list[Merge]] = {}
 _warned: set[Key] = set()
-# Of these three: no thread reads what another has begun to parse or to write.
+# Guards these three: no thread reads a document that another is parsing or writing.
 _lock = threading.RLock()
 
 
 class DamagedError(ValueError):
-    """What a file holds is no document of this name; the message says why."""
+    """The file does not hold a document of this name; the message says why."""
 
 
 def no_check(document: Document) -> str | None:
-    """Every document will do."""
+    """Accepts every document."""
     return None
 
 
 def load(name: str, check: Check = no_check) -> Document | None:
-    """The document ``name``; None where there is none, or none that is any good.
+    """The document ``name``; None if there is none or it is invalid.
 
-    It is parsed once as long as its file stays the same. It belongs to the cache: don't change it.
+    It is parsed again only if its file changes. It belongs to the cache: don't modify it.
 
     Args:
-      name: of the file, without its ending.
-      check: says what is wrong with a document, None where nothing is. The same for each name.
+      name: of the file, without its extension.
+      check: returns what is wrong with a document, or None. Always the same for the same name.
     """
     folder = config.cache_dir
     with _lock:
@@ -84,15 +84,15 @@ def _load(path: Path, name: str, check: Check) -> Document | None:
 
 
 def update(name: str, merge: Merge, check: Check = no_check) -> None:
-    """Replaces the document ``name`` by ``merge`` of it, in one piece.
+    """Replaces the document ``name`` by ``merge`` of it, atomically.
 
-    Between reading and replacing it is locked, so that of two processes neither loses what the
-    other writes. Concurrent readers, and those after this process was killed, see the old document.
+    It is locked from reading to replacing, so that concurrent processes don't lose each other's
+    updates. Concurrent readers, and those after this process was killed, see the old document.
 
     Args:
       name: as in ``load``.
-      merge: gives the new document; must not change the one that it is given, which is empty where
-        there was none. It may be called more than once.
+      merge: returns the new document; must not modify its argument, which is empty where there was
+        no document. It may be called more than once.
       check: as in ``load``.
     """
     with _lock:
@@ -108,7 +108,7 @@ def _update(folder: Path | None, name: str, merge: Merge, check: Check) -> None:
         _write(folder / f"{name}.json", name, pending, check)
     except ModuleNotFoundError as error:
         problem = f"it takes the package {error.name!r} to keep it: {EXTRA}"
-    except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+    except (OSError, NotImplementedError) as error:  # latter: file system without locks
         problem = f"{str(folder)!r} can't be written ({getattr(error, 'strerror', None) or error})"
     else:
         del _pending[folder, name]
@@ -117,7 +117,7 @@ def _update(folder: Path | None, name: str, merge: Merge, check: Check) -> None:
 
 
 def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
-    import filelock  # an extra: reading does without
+    import filelock  # an optional dependency, not needed for reading
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
@@ -132,7 +132,7 @@ def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
         for merge in merges:
             document = merge(document)
         text = json.dumps({"schema": SCHEMA, "name": name, "document": document}, indent=1)
-        temporary = Path(f"{path}.tmp")  # only who has the lock writes it
+        temporary = Path(f"{path}.tmp")  # written only by the holder of the lock
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -141,7 +141,7 @@ def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
 
 
 def _parsed(path: Path, name: str, check: Check) -> Document:
-    """The document in a file. Raises OSError, or DamagedError where it is none of this name."""
+    """The document in a file. Raises OSError, or DamagedError if it isn't one of this name."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -158,7 +158,7 @@ def _parsed(path: Path, name: str, check: Check) -> Document:
 
 
 def _kept_aside(path: Path) -> str:
-    """Renames a file, to a name that is free; returns that."""
+    """Renames a file to an unused name, which it returns."""
     count = 0
     while (aside := Path(f"{path}{f'.{count}' if count else ''}.damaged")).exists():
         count += 1

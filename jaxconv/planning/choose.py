@@ -21,7 +21,7 @@ from jaxconv.spec import ConvSpec
 
 @lru_cache(maxsize=4096)
 def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """The algorithm for ``spec`` on ``platform`` and the reason: what was measured, else predicted.
+    """The algorithm for ``spec`` on ``platform``, measured or else predicted, and the reason.
 
     Args:
       without: algorithms that must not be chosen.
@@ -56,14 +56,14 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     return best, f"it is predicted to be the fastest ({figures})"
 
 
-# XLA's own convolution stays unless another is predicted to take less than this share of its time.
+# XLA's own convolution is kept unless another's predicted time is below this share of its time.
 MARGIN = 0.9
-# Calls over which a second of compiling is spread where two algorithms are almost as fast.
+# Calls over which compile time is spread where two algorithms are almost equally fast.
 CALLS = 100_000
 
 
 def worthwhile(seconds: Mapping[str, float]) -> list[str]:
-    """Those of the algorithms that are fast enough for their margins."""
+    """The algorithms that are fast enough for their margins."""
 
     def worth(name: str) -> bool:
         others = [time for other, time in seconds.items() if other != name]
@@ -80,7 +80,7 @@ def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
     reason = refusal(algorithm, spec)
     if reason is not None or spec.is_empty or algorithm.name == "xla":
-        return reason  # XLA's own convolution is what is left where nothing else fits
+        return reason  # XLA's own convolution is the fallback, whatever its workspace
     return over_limit(algorithm.cost(spec).workspace)
 
 
@@ -108,7 +108,7 @@ def predicted_seconds(name: str, spec: ConvSpec, platform: str) -> float:
 
 
 def parts_seconds(algorithm: Algorithm, spec: ConvSpec, platform: str) -> float:
-    """Predicted seconds of the smaller convolutions that ``algorithm`` hands on."""
+    """Predicted seconds of the smaller convolutions that ``algorithm`` delegates."""
     total = 0.0
     for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
         if not part.is_empty:
@@ -119,8 +119,8 @@ def parts_seconds(algorithm: Algorithm, spec: ConvSpec, platform: str) -> float:
 def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
     """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
 
-    The smaller convolutions that an algorithm hands on are planned in their turn. Those of an
-    algorithm asked for by name are never left to XLA, so that what is named is what is measured.
+    The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
+    asked for by name are never left to XLA, so that a measurement is of the named algorithm.
     """
     without = frozenset[str]()
     if algorithm == "auto":
@@ -138,7 +138,7 @@ def execute(
     platform: str,
     without: frozenset[str] = frozenset(),
 ) -> Array:
-    """Computes ``spec`` by ``algorithm``; what that hands on, by any but those in ``without``."""
+    """Computes ``spec`` by ``algorithm``; delegated parts by any but those in ``without``."""
 
     def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
         return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)

@@ -23,8 +23,8 @@ from jaxconv.planning.predict import (
 )
 from jaxconv.spec import ConvSpec
 
-# Of the interpolation: how much it may correct (logarithmic), the noise of a measurement, and the
-# distance over which convolutions inform each other. Chosen by cross-validated regret.
+# The Gaussian process: amplitude of its corrections (of logarithms), noise of a measurement, and
+# length scale. Chosen by cross-validated regret.
 AMPLITUDE, NOISE, DISTANCE = 0.6, 0.12, 2.5
 
 
@@ -38,9 +38,9 @@ class Measured:
 
 
 def constants(amounts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """Constants with which ``amounts`` (samples, quantities) predict ``seconds``, none negative.
+    """Non-negative constants with which ``amounts`` (samples, quantities) predict ``seconds``.
 
-    The logarithms' errors are made small; large ones, which are misses of the formula, count less.
+    Minimises the errors of logarithms; large ones, where the formula fails, are weighted less.
     """
     used = amounts.any(0)
     start, _ = optimize.nnls(amounts[:, used] / seconds[:, None], np.ones(len(seconds)))
@@ -57,13 +57,13 @@ def constants(amounts: np.ndarray, seconds: np.ndarray) -> np.ndarray:
 
 
 def fit(measured: Sequence[Measured]) -> Calibration:
-    """Constants and corrections from what was measured."""
+    """Constants and corrections from measurements."""
     specs = [prepared(m.spec) for m in measured]
     points = np.array([position(spec) for spec in specs])
     near = nearness(points, points, DISTANCE)
     kinds: dict[str, Constants] = {}
     calibration = Calibration({}, DISTANCE, points, kinds, {})
-    # Those that hand parts on come last: their constants are of what they do besides.
+    # Algorithms that delegate parts come last: their constants cover only the remaining work.
     for algorithm in sorted(ALGORITHMS.values(), key=lambda a: a.parts is not None):
         for gradient in (False, True):
             rows = [
@@ -105,7 +105,7 @@ def _amounts(calibration: Calibration, algorithm: Algorithm, spec: ConvSpec) -> 
 
 
 def document(calibration: Calibration, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """A calibration as its file holds it; ``predict.from_document`` reads it."""
+    """The contents of a calibration's file; ``predict.from_document`` reads them."""
     kinds = {}
     for name, known in calibration.kinds.items():
         rows = np.flatnonzero(known.weights)

@@ -1,7 +1,7 @@
-"""What was measured on this machine: the fastest algorithm for a convolution, and how fast it is.
+"""Measurements on this machine: the fastest algorithm for a convolution, and how fast it is.
 
 Winners come from ``autotune``; scales, factors of predicted times, from ``jaxconv tune``.
-Each is a document of the cache for each device, version of JAX and version of jaxconv.
+The cache has a document of each for each device, version of JAX and version of jaxconv.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def _text(value: Any) -> str:
 
 @lru_cache
 def fingerprint(platform: str) -> Mapping[str, str] | None:
-    """What a measurement holds for: device, versions; None where there is no such device here."""
+    """Device and versions that a measurement is valid for; None if there is no such device."""
     if platform == "cpu":
         device = f"{processor()}, {_cores()} cores"  # JAX calls every processor "cpu"
     else:
@@ -79,7 +79,7 @@ def _cores() -> int | None:
 
 
 def _name(identity: Mapping[str, str], what: str = "winners") -> str:
-    """The document's name: readable, and different for every fingerprint."""
+    """The document's name: readable, and unique for each fingerprint."""
     text = "-".join(identity.values())
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{what}-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
@@ -88,7 +88,7 @@ def _name(identity: Mapping[str, str], what: str = "winners") -> str:
 def _problem(
     identity: Mapping[str, str], document: cache.Document, what: str = "winners"
 ) -> str | None:
-    """What is wrong with a document; None where nothing is."""
+    """What is wrong with a document; None if it is valid."""
     if document.get("fingerprint") != identity:
         return "it is of another device or version"
     return None if isinstance(document.get(what), dict) else f"it has no {what}"
@@ -117,7 +117,7 @@ class Winner:
 
 
 def winner(spec: ConvSpec, platform: str) -> Winner | None:
-    """What was measured to be the fastest for ``spec``; None where nothing was, or isn't wanted."""
+    """The measured winner for ``spec``; None if there is none or ``use_cache`` is off."""
     identity = fingerprint(platform) if config.use_cache else None
     if identity is None:
         return None
@@ -134,7 +134,7 @@ def winner(spec: ConvSpec, platform: str) -> Winner | None:
 
 
 def _winner(entry: Any) -> Winner | None:
-    """A winner as the document has it; None where it is no winner."""
+    """The winner in an entry of the document; None if the entry is invalid."""
     if not isinstance(entry, dict) or entry.get("algorithm") not in list(ALGORITHMS):
         return None
     seconds, ratio = entry.get("seconds"), entry.get("ratio")
@@ -157,7 +157,7 @@ def record(spec: ConvSpec, platform: str, best: Winner) -> None:
 
 
 def scales(platform: str) -> Mapping[str, float]:
-    """Factors of predicted times on this machine; none where it was not tuned, or isn't wanted."""
+    """Factors of predicted times on this machine; empty if not tuned or ``use_cache`` is off."""
     identity = fingerprint(platform) if config.use_cache else None
     if identity is None:
         return {}
@@ -171,7 +171,7 @@ def scales(platform: str) -> Mapping[str, float]:
 
 
 def record_scales(platform: str, factors: Mapping[str, float]) -> None:
-    """Keeps factors of predicted times in the cache, in place of those before."""
+    """Keeps factors of predicted times in the cache, replacing earlier ones."""
     identity = fingerprint(platform)
     if identity is not None:
         check = partial(_problem, identity, what="scales")

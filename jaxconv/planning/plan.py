@@ -22,7 +22,7 @@ class Candidate:
       name: the algorithm.
       reason: why "auto" can't take it; None where it can. The remaining fields are valid only if it
         can run, within the limit of workspace or not.
-      doubt: why "auto" leaves it out, though it could run; None where it compares its time.
+      doubt: why "auto" leaves it out, though it could run; None where its time is compared.
       seconds: predicted time, an order of magnitude: measure before you trust it.
       flops: floating-point operations, a multiply and an add counted as two.
       workspace: bytes of intermediate arrays besides operands and output.
@@ -43,12 +43,12 @@ HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted"
 
 @dataclasses.dataclass(frozen=True)
 class Plan(tables.Report):
-    """What was chosen for a convolution, and what was not. ``str()`` is a table that teaches.
+    """The algorithm chosen for a convolution, and the alternatives. ``str()`` is a table.
 
     Attributes:
       spec: the convolution, in the canonical layout.
       platform: "cpu", "gpu", "tpu", …
-      algorithm: the one that "auto" runs; can be given back as ``algorithm=``.
+      algorithm: the one that "auto" runs; can be passed as ``algorithm=``.
       why: the reason for the choice.
       candidates: every algorithm, in the order of ``ALGORITHMS``.
     """
@@ -61,7 +61,7 @@ class Plan(tables.Report):
 
     @property
     def eligible(self) -> tuple[Candidate, ...]:
-        """The candidates that "auto" takes where they are measured to be the fastest."""
+        """The candidates that "auto" takes if they are measured to be the fastest."""
         spec = prepared(self.spec)
         return tuple(
             c
@@ -92,7 +92,7 @@ class Plan(tables.Report):
 
 
 def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: Any) -> Plan:
-    """Plans ``conv_general_dilated`` of the same arguments, without running anything.
+    """Plans ``conv_general_dilated`` with the same arguments, without running anything.
 
     Args:
       lhs, rhs: arrays or ``jax.ShapeDtypeStruct``s.

@@ -1,11 +1,11 @@
-"""How long an algorithm takes: a formula with measured constants, corrected by its neighbours.
+"""How long an algorithm takes: a formula with fitted constants, corrected by near measurements.
 
     seconds = (Σ constant · quantity) · exp(Σ weight · nearness)
 
-The quantities are those of the work: FLOPs in whole vectors, bytes of the matrices, traffic in
-cache and beyond, memory that is new, steps of a loop. What such a formula misses (which of XLA's
-kernels a convolution runs, how well it fills the tiles) is interpolated between convolutions that
-were measured: each one's nearness is a Gaussian of its distance in shape. Rasmussen & Williams,
+The quantities measure the work: FLOPs in whole vectors, bytes of the matrices, traffic within and
+beyond the cache, freshly allocated memory, steps of a loop. Effects that such a formula misses
+(which of XLA's kernels a convolution runs, how well it fills the tiles) are interpolated between
+measured convolutions, whose nearness is a Gaussian of the distance in shape. Rasmussen & Williams,
 "Gaussian Processes for Machine Learning" (2006), chapter 2.
 
 Constants, weights and measured convolutions are data, one file for each platform, class of device
@@ -30,25 +30,25 @@ from jaxconv.algorithms.base import Algorithm
 from jaxconv.planning.measured import scales
 from jaxconv.spec import ConvSpec
 
-# What a core's second-level cache holds, with room to spare.
+# Bytes that a core's second-level cache holds, with some margin.
 CACHE = 1_500_000
-# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads; to
-# wake one takes 20 to 60 µs.
+# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads;
+# waking one takes 20 to 60 µs.
 WAKING = 200_000
 
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
 
 
 def kind(algorithm: Algorithm, spec: ConvSpec) -> str:
-    """What has constants of its own: an algorithm, and its weight gradient."""
+    """The key of constants: an algorithm's name, with a separate one for its weight gradient."""
     return f"{algorithm.name} gradient" if spec.weight_gradient else algorithm.name
 
 
 def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, float]:
-    """The feature vector of the cost model for a prepared ``spec``, about in seconds.
+    """The feature vector of the cost model for a prepared ``spec``, scaled to roughly seconds.
 
     Args:
-      parts: seconds of the smaller convolutions that it hands on.
+      parts: seconds of the smaller convolutions that it delegates.
     """
     cost = algorithm.cost(spec)
     size = spec.dtype.itemsize
@@ -57,17 +57,17 @@ def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, 
         amounts["parts"] = parts
     elif cost.gemm is None:
         amounts["flops"] = cost.flops / 5e10
-        # Vectors run along the last axis, where it is long enough.
+        # Vectorised along the last axis, if that is long enough.
         amounts["narrow"] = cost.flops / 5e10 / min(_innermost(spec), layout.LANES)
     else:
         count, m, n, k = cost.gemm
-        # Products with fewer columns than lanes take as long.
+        # Products with fewer columns than lanes take as long as full vectors.
         amounts["flops"] = 2 * count * m * k * -(-n // layout.LANES) * layout.LANES / 3e11
         amounts["a"] = count * m * k * size / 2e10
         amounts["b"] = count * k * n * size / 2e10
         amounts["c"] = count * m * n * size / 2e10
         amounts["products"] = count * 1e-6
-    # A second thread is woken for each step of a large enough operation.
+    # Each step of a large enough operation wakes a second thread.
     amounts["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
     amounts["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
     output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
@@ -94,7 +94,7 @@ QUANTITIES = (
 
 
 def position(spec: ConvSpec) -> np.ndarray:
-    """Where a prepared ``spec`` lies: convolutions that behave alike are near each other."""
+    """Coordinates of a prepared ``spec``: convolutions that behave alike are near each other."""
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     groups, m, n, _ = forward.gemm
 
@@ -132,19 +132,19 @@ def nearness(points: np.ndarray, others: np.ndarray, distance: float) -> np.ndar
     return np.exp(-0.5 * squares / distance**2) + ALONE * (squares < 1e-4)
 
 
-# Variance of a measurement that its neighbours don't share, over that which they do: a
-# convolution that was measured is predicted as it was.
+# Variance that a measurement does not share with its neighbours, over the variance that it does:
+# a measured convolution is predicted as measured.
 ALONE = 0.2
 
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """What is known of one kind of algorithm.
+    """Fitted parameters of one kind of algorithm.
 
     Attributes:
-      constants: of its quantities, in the order of ``QUANTITIES``.
-      bias: logarithm of the measured over the formula's seconds, on the whole.
-      weights: of what remains, one for each measured convolution; 0 where it was not measured.
+      constants: coefficients of the quantities, in the order of ``QUANTITIES``.
+      bias: median logarithm of the measured seconds over the formula's.
+      weights: of the residuals, one for each measured convolution; 0 where it was not measured.
       compile_seconds: of one convolution, the median.
     """
 
@@ -160,11 +160,11 @@ class Calibration:
 
     Attributes:
       origin: device, versions, date, command.
-      distance: in ``position``, over which measured convolutions inform others.
+      distance: length scale of nearness, in the units of ``position``.
       points: positions of the measured convolutions.
       kinds: by ``kind``.
-      scales: factors for this machine by ``kind``, as ``jaxconv tune`` measures them; "all": of
-        what has neither constants nor a factor of its own.
+      scales: factors for this machine by ``kind``, measured by ``jaxconv tune``; "all": for kinds
+        with neither constants nor a factor of their own.
     """
 
     origin: Mapping[str, Any]
@@ -183,28 +183,28 @@ class Calibration:
             return sum(amount.values()) * scale
         amounts = np.array([amount.get(quantity, 0.0) for quantity in QUANTITIES])
         correction = known.bias + float(_nearness(self, spec) @ known.weights)
-        # Times of parts are scaled already.
+        # Times of parts are already scaled.
         scale = 1.0 if algorithm.parts else self.scales.get(own, 1.0)
         return float(amounts @ known.constants) * math.exp(correction) * scale
 
     def compile_seconds(self, algorithm: Algorithm, spec: ConvSpec) -> float:
-        """Of one convolution, the median of those that were measured."""
+        """Median seconds to compile one convolution."""
         known = self.known(algorithm, spec)
         return 0.0 if known is None else known.compile_seconds
 
     def known(self, algorithm: Algorithm, spec: ConvSpec) -> Constants | None:
-        # Some compute a weight gradient as any other convolution: those have constants for both.
+        # Some treat a weight gradient as any other convolution: the same constants serve both.
         return self.kinds.get(kind(algorithm, spec)) or self.kinds.get(algorithm.name)
 
 
 @lru_cache(maxsize=64)
 def _nearness(calibration: Calibration, spec: ConvSpec) -> np.ndarray:
-    """Of ``spec`` to the measured convolutions; all algorithms ask for the same."""
+    """Nearness of ``spec`` to the measured convolutions; the same for all algorithms."""
     return nearness(position(spec)[None], calibration.points, calibration.distance)[0]
 
 
 def from_document(document: Mapping[str, Any], scales: Mapping[str, float]) -> Calibration:
-    """A calibration as its file holds it."""
+    """The calibration in a parsed file."""
     points = np.array(document["points"], float)
     kinds = {}
     for name, entry in document["kinds"].items():
@@ -235,8 +235,8 @@ def documents() -> tuple[Mapping[str, Any], ...]:
 
 @lru_cache
 def document_for(platform: str) -> Mapping[str, Any] | None:
-    """The calibration for a platform: of the class of processor that is here, else of the first,
-    and of the newest JAX that is not newer than the one here."""
+    """The calibration for a platform: for this class of processor, else the first, and for the
+    newest JAX that is not newer than the installed one."""
     fitting = [document for document in documents() if document["origin"]["platform"] == platform]
     if not fitting:
         return None
@@ -253,8 +253,8 @@ def document_for(platform: str) -> Mapping[str, Any] | None:
 
 @cache
 def device_class() -> str:
-    """The kind of processor, as far as it decides which algorithm is fast: its architecture, maker
-    and family, where the system reports them, and whether its vectors are wide."""
+    """The properties of the processor that decide which algorithm is fast: architecture, vendor and
+    family, where the system reports them, and whether it has AVX-512."""
     machine = system.machine().lower()
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
@@ -267,13 +267,13 @@ def device_class() -> str:
     return " ".join([machine, *known, *wide])
 
 
-# Where nothing was measured: an accelerator does what the quantities count about 100 times as fast.
+# Where nothing was measured: an accelerator is assumed to be about 100 times as fast.
 ESTIMATE = 0.01
 
 
 @lru_cache
 def calibrated(platform: str) -> Calibration:
-    """What predictions for a platform rest on; an estimate where nothing was measured."""
+    """The calibration used for a platform; an estimate where nothing was measured."""
     document = document_for(platform)
     if document is None:
         return Calibration({"device": "an estimate"}, 1.0, np.zeros((0, 0)), {}, {"all": ESTIMATE})

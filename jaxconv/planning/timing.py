@@ -1,6 +1,6 @@
-"""Timing by turns: A B A B in one process.
+"""Interleaved timing: A B A B in one process.
 
-Other load on the machine changes times by 30 % and more from second to second, but those of both of
+Other load on the machine changes times by 30 % and more from second to second, but affects both of
 a pair alike: ratios are reproducible where times are not.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-# Rounds before which no ratio is taken to be settled.
+# Rounds before which no ratio counts as settled.
 FEWEST = 5
-# A few first calls of something whose time is unknown: so many, or until they have taken so long.
+# Limits on the first calls of something whose time is unknown: their number and total seconds.
 FIRST_CALLS, FIRST_SECONDS = 4, 0.2
 
 
@@ -64,16 +64,16 @@ def alternate(
     settle: float = 0.0,
     fewest: int = 1,
 ) -> list[tuple[float, ...]]:
-    """Seconds of each subject, called in turn after a call each to warm up.
+    """Seconds of each subject, called in turn after one warm-up call each.
 
     Args:
-      rounds: how many at most.
+      rounds: the maximum.
       seconds: after which no further round is begun.
-      precision: the measuring ends once the ratios of the first subject to the others are known so
-        well: the quartiles' distance over the median and the root of their number.
-      settle: each is called so many seconds before it is timed, for subjects of several runtimes,
-        whose threads spin on for a while and disturb the next.
-      fewest: rounds that are measured in any case.
+      precision: measuring ends once the ratios of the first subject to the others are this precise:
+        the interquartile range over the median and the square root of the number of rounds.
+      settle: each is called for this many seconds before it is timed, for subjects of several
+        runtimes, whose threads keep spinning for a while and disturb the next.
+      fewest: the minimum of rounds.
     """
     start = time.perf_counter()
     for subject in subjects:
@@ -95,8 +95,8 @@ def alternate(
 
 
 def quickest(call: Callable[[], float]) -> float:
-    """The fastest of a few calls, which return their seconds: one alone takes ten times as long now
-    and then, and the first longer than all."""
+    """The fastest of a few calls, which return their seconds: a single one occasionally takes ten
+    times as long, and the first is the slowest."""
     calls = [call()]
     while len(calls) < FIRST_CALLS and sum(calls) < FIRST_SECONDS:
         calls.append(call())
@@ -104,7 +104,7 @@ def quickest(call: Callable[[], float]) -> float:
 
 
 def _uncertainty(measured: Sequence[tuple[float, ...]]) -> float:
-    """Of the worst of the median ratios, relative to it."""
+    """The largest relative uncertainty of the median ratios."""
     times = np.array(measured)
     low, median, high = np.quantile(times[:, :1] / times[:, 1:], (0.25, 0.5, 0.75), axis=0)
     return float(np.max((high - low) / median)) / len(times) ** 0.5
