@@ -34,6 +34,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":  # read when asked for: it takes 1 to 2 ms
+    if name == "__version__":  # read on first use, since it takes 1 to 2 ms
         return _version()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,7 +52,7 @@ def _lax(
     out_sharding: Any,
     arguments: dict[str, Any],
 ) -> Array:
-    """lax's own convolution, for what can't be planned from static facts."""
+    """lax's own convolution, for calls that can't be planned statically."""
     if algorithm not in ("auto", "xla"):
         fail(
             function,
@@ -87,17 +87,17 @@ def conv_general_dilated(
       rhs: the kernel, (output channels, input channels / feature groups, spatial…) likewise.
       window_strides: elements from one window to the next, for each spatial dimension.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
-      lhs_dilation, rhs_dilation: distance of neighbouring elements, of image and kernel.
+      lhs_dilation, rhs_dilation: distance between neighbouring elements of image and kernel.
       dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
         ``("NHWC", "HWIO", "NHWC")``.
       feature_group_count, batch_group_count: groups of channels, or of images, that are convolved
-        apart; at most one of the two is above 1.
+        independently; at most one of the two may exceed 1.
       precision: of the products, as in ``lax``.
       preferred_element_type: dtype to accumulate in and to return.
       out_sharding: as in ``lax``; with it, or with shardings in the operands' types, lax's own
         convolution is used.
-      algorithm: "auto", or a name in ``ALGORITHMS``. It holds for derivatives and batches too,
-        where it can do the convolutions that they need; "auto" plans those that it can't.
+      algorithm: "auto", or a name in ``ALGORITHMS``. It applies to derivatives and batches too,
+        where it supports the convolutions that they need; "auto" plans the others.
 
     Returns:
       The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
@@ -147,10 +147,10 @@ def conv(
     Args:
       x: (N, spatial…, C), or (spatial…, C) without a batch.
       w: (kernel…, C / groups, O).
-      strides, dilation: an integer, or one for each spatial dimension; the kernel's dilation.
+      strides, dilation: an integer, or one for each spatial dimension; dilation is the kernel's.
       padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL" (1-D: an output sees no later input), an
         integer for all sides, or (low, high) pairs.
-      groups: groups of channels that are convolved apart; C for a depthwise convolution.
+      groups: groups of channels convolved independently; C for a depthwise convolution.
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
 
     Returns:
@@ -216,10 +216,10 @@ def conv_transpose(
     Args:
       lhs: the image, channels last unless ``dimension_numbers`` say otherwise (lax's convention).
       rhs: the kernel, (kernel…, input channels, output channels) likewise.
-      strides: by how much each spatial dimension grows.
+      strides: the factor by which each spatial dimension grows.
       padding: "SAME", "VALID" (of the convolution that this transposes), or (low, high) pairs of
-        this convolution itself; with ``use_consistent_padding``, of the one that it transposes.
-      rhs_dilation: distance of neighbouring kernel elements.
+        this convolution itself; with ``use_consistent_padding``, of the transposed one.
+      rhs_dilation: distance between neighbouring kernel elements.
       dimension_numbers: as in ``conv_general_dilated``; default: channels last, up to 3-D.
       transpose_kernel: flip the kernel's spatial axes and swap its channel axes, so that the result
         is the input gradient of the convolution with ``rhs`` (as Keras and PyTorch define it).
@@ -311,10 +311,10 @@ def _transpose_pads(k: int, stride: int, pads: str | tuple[int, int]) -> tuple[i
 def pointwise(
     x: ArrayLike, w: ArrayLike, *, precision: Any = None, preferred_element_type: Any = None
 ) -> Array:
-    """1×1 convolution: a single contraction over channels. A 1×1 kernel needs no gathering.
+    """1×1 convolution: a single contraction over channels, without gathering patches.
 
     Args:
-      x: (…, C): any number of leading axes, batch and space alike.
+      x: (…, C), with any number of leading axes, batch or spatial.
       w: (C, O).
       precision, preferred_element_type: as in ``conv_general_dilated``.
 

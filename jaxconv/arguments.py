@@ -1,4 +1,4 @@
-"""lax-style arguments, checked and brought to the form that the primitive has them in."""
+"""lax-style arguments, checked and normalised to the primitive's parameters."""
 
 import inspect
 import operator
@@ -20,12 +20,12 @@ Padding = str | int | Sequence[tuple[int, int]]
 def fail(
     function: str, constraint: str, given: object, remedy: str, error: type[Exception] = ValueError
 ) -> NoReturn:
-    """Raises ``error`` with the message that every refusal in jaxconv has."""
+    """Raises ``error`` with a message in the form shared by all of jaxconv's errors."""
     raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}.")
 
 
 def check_array(function: str, name: str, x: Any, concrete: bool = False) -> None:
-    """Raises where ``x`` has no shape and dtype or, if it must be ``concrete``, no values."""
+    """Raises if ``x`` has no shape and dtype or, where it must be ``concrete``, no values."""
     has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
     has_type = hasattr(x, "shape") and hasattr(x, "dtype")
     if not (has_values if concrete else has_type):
@@ -38,17 +38,17 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
         )
 
 
-# Of lax's convolution, without ``out_sharding``, which says nothing of what is computed.
+# lax's signature without ``out_sharding``, which does not affect the values.
 _parameters = inspect.signature(lax.conv_general_dilated).parameters.values()
 SIGNATURE = inspect.Signature([p for p in _parameters if p.name != "out_sharding"])
 
 
 def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Checks the arguments of ``lax.conv_general_dilated`` and gives the primitive's parameters.
+    """Checks the arguments of ``lax.conv_general_dilated``; returns the primitive's parameters.
 
     Args:
-      function: the public function whose name the errors carry.
-      args, kwargs: as ``lax.conv_general_dilated`` takes them; the operands may be anything with a
+      function: the public function named in error messages.
+      args, kwargs: those of ``lax.conv_general_dilated``; the operands may be anything with a
         ``shape`` and a ``dtype``.
 
     Returns:
@@ -197,7 +197,7 @@ def parse_dimension_numbers(
 def positive(
     function: str, name: str, given: Sequence[int], length: int, error: type[Exception]
 ) -> tuple[int, ...]:
-    """``given`` as ``length`` positive integers, else ``error``; TypeError for no integers."""
+    """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers."""
     remedy = "give 1 where there is nothing to do"
     try:
         values = tuple(map(operator.index, given))
@@ -311,9 +311,9 @@ def parse_pairs(function: str, padding: Any, ndim: int) -> Pads:
 
 
 def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
-    """Whether lax can compile the convolution of these parameters of its primitive.
+    """Whether lax can compile a convolution with these parameters of its primitive.
 
-    lax's rules of shape and type accept some that its lowering refuses.
+    lax's shape and dtype rules accept some that its lowering rejects.
     """
     axes = tuple(range(len(rhs_shape)))
     specs = params["dimension_numbers"]
@@ -327,7 +327,7 @@ def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
 
 
 def operand(function: str, name: str, x: Any) -> Array:
-    """``x`` as an array of JAX; a list is refused."""
+    """``x`` as a JAX array; a list is refused."""
     check_array(function, name, x, concrete=True)
     return jnp.asarray(x)
 

@@ -31,7 +31,7 @@ try:
     from jaxconv.bench import compare as engine
     from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
 except ModuleNotFoundError as error:
-    # Here and not in main: without these packages there are no commands to define.
+    # Not in main: without these packages the commands can't be defined.
     print(
         f"jaxconv: the command line needs the package {error.name!r};"
         ' install its extra: pip install "jaxconv[cli]"',
@@ -107,7 +107,7 @@ def compare(
         ),
     ] = None,
     size: Annotated[
-        int, typer.Option(min=16, help="A longer side is scaled down to so many pixels.")
+        int, typer.Option(min=16, help="A longer side is scaled down to this many pixels.")
     ] = 512,
     repeats: Annotated[
         int | None,
@@ -139,7 +139,7 @@ def compare(
 
 
 def _check_output(output: Path, image: Path | None) -> None:
-    """Fails where the picture can't be written: before the measuring, so that none is lost."""
+    """Fails if the picture can't be written, before any time is spent on measuring."""
     kinds = FigureCanvasBase.get_supported_filetypes()
     if output.suffix[1:].lower() not in kinds:
         names = ", ".join(f".{kind}" for kind in kinds)
@@ -196,8 +196,8 @@ def _compare(
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
-    """A line about what is being measured, on stderr where that is a terminal: stdout is for the
-    tables alone, it may be a pipe."""
+    """A progress line, on stderr and only if that is a terminal: stdout, which may be a pipe, is
+    for the tables only."""
     console = Console(stderr=True)
     description = TextColumn("{task.description}")
     hidden = not console.is_terminal
@@ -205,7 +205,7 @@ def _progress(*columns: ProgressColumn) -> Progress:
 
 
 def _replace_unknown_signs() -> None:
-    """Not every encoding of stdout has × and →."""
+    """Not every encoding of stdout includes × and →."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
@@ -287,7 +287,7 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
                         progress.update(task, description=escape(step))
                     else:
                         results.add(suite, step)
-        finally:  # also what there is where the user interrupts it
+        finally:  # also report partial results if the user interrupts
             results.end(suite)
     if not any(results.results.values()):
         _fail("no case is selected; --case and --direction leave none")
@@ -300,13 +300,13 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
 @app.command()
 def tune(
     seconds: Annotated[
-        float, typer.Option(min=1, help="After so long no further convolution is timed.")
+        float, typer.Option(min=1, help="No further convolution is timed after this many seconds.")
     ] = calibrate.SECONDS,
 ) -> None:
-    """Measure how fast this machine is, so that predicted times are its own.
+    """Measure how fast this machine is, to adapt predicted times to it.
 
     Times random convolutions for about a minute and keeps a factor for each algorithm in the cache
-    folder, where later plans find it. ``jaxconv.autotune`` measures the convolutions of a program.
+    folder for later plans. ``jaxconv.autotune`` measures the convolutions of a program.
     """
     console = Console(stderr=True)
     with console.status("Timing convolutions") as status:
@@ -319,13 +319,13 @@ def tune(
     print(tuned)
 
 
-# What comes after the script is the script's, options too.
+# Everything after the script is passed to it, options included.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
     script: Annotated[str, typer.Argument(metavar="SCRIPT", help="A Python script.")],
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ARGS]", help="Arguments and options of the script's own."),
+        typer.Argument(metavar="[ARGS]", help="Arguments and options of the script."),
     ] = None,
     *,
     module: Annotated[
@@ -342,10 +342,10 @@ def run(
         bool, typer.Option("--explain", help="At the end, print the plans to stderr.")
     ] = False,
 ) -> None:
-    """Run a Python script whose convolutions jaxconv plans, with no line of it changed.
+    """Run an unmodified Python script with its convolutions planned by jaxconv.
 
-    JAX is imported before the script starts: environment variables that JAX reads then, such as
-    JAX_PLATFORMS, must be set outside the script.
+    JAX is imported before the script starts: environment variables that JAX reads on import, such
+    as JAX_PLATFORMS, must be set outside the script.
     """
     for name in platform or ():
         if name not in PLATFORMS:
@@ -366,7 +366,7 @@ def run(
 
 
 def _check_script(script: str, module: bool) -> None:
-    """Fails where there is nothing to run."""
+    """Fails if the script or module does not exist."""
     try:
         if not module:
             open(script, "rb").close()
@@ -386,7 +386,7 @@ def _execute(script: str, module: bool) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        # Not left to typer, which has its own ways with some errors, and would be in the traceback.
+        # Not left to typer, which handles some errors differently and would show in the traceback.
         traceback = error.__traceback__
         while traceback and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
             traceback = traceback.tb_next

@@ -1,7 +1,7 @@
-"""What depends on the JAX version, and nothing else.
+"""Everything that depends on the JAX version, and nothing else.
 
-What is taken from ``jax._src`` has no public counterpart in JAX 0.10.2 to 0.12; each name says
-beside it what it is for.
+Names imported from ``jax._src`` have no public counterpart in JAX 0.10.2 to 0.12; a comment beside
+each says what it is for.
 """
 
 import sys
@@ -11,30 +11,30 @@ from typing import Any
 import jax
 from jax._src import (
     core,
-    linear_util,  # the functions that custom_jvp and custom_vjp hand on
+    linear_util,  # wraps the functions of custom_jvp and custom_vjp
     source_info_util,
 )
 from jax._src.config import config_ext
 from jax._src.core import (
     Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
-    Trace,  # what accelerate stands on
+    Trace,  # base class of accelerate's trace
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
     is_constant_shape,  # False for the symbolic dimensions of jax.export
     jaxprs_in_params,
-    mem_kind_to_space,  # the memories that offloading policies name
+    mem_kind_to_space,  # memory spaces named by offloading policies
     set_current_trace,
 )
 from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
 from jax._src.dtypes import check_and_canonicalize_user_dtype
 from jax._src.interpreters import mlir as lowerings
 from jax._src.interpreters.partial_eval import (
-    Offloadable,  # what rematerialisation policies answer, or a bool
+    Offloadable,  # returned by rematerialisation policies, as is bool
     SaveableType,
     ensure_enum,
 )
 from jax._src.interpreters.remat import rules as remat_rules
 from jax._src.lax.lax import canonicalize_precision, rev_p
-from jax._src.source_info_util import user_frames  # a traceback's, without those inside JAX
+from jax._src.source_info_util import user_frames  # frames of a traceback outside JAX
 from jax._src.util import weakref_lru_cache
 from jax._src.xla_bridge import expand_platform_alias  # "gpu" is "cuda" and "rocm"
 from jax.interpreters import ad, batching, mlir, partial_eval
@@ -78,31 +78,31 @@ __all__ = [
     "without_dead_code",
 ]
 
-# Up to JAX 0.11 a jaxpr with its constants is another class.
+# Up to JAX 0.11 a jaxpr with its constants is a separate class.
 JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
 # XLA:CPU of JAX 0.10.2 convolves a padded image in pieces that stay in cache, but writes the whole
-# patch matrix of one that is not: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
+# patch matrix of an unpadded one: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
 # zeros 6. JAX 0.12 takes about as long for both.
 PADDED_IS_FASTER = jax.__version_info__ < (0, 11)
 
-# A part of the key by which jit finds what it has compiled; None unless set.
+# Part of the key of jit's caches; None unless set.
 jit_key = config_ext.Config("jaxconv_accelerate", None, include_in_jit_key=True)
 
 
 def current_trace() -> Any:
-    """What binding a primitive would be handed to now."""
+    """The trace that currently interprets primitives."""
     return core.trace_ctx.trace
 
 
 def current_traceback() -> Any:
-    """Where in the user's program the operation was written that JAX is tracing or lowering."""
+    """The user's source location of the operation that JAX is tracing or lowering."""
     return source_info_util.current().traceback
 
 
 def eval_jaxpr(closed: Any, *args: Any) -> Any:
-    """Runs a jaxpr; its operations get the source lines of whoever runs it, not their own."""
-    with jax.debug_nans(False):  # operations that work with NaNs were traced under this already
+    """Runs a jaxpr; its operations get the source lines of the caller, not their own."""
+    with jax.debug_nans(False):  # it was in effect when the operations were traced
         return core.eval_jaxpr(
             getattr(closed, "jaxpr", closed), closed.consts, *args, propagate_source_info=False
         )
@@ -114,15 +114,15 @@ def without_dead_code(jaxpr: Any) -> Any:
 
 
 def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
-    """``jaxpr`` with other equations, its constants kept."""
+    """``jaxpr`` with other equations and the same constants."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     if inner is jaxpr:
         return jaxpr.replace(eqns=eqns)
     return jaxpr.replace(jaxpr=inner.replace(eqns=eqns))
 
 
-# The tables in which JAX's other transformations list their rules for lax's convolution, by the
-# modules that they are in. Importing these takes 430 ms.
+# The tables of rules for lax's convolution in JAX's other transformations, by module. Importing
+# these modules takes 430 ms.
 _TABLES = {
     "jax._src.checkify": "error_checks",
     "jax.experimental.jet": "jet_rules",
@@ -132,7 +132,7 @@ _TABLES = {
 
 
 def add_rules(convolution: Primitive) -> None:
-    """Gives ``convolution`` lax's rules in those tables whose modules are imported."""
+    """Adds lax's rules for ``convolution`` to those tables whose modules are imported."""
     for module, name in _TABLES.items():
         table = getattr(sys.modules.get(module), name, {})
         rule = table.get(conv_general_dilated_p)
@@ -159,7 +159,7 @@ def lowering_rule(primitive: Any, platform: str) -> Any:
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
-    """The tables of the rules for ``platform`` alone, to be read and restored."""
+    """The tables of rules specific to ``platform``, to be read and restored."""
     return {
         name: lowerings._platform_specific_lowerings[name]
         for name in expand_platform_alias(platform)

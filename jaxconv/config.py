@@ -15,8 +15,8 @@ from typing import Any
 from jaxconv import tables
 from jaxconv.arguments import fail
 
-# Of physical memory, what one convolution may take besides operands and output: a program holds
-# its own arrays, and XLA may run several convolutions at a time.
+# Share of physical memory that one convolution may take besides operands and output: a program
+# holds its own arrays, and XLA may run several convolutions at a time.
 MEMORY_SHARE = 8
 UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report it
 
@@ -38,7 +38,7 @@ listeners: list[Callable[[], None]] = []
 
 
 def _size(value: Any) -> int | None:
-    """Bytes, of a number or a text such as "512MiB"; None for others."""
+    """Bytes, from a number or a string such as "512MiB"; None for other values."""
     if isinstance(value, str):
         units = {unit.lower(): factor for unit, factor in _UNITS.items()}
         match = _SIZE.fullmatch(value.strip())
@@ -73,7 +73,7 @@ def _memory_share() -> int:
 
 def _user_cache() -> Path | None:
     try:
-        import platformdirs  # an extra: without it there is no default folder
+        import platformdirs  # optional: without it there is no default folder
     except ModuleNotFoundError:
         return None
     return Path(platformdirs.user_cache_dir("jaxconv", appauthor=False))
@@ -81,13 +81,13 @@ def _user_cache() -> Path | None:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One thing that can be set.
+    """One setting.
 
     Attributes:
-      variable: the environment variable that gives its value where ``update`` did not.
+      variable: the environment variable that gives its value unless ``update`` did.
       expects: what a value must be, for error messages.
-      checked: the value that is meant; None where it is bad.
-      default: the value where nobody gave one.
+      checked: parses a value; None if it is invalid.
+      default: the value if none was given.
       summary: what it is, in a line.
     """
 
@@ -128,12 +128,12 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 class Config:
     """The settings of this process: read as attributes, changed by ``update`` or ``set``.
 
-    A value is what ``update`` gave last, else what the environment variable says, else the default.
-    Environment variables are read when a value is first needed, once; a bad one raises there.
+    A value is the last one given to ``update``, else that of the environment variable, else the
+    default. Environment variables are read once, when first needed; an invalid one raises then.
     ``print(jaxconv.config)`` shows all settings with their values and variables.
 
-    Whatever is planned after a change is planned by it. What JAX has compiled already stays as it
-    is, until ``jax.clear_caches()``.
+    A change applies to everything planned after it. Functions that JAX has already compiled stay
+    unchanged until ``jax.clear_caches()``.
 
     Example:
       >>> import jaxconv
@@ -151,37 +151,37 @@ class Config:
         self._environment = environment
         self._given: dict[str, Any] = {}
         self._initial: dict[str, Any] = {}
-        # What each open block gives, the latest last: blocks of threads may overlap.
+        # Values of each open block, the latest last: blocks of threads may overlap.
         self._blocks: tuple[dict[str, Any], ...] = ()
         self._lock = threading.Lock()
 
     @property
     def workspace_limit(self) -> int:
         """Bytes of intermediate arrays, besides operands and output, that "auto" lets an algorithm
-        take. ``xla`` and algorithms asked for by name are not held to it. Default: an eighth of the
+        take. ``xla`` and algorithms asked for by name are exempt. Default: an eighth of the
         machine's memory."""
         return self._value("workspace_limit")
 
     @property
     def cache_dir(self) -> Path | None:
-        """The folder where what ``autotune`` measures is kept. Default: the user's cache folder;
-        None where the package platformdirs, which knows it, is not installed."""
+        """The folder for measurements by ``autotune``. Default: the user's cache folder; None where
+        the package platformdirs, which locates it, is not installed."""
         return self._value("cache_dir")
 
     @property
     def use_cache(self) -> bool:
-        """Whether plans consult what ``autotune`` measured. Default: True."""
+        """Whether plans use measurements by ``autotune``. Default: True."""
         return self._value("use_cache")
 
     def update(self, name: str, value: Any) -> None:
-        """Changes a setting for the process; one that an open ``set`` block gives, until it ends.
+        """Changes a setting for the process; if an open ``set`` block has set it, until it ends.
 
         Args:
           name: "workspace_limit", "cache_dir" or "use_cache".
           value: as the attribute of that name, or as text.
 
         Raises:
-          ValueError: there is no such setting, or it can't have this value.
+          ValueError: there is no such setting, or the value is invalid.
         """
         checked = self._checked({name: value})
         with self._lock:
@@ -191,8 +191,8 @@ class Config:
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
-        """Changes settings for a ``with`` block; it holds for all threads meanwhile. Blocks may be
-        nested and may overlap between threads: the one entered last counts.
+        """Changes settings for a ``with`` block, in all threads. Blocks may be nested and may
+        overlap between threads: the one entered last takes precedence.
 
         Args:
           values: settings by name.
@@ -235,7 +235,7 @@ class Config:
         return self._initial[name]
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        # A process has one configuration: copies and pickles of it are the process's own.
+        # A process has one configuration: copying and unpickling return that of the process.
         return "config" if self is config else super().__reduce__()
 
     def __repr__(self) -> str:
@@ -263,7 +263,7 @@ config = Config()
 
 
 def over_limit(workspace: int) -> str | None:
-    """Why so many bytes of intermediate arrays are too many; None where they are not."""
+    """Why this many bytes of intermediate arrays are too many; None if they are not."""
     limit = config.workspace_limit
     if workspace <= limit:
         return None

@@ -1,4 +1,4 @@
-"""Any ``dimension_numbers`` to the one canonical layout and back; padding, dilation and groups.
+"""Conversion between ``dimension_numbers`` and the canonical layout; padding, dilation, groups.
 
 Canonical: lhs (N, spatial…, C), rhs (spatial…, C/G, O), out (N, spatial…, O).
 """
@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxconv import loops
 from jaxconv.spec import ConvSpec, Pads, dilate
 
-# Numbers side by side that fill a vector register or two.
+# Number of elements that fill a vector register or two.
 LANES = 16
 
 
@@ -30,7 +30,7 @@ def from_canonical(out: Array, dimension_numbers: lax.ConvDimensionNumbers) -> A
 
 
 def pad_and_dilate(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
-    """``lhs`` with its holes and borders filled with zeros, and the spec of what is left to do."""
+    """``lhs`` with holes and borders filled with zeros, and the spec of its convolution."""
     zeros = ((0, 0),) * spec.spatial_ndim
     ones = (1,) * spec.spatial_ndim
     if spec.padding == zeros and spec.lhs_dilation == ones:
@@ -44,10 +44,10 @@ def rows_of(
     x: Array, spec: ConvSpec, image: Any, images: int, row: Any, rows: int
 ) -> tuple[Array, ConvSpec]:
     """The padded input rows needed for ``rows`` output rows from ``row`` on, of ``images`` images
-    from ``image`` on, and the spec of what is left to do. Rows are along the first spatial axis.
+    from ``image`` on, and the spec of their convolution. Rows are along the first spatial axis.
 
-    For a ``spec`` without ``lhs_dilation``. The image itself is not padded: a second one in memory
-    would be as large as the output.
+    For a ``spec`` without ``lhs_dilation``. The image is not padded as a whole: a second copy in
+    memory would be as large as the output.
     """
     stride = spec.window_strides[0]
     span = (rows - 1) * stride + dilate(spec.kernel_shape[0], spec.rhs_dilation[0])
@@ -63,7 +63,7 @@ def rows_of(
 
 
 def padded_bytes(spec: ConvSpec) -> int:
-    """Bytes of ``lhs`` after ``pad_and_dilate``, 0 where that has nothing to do."""
+    """Bytes of ``lhs`` after ``pad_and_dilate``, 0 if that does nothing."""
     if spec.padded_spatial == spec.lhs_spatial:
         return 0
     n, *_, c = spec.lhs_shape
@@ -73,7 +73,7 @@ def padded_bytes(spec: ConvSpec) -> int:
 def batch_groups_to_features(lhs: Array, groups: int) -> Array:
     """(G·n, spatial…, C) → (n, spatial…, G·C): group g's images become group g's channels.
 
-    What one group convolves stays together, so that feature groups serve both kinds of group.
+    The data of a group stays together, so that feature groups implement both kinds of group.
     """
     if groups == 1:
         return lhs
@@ -98,10 +98,10 @@ def features_to_batch(x: Array, groups: int) -> Array:
 
 
 def patches(x: Array, spec: ConvSpec) -> Array:
-    """The patch matrix, before its axes are flattened, of a padded ``x``.
+    """The patch matrix of a padded ``x``, before its axes are flattened.
 
-    x: (N, spatial…, c) → (N, out spatial…, kernel…, c). One axis after the other, so that a k×k
-    kernel takes 2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128), and no gather.
+    x: (N, spatial…, c) → (N, out spatial…, kernel…, c). Axis by axis, so that a k×k kernel takes
+    2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128), and no gather.
     """
     ndim, indexed = spec.spatial_ndim, max(x.shape) <= loops.MAX_INDEX
     for d in reversed(range(ndim)):
@@ -119,7 +119,7 @@ def patches(x: Array, spec: ConvSpec) -> Array:
 
 
 def _met_by_windows(spec: ConvSpec) -> Pads:
-    """The padding without what no window covers at the end, on which no gradient depends."""
+    """The padding without the end that no window covers, on which no gradient depends."""
     return tuple(
         (lo, hi - (size - dilate(k, d)) % stride)
         for (lo, hi), size, k, d, stride in zip(
@@ -149,8 +149,8 @@ def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
 
 
 def forward_of(spec: ConvSpec) -> ConvSpec:
-    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, what ``spec`` gives
-    as kernel, its output's cotangent as output. Groups are feature groups."""
+    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, the output of
+    ``spec`` as kernel, the cotangent as output. Groups are feature groups."""
     g = spec.feature_group_count
     batch, *_, gn = spec.lhs_shape
     padding = _met_by_windows(spec)
@@ -167,8 +167,8 @@ def forward_of(spec: ConvSpec) -> ConvSpec:
 def as_forward(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
     """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``forward_of(spec)``.
 
-    The image was (c, spatial…, G·N), the cotangent (out spatial…, N, G·o). In memory both lie as
-    they come out here, so that XLA has nothing to move.
+    The image was (c, spatial…, G·N), the cotangent (out spatial…, N, G·o). In memory both already
+    have the order returned here, so that XLA copies nothing.
     """
     g, last = spec.groups, lhs.ndim - 1
     spatial = range(1, last)

@@ -23,7 +23,7 @@ def _patch_spec(
     padding: Padding,
     dilation: int | Sequence[int],
 ) -> ConvSpec:
-    """The spec of the convolution whose patches are meant; ``x_shape`` with its batch."""
+    """The spec of the convolution whose patches are gathered; ``x_shape`` includes the batch."""
     ndim = len(kernel_shape)
     if len(x_shape) != ndim + 2:
         fail(
@@ -87,10 +87,10 @@ def im2col(
       padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL", an integer, or (low, high) pairs.
 
     Returns:
-      (N, out spatial…, taps·C), tap-major and then channel, so that
+      (N, out spatial…, taps·C), taps before channels, so that
       ``im2col(x, w.shape[:-2]) @ w.reshape(-1, w.shape[-1])`` is the convolution with ``w``.
 
-    Against others: ``torch.nn.functional.unfold`` is channel-major and puts the patches last,
+    Other libraries: ``torch.nn.functional.unfold`` is channel-major and has positions last,
     (N, C·taps, positions); ``lax.conv_general_dilated_patches`` is channel-major too. With
     ``p = im2col(...).reshape(n, positions, taps, c)``, the first is
     ``p.transpose(0, 3, 2, 1).reshape(n, c * taps, positions)`` and the second (channels last)
@@ -130,11 +130,11 @@ def col2im(
     padding: Padding = "VALID",
     dilation: int | Sequence[int] = 1,
 ) -> Array:
-    """Sums patches back to where they were gathered: the exact adjoint of ``im2col``.
+    """Sums patches at the places they were gathered from: the exact adjoint of ``im2col``.
 
     ⟨im2col(x), p⟩ = ⟨x, col2im(p, x.shape)⟩ for every x and p. It is not the inverse: an element
-    that lies in several windows comes back as often. ``torch.nn.functional.fold`` is the same sum
-    for channel-major patches, (N, C·taps, positions).
+    that lies in several windows is counted once for each. ``torch.nn.functional.fold`` is the same
+    sum for channel-major patches, (N, C·taps, positions).
 
     Args:
       patches: (N, out spatial…, taps·C), or without a batch, as ``im2col`` makes them.
@@ -168,7 +168,7 @@ def col2im(
             f"patches of x_shape {x_shape} must have the shape"
             f" {expected if batched else expected[1:]}",
             patches.shape,
-            "give the arguments that im2col had",
+            "give the arguments passed to im2col",
         )
     if 0 in expected:
         return jnp.zeros(x_shape, patches.dtype)

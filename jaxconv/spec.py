@@ -1,4 +1,4 @@
-"""``ConvSpec``: the static facts of one convolution."""
+"""``ConvSpec``: the static description of one convolution."""
 
 import dataclasses
 import math
@@ -25,14 +25,14 @@ def _integers(values: Iterable[Any]) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
-    """The static facts of one convolution in the canonical, channels-last layout.
+    """The static description of one convolution in the canonical, channels-last layout.
 
     ``lhs`` is (N, spatial…, C), ``rhs`` is (spatial…, C / feature groups, O), the output is
     (N / batch groups, spatial…, O). Instances are hashable values: equal convolutions have equal
-    specs. They are made by ``from_params`` of what ``parse`` has checked.
+    specs. ``from_params`` makes them from parameters checked by ``parse``.
 
-    ``weight_gradient`` is a fact of memory, not of shape: the batch of ``lhs`` is not the outermost
-    axis there, as in the weight gradients that JAX derives, whose batch is what were the channels.
+    ``weight_gradient`` describes memory, not shape: the batch of ``lhs`` is not the outermost axis
+    in memory, as in the weight gradients that JAX derives, whose batch axis was the channel axis.
     See ``layout.as_forward``.
     """
 
@@ -55,7 +55,7 @@ class ConvSpec:
 
         Args:
           lhs, rhs: anything with a ``shape`` and a ``dtype``.
-          params: the primitive's parameters, as ``parse`` gives them.
+          params: the primitive's parameters, as returned by ``parse``.
         """
         lhs_spec, rhs_spec, _ = params["dimension_numbers"]
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
@@ -64,7 +64,7 @@ class ConvSpec:
         return cls(
             lhs_shape=(n, *lhs_spatial, c),
             rhs_shape=(*rhs_spatial, i, o),
-            # lax keeps NumPy's integers as they are given.
+            # lax does not convert NumPy integers.
             window_strides=_integers(params["window_strides"]),
             padding=tuple(_integers(pads) for pads in params["padding"]),
             lhs_dilation=_integers(params["lhs_dilation"]),
@@ -73,7 +73,7 @@ class ConvSpec:
             out_dtype=np.dtype(lhs.dtype if out_dtype is None else out_dtype),
             feature_group_count=operator.index(params["feature_group_count"]),
             batch_group_count=operator.index(params["batch_group_count"]),
-            # A dot algorithm says nothing of convolutions: lax runs those by default.
+            # A dot algorithm does not apply to convolutions: lax uses the default.
             precision=params["precision"]
             if isinstance(params["precision"], tuple)
             else (lax.Precision.DEFAULT, lax.Precision.DEFAULT),
@@ -153,7 +153,7 @@ class ConvSpec:
 
     @cached_property
     def operand_bytes(self) -> int:
-        """Bytes of both operands and the output: the least that any algorithm moves."""
+        """Bytes of both operands and the output: the minimum that any algorithm moves."""
         operands = math.prod(self.lhs_shape) + math.prod(self.rhs_shape)
         return operands * self.dtype.itemsize + math.prod(self.out_shape) * self.out_dtype.itemsize
 
@@ -164,7 +164,7 @@ class ConvSpec:
 
     @cached_property
     def accumulator_dtype(self) -> np.dtype:
-        """Where sums are kept: at least 32 bits wide, so that only the end rounds or wraps."""
+        """The dtype of sums: at least 32 bits wide, so that only the final cast rounds or wraps."""
         if self.out_dtype.itemsize >= 4:
             return self.out_dtype
         if jnp.issubdtype(self.out_dtype, np.unsignedinteger):
@@ -174,7 +174,7 @@ class ConvSpec:
         return np.dtype(np.float32)
 
     def __str__(self) -> str:
-        """The convolution in a line: ``float32[1,8,8,3] * float32[3,3,3,4] → …``."""
+        """The convolution in one line: ``float32[1,8,8,3] * float32[3,3,3,4] → …``."""
 
         def shape(dtype: np.dtype, dims: tuple[int, ...]) -> str:
             return f"{dtype.name}[{','.join(map(str, dims))}]"

@@ -9,13 +9,13 @@ Rows = Sequence[Sequence[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a report shows.
+    """The contents of a report.
 
     Attributes:
       above, below: lines of text.
-      rows: the first is the head; none for lines of text alone.
-      right: the numbers of the columns of figures, which end at the right.
-      bold: the numbers of the rows that stand out in a notebook.
+      rows: the first is the header; empty for text only.
+      right: indices of the right-aligned columns, those of figures.
+      bold: indices of the rows in bold in a notebook.
     """
 
     above: Sequence[str]
@@ -26,7 +26,7 @@ class Table:
 
 
 class Report:
-    """A value that prints as a table, and shows one in a notebook."""
+    """A value that is displayed as a table, in a terminal or a notebook."""
 
     def _table(self) -> Table:
         raise NotImplementedError
@@ -54,7 +54,7 @@ def mebibytes(size: int) -> str:
 
 
 def as_text(rows: Rows, right: Collection[int]) -> str:
-    """A line for each row; the columns numbered in ``right``, the figures, end at the right."""
+    """A line for each row; the columns with indices in ``right`` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -66,7 +66,7 @@ def as_text(rows: Rows, right: Collection[int]) -> str:
 
 
 def as_html(rows: Rows, bold: Collection[int]) -> str:
-    """An HTML table; the first row is its head, those numbered in ``bold`` stand out."""
+    """An HTML table; the first row is its header, rows with indices in ``bold`` are bold."""
     lines = []
     for i, row in enumerate(rows):
         tag = "td" if i else "th"
