@@ -1,9 +1,9 @@
 """``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
 
-``fn`` runs as it is, with its own arguments: what changes is what binding lax's convolution means
-while it runs. A trace that stands before the one that is current (as ``vmap``'s does) binds
-jaxconv's primitive there instead, and passes everything else on. So tracers, static arguments,
-effects and state are those of ``fn``. Jaxprs that other primitives carry are rewritten, once each.
+``fn`` runs unchanged, with its own arguments, but binding lax's convolution has another effect
+while it runs: a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive to the
+current trace instead, and forwards everything else. Tracers, static arguments, effects and state
+are thus those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
 """
 
 import functools
@@ -22,8 +22,8 @@ from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Primitives that run the jaxprs they carry as these are written, so that another convolution in
-# them changes nothing else.
+# Primitives that run the jaxprs in their parameters as written, so that replacing a convolution in
+# one is safe.
 TRANSPARENT = frozenset(
     {
         "call",
@@ -46,7 +46,7 @@ TRANSPARENT = frozenset(
         "while",
     }
 )
-# Their parameters that are rules, functions of arrays; and those that give a jaxpr when called.
+# Parameters of these that are rules, functions of arrays; and those that return a jaxpr.
 RULES = ("bwd", "rule")
 THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
 
@@ -57,22 +57,22 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
     Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whoever calls it (Flax,
     Equinox, Haiku, Keras, ``jax.numpy``, ``jax.scipy``), under ``jit``, ``grad``, ``scan``,
     ``while_loop``, ``cond``, ``checkpoint``, ``custom_jvp``, ``custom_vjp`` and ``shard_map``
-    too. It goes with every transformation in any order: ``jax.jit(accelerate(step))`` and
-    ``accelerate(jax.jit(step))`` compile the same. Accelerating twice is accelerating once.
+    too. It composes with every transformation in any order: ``jax.jit(accelerate(step))`` and
+    ``accelerate(jax.jit(step))`` compile the same. Accelerating twice has no further effect.
 
-    Where a primitive that jaxconv does not know carries convolutions (a Pallas kernel, say), they
-    are left to lax, and a warning says so once. What is compiled already (``jit(f).lower(…)
-    .compile()``) stays as it is, and so does what runs after ``fn`` has returned, as the function
-    that ``jax.vjp`` gives.
+    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) are left to
+    lax, with a single warning. Functions already compiled (``jit(f).lower(…).compile()``) are
+    unaffected, and so is code that runs after ``fn`` has returned, such as the function returned by
+    ``jax.vjp``.
 
     Args:
-      fn: any function: arguments, results, static arguments, donation and effects stay as they
-        are. Best the whole training step, so that the gradients are inside.
-      algorithm: "auto", or a name in ``ALGORITHMS``, which is used wherever it can do the
-        convolution; "auto" does the others.
+      fn: any function; its arguments, results, static arguments, donation and effects are
+        preserved. Preferably the whole training step, so that it includes the gradients.
+      algorithm: "auto", or a name in ``ALGORITHMS``, which is used wherever it supports the
+        convolution; "auto" plans the others.
 
     Returns:
-      A function of the same arguments and results.
+      A function with the same arguments and results.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -101,7 +101,7 @@ def _under(fn: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
 
 
 class _binding_to(set_current_trace):
-    """Makes a trace the current one, and lets jit's cache go by whether it accelerates."""
+    """Makes a trace the current one, and adds its algorithm, if any, to the key of jit's caches."""
 
     __slots__ = ("previous_key",)
 
@@ -115,14 +115,14 @@ class _binding_to(set_current_trace):
 
 
 class _AccelerateTrace(compat.Trace):
-    """Stands before ``parent``: convolutions become jaxconv's, the rest is bound there as it is."""
+    """Replaces lax's convolutions by jaxconv's and binds everything to ``parent``."""
 
     def __init__(self, parent: Any, algorithm: str) -> None:
         super().__init__()
         self.parent, self.algorithm = parent, algorithm
-        self.requires_low = False  # parent lowers what it must
-        # By this Flax and Haiku see whether a transformation has begun since they made an object,
-        # which they then don't let change. None has: it is the parent's.
+        self.requires_low = False  # left to the parent
+        # By this Flax and Haiku detect that a transformation has begun since an object was created,
+        # and then make it immutable. None has begun here, so it is the parent's.
         self._weakref = parent._weakref
 
     def __getattr__(self, name: str) -> Any:
@@ -165,14 +165,14 @@ class _AccelerateTrace(compat.Trace):
 
 
 def _trace(parent: Any, algorithm: str) -> Any:
-    """The trace before ``parent``; itself where it is that already."""
+    """The trace on top of ``parent``; ``parent`` itself if it is one already."""
     if isinstance(parent, _AccelerateTrace) and parent.algorithm == algorithm:
         return parent
     return _AccelerateTrace(parent, algorithm)
 
 
 def _by(transform: Callable[..., Any], f: Any, algorithm: str) -> Any:
-    """``transform(f, algorithm)``, of a function or of one of JAX's wrapped ones."""
+    """``transform(f, algorithm)`` for a function, plain or wrapped by JAX."""
     if isinstance(f, compat.linear_util.WrappedFun):
         return _transformed(f, transform, algorithm)
     return transform(f, algorithm)
@@ -192,7 +192,7 @@ def _rewriting(thunk: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
 
 
 def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any]:
-    """``params`` with the convolutions in their jaxprs replaced; itself where there are none."""
+    """``params`` with the convolutions in their jaxprs replaced; unchanged if there are none."""
     if primitive.name not in TRANSPARENT:
         if any(map(_convolves, params.values())):
             _warn(type(params["_prim"]).__name__ if "_prim" in params else primitive.name)
@@ -209,13 +209,12 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
 
 
 def _convolves(value: Any) -> bool:
-    """Whether ``value`` is or holds a jaxpr with convolutions of lax."""
+    """Whether ``value`` is or contains a jaxpr with convolutions of lax."""
     if isinstance(value, compat.JAXPRS):
         return _has_convolutions(value)
     if isinstance(value, tuple):
         return any(map(_convolves, value))
-    # Some of JAX's primitives are objects with parameters of their own, traced functions among
-    # them (lax.custom_root).
+    # Some parameters of JAX's primitives are objects that hold traced functions (lax.custom_root).
     params = getattr(value, "params", None)
     if isinstance(params, dict):
         return any(map(_convolves, params.values()))
@@ -231,7 +230,7 @@ def _has_convolutions(jaxpr: Any) -> bool:
 
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
-    """``value`` with its convolutions replaced, where it is a jaxpr or a tuple of some; or None."""
+    """``value``, a jaxpr or a tuple of them, with its convolutions replaced; None otherwise."""
     if isinstance(value, compat.JAXPRS):
         return _rewritten(value, algorithm)
     if isinstance(value, tuple):
@@ -272,6 +271,6 @@ def _remat(trace: Any, lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> 
     return out, saved, _under(rest, algorithm)
 
 
-# JAX 0.12 recomputes by these rules where jax_remat3 is set; JAX 0.10 has none for convolutions.
+# JAX 0.12 uses these rules to recompute if jax_remat3 is set; JAX 0.10 has none for convolutions.
 if conv_general_dilated_p in compat.remat_rules:
     compat.remat_rules[conv_p] = _remat

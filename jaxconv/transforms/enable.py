@@ -1,4 +1,4 @@
-"""``enable``: all of lax's convolutions of a process planned by jaxconv, with no code changed."""
+"""``enable``: all of lax's convolutions in a process planned by jaxconv, without code changes."""
 
 import contextlib
 import threading
@@ -14,7 +14,7 @@ from jaxconv.transforms.primitive import lowering, plannable
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 _lock = threading.RLock()
-# By platform: the rules that were there, while jaxconv's is.
+# By platform: the original rules, while jaxconv's is in place.
 _originals: dict[str, dict[str, Any]] = {}
 # The platforms that ``enable()`` was called for; and those of each open ``enabled()`` block.
 _standing: set[str] = set()
@@ -24,14 +24,14 @@ _blocks: dict[object, frozenset[str]] = {}
 def enable(platforms: Sequence[str] = ("cpu",)) -> None:
     """Lets jaxconv plan every convolution that this process compiles from now on.
 
-    What it does to the process: the rule by which JAX compiles ``lax.conv_general_dilated`` is
-    replaced on the platforms named, in all threads, for all libraries; and JAX's caches are cleared
-    (``jax.clear_caches``), so that functions compiled before are compiled anew, by jaxconv, when
-    they are called next. ``disable`` puts back what was there. Calling it twice changes nothing.
-    Programs, gradients and jaxprs stay what they are: only what they compile to changes.
+    Effects on the process: JAX's lowering rule for ``lax.conv_general_dilated`` is replaced on the
+    given platforms, in all threads, for all libraries; and JAX's caches are cleared
+    (``jax.clear_caches``), so that functions compiled before are compiled anew, by jaxconv, at
+    their next call. ``disable`` restores the original rule. Calling it twice has no further effect.
+    Programs, gradients and jaxprs are unchanged: only the compiled code differs.
 
     Args:
-      platforms: any of "cpu", "gpu", "tpu". The default is CPU, where it pays: on the others
+      platforms: any of "cpu", "gpu", "tpu". The default is CPU, where it pays off: on the others
         "auto" leaves nearly all convolutions to XLA.
 
     Raises:
@@ -53,8 +53,8 @@ def enable(platforms: Sequence[str] = ("cpu",)) -> None:
 def disable() -> None:
     """Undoes ``enable`` on all platforms, and open ``enabled()`` blocks with it.
 
-    JAX's rule for ``lax.conv_general_dilated`` is exactly what it was before, and JAX's caches are
-    cleared. Where nothing was enabled, nothing happens.
+    JAX's original rule for ``lax.conv_general_dilated`` is restored, and JAX's caches are cleared.
+    If nothing was enabled, nothing happens.
 
     Example:
       >>> import jaxconv
@@ -68,10 +68,10 @@ def disable() -> None:
 
 @contextlib.contextmanager
 def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
-    """``with enabled():`` is ``enable`` for the block; afterwards all is as it was before it.
+    """``with enabled():`` is ``enable`` for the block; the previous state is restored afterwards.
 
-    It holds for the whole process meanwhile, other threads included. Blocks may be nested and may
-    overlap between threads: the last one to end restores.
+    It applies to the whole process, including other threads. Blocks may be nested and may overlap
+    between threads: the last one to end restores the state.
 
     Args:
       platforms: as in ``enable``.
@@ -110,7 +110,7 @@ def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
 
 
 def _apply() -> None:
-    """Makes JAX's rules what ``_standing`` and ``_blocks`` ask for."""
+    """Installs or removes jaxconv's rules according to ``_standing`` and ``_blocks``."""
     wanted = _standing.union(*_blocks.values())
     if wanted == set(_originals):
         return

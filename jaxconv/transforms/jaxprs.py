@@ -24,7 +24,7 @@ BY_NAME = "it was asked for by name"
 
 
 def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The jaxpr of ``fn(*args, **kwargs)``, traced over what is an array, without dead code."""
+    """The jaxpr of ``fn(*args, **kwargs)``, traced over the arrays, without dead code."""
     leaves, tree = jax.tree.flatten((args, kwargs))
     kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
     traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
@@ -41,15 +41,15 @@ def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
 def walk(
     jaxpr: Any, stack: str = "", times: int = 1, within: str = ""
 ) -> Iterator[tuple[Any, str, dict[Any, Any], int, str]]:
-    """The convolutions of ``jaxpr`` and the jaxprs in it, lax's and jaxconv's, in their order.
+    """The convolutions of ``jaxpr`` and its inner jaxprs, lax's and jaxconv's, in program order.
 
     Args:
-      stack: JAX's names of the transformations that ``jaxpr`` has been through.
+      stack: JAX's names of the transformations applied to ``jaxpr``.
       times: how often it is run.
-      within: "while" or "cond" where it is inside one.
+      within: "while" or "cond" if it is inside one.
 
     Returns:
-      For each its equation, its ``stack``, the equations by what they make, ``times``, ``within``.
+      For each: the equation, its ``stack``, all equations by their outputs, ``times``, ``within``.
     """
     makers: dict[Any, Any] = {}
     for eqn in jaxpr.eqns:
@@ -67,10 +67,10 @@ def walk(
 
 
 def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
-    """The spec of a convolution, its ``algorithm``, and why that one if it has a name.
+    """The spec of a convolution, its ``algorithm``, and the reason for it unless it is "auto".
 
     Args:
-      function: the public function whose name the errors carry.
+      function: the public function named in error messages.
     """
     lhs, rhs = (operand.aval for operand in eqn.invars)
     if not is_constant_shape((*lhs.shape, *rhs.shape)):
@@ -93,7 +93,7 @@ def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
 
 
 def source_line(traceback: Any) -> str:
-    """ "file:line (function)" of the user's own frame: not jaxconv's, better not a library's."""
+    """ "file:line (function)" of the user's frame: never jaxconv's, preferably no library's."""
     frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
     libraries = ("site-packages", "dist-packages")
     own = [f for f in frames if not any(name in f.file_name for name in libraries)]

@@ -1,8 +1,8 @@
 """The primitive that plans when it is lowered.
 
-Its parameters are those of lax's convolution, and ``algorithm``. Derivatives and batching need no
-mathematics of their own: lax's rules are applied to lax's convolution, and the convolutions in what
-comes out are replaced by this primitive. So each derived convolution is planned in its turn.
+Its parameters are those of lax's convolution, and ``algorithm``. Derivatives and batching reuse
+lax's rules: they are applied to lax's convolution, and the convolutions in the result are replaced
+by this primitive. Each derived convolution is thus planned in turn.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def planned_params(
 ) -> dict[str, Any] | None:
     """This primitive's parameters for lax's convolution of these types; None to leave it to lax.
 
-    An algorithm that can't do the convolution gives way to "auto".
+    An algorithm that does not support the convolution is replaced by "auto".
     """
     if not plannable(lhs, rhs, params):
         return None
@@ -69,7 +69,7 @@ def planned_params(
 
 
 def planned_eqn(eqn: Any, algorithm: str) -> Any:
-    """``eqn`` with this primitive in place of lax's; itself where it is left as it is."""
+    """``eqn`` with this primitive in place of lax's; ``eqn`` itself if it is left to lax."""
     if eqn.primitive is not conv_general_dilated_p:
         return eqn
     lhs, rhs = eqn.invars
@@ -78,9 +78,9 @@ def planned_eqn(eqn: Any, algorithm: str) -> Any:
 
 
 def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether jaxconv plans this convolution: it has no symbolic sizes, no shardings in types and
-    nothing that lax refuses to compile."""
-    out = params["out_sharding"]  # lax's derivatives give one that shards nothing
+    """Whether jaxconv plans this convolution: it has no symbolic sizes, no shardings in types, and
+    lax can compile it."""
+    out = params["out_sharding"]  # lax's derivatives pass one that shards nothing
     return (
         is_constant_shape((*lhs.shape, *rhs.shape))
         and (out is None or not any(out.spec))
@@ -106,7 +106,7 @@ def _jaxpr(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
 Params = tuple[tuple[str, Any], ...]
 
 
-# These give the same function for the same arguments, so that JAX finds its trace again.
+# Cached: the same arguments return the same function, so that JAX reuses its trace.
 @lru_cache(maxsize=4096)
 def _transpose(operand: int, aval: Any, params: Params) -> Callable[..., Any]:
     def transpose(cotangent: Array, other: Array) -> Any:
@@ -135,7 +135,7 @@ ad.defbilinear(conv_p, _transpose_lhs, _transpose_rhs)
 def _batched(
     axis_data: Any, dims: Any, params: Params, *avals: Any
 ) -> tuple[Callable[..., Any], list[int | None]]:
-    """The batched convolution, and where it puts the batch, known once it has been traced."""
+    """The batched convolution, and a list that tracing fills with its output batch axis."""
     out_dims = []
 
     def batched(lhs: Array, rhs: Array) -> Any:
@@ -160,9 +160,9 @@ batching.fancy_primitive_batchers[conv_p] = _batch
 def _partial_eval(
     policy: Callable[..., Any], unknown: Any, instantiated: Any, eqn: Any
 ) -> tuple[Any, Any, list[bool], list[bool], list[Any]]:
-    """What ``jax.checkpoint`` does with a primitive that has no rule, but for whom it asks about.
+    """``jax.checkpoint``'s default rule, except that ``policy`` is asked about lax's primitive.
 
-    Rematerialisation policies name lax's primitive, so that is what ``policy`` is given.
+    Rematerialisation policies know only that one.
     """
     inputs = [x for x, instance in zip(eqn.invars, instantiated, strict=True) if not instance]
     if any(unknown):
@@ -183,7 +183,7 @@ def _partial_eval(
     def reloaded(out: Array) -> Array:
         return jax.device_put(out, src, may_alias=False)
 
-    # A rule gives one equation for each side, so the two of the known side are in a jit.
+    # A rule returns one equation for each side, so the two of the known side are put in a jit.
     (known,) = jax.make_jaxpr(jax.jit(offloaded))(*avals).eqns
     residual = known.outvars[1]
     (staged,) = jax.make_jaxpr(reloaded)(residual.aval).eqns
@@ -197,7 +197,7 @@ def _partial_eval(
 partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
 
 
-# Called with each convolution that is lowered: its spec, ``algorithm`` and the platform.
+# Called for each convolution that is lowered, with its spec, ``algorithm`` and the platform.
 observers: list[Callable[[ConvSpec, str, str], None]] = []
 
 
@@ -217,5 +217,5 @@ def lowering(platform: str) -> Callable[..., Any]:
 
 for _platform in ("cpu", "gpu", "tpu"):
     mlir.register_lowering(conv_p, lowering(_platform), platform=_platform)
-# Any other platform: treated as an accelerator, where XLA's convolution is the choice.
+# Any other platform is treated as an accelerator, where XLA's convolution is chosen.
 mlir.register_lowering(conv_p, lowering("other"))
