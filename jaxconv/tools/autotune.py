@@ -23,11 +23,11 @@ from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
-# How much faster than the planned one another must be, in the median and in three rounds of four:
-# what the same algorithm timed against itself does not reach.
+# Another algorithm replaces the planned one if its median ratio is below this, and faster in three
+# rounds of four: noise between two timings of the same algorithm does not reach this.
 MARGIN = 0.95
-# Times the best prediction, which is an order of magnitude, and times the fastest of a few first
-# calls: what is slower than that is not measured further.
+# Multiples of the best prediction, which is an order of magnitude, and of the fastest of a few
+# first calls, above which an algorithm is not measured further.
 HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
 ROUNDS, FEWEST_ROUNDS = 50, 5
 SECONDS = 0.5  # after which no further round is begun
@@ -41,7 +41,7 @@ class Measurement:
       spec: the convolution, in the canonical layout.
       planned: the algorithm that "auto" took before.
       chosen: the one that it takes from now on.
-      seconds: (algorithm, median time) of all that were measured, the fastest first.
+      seconds: (algorithm, median time) of each measured algorithm, the fastest first.
       ratio: the time of lax's convolution over that of ``chosen``; None where lax's can't run.
     """
 
@@ -60,7 +60,7 @@ class Tuning(tables.Report):
     """What ``autotune`` measured. ``str()`` is a table; so is the value in a notebook.
 
     Attributes:
-      platform: what it was measured on: "cpu", "gpu", "tpu", …
+      platform: where it was measured: "cpu", "gpu", "tpu", …
       rows: a measurement for each convolution, in the order of the program.
     """
 
@@ -98,20 +98,20 @@ def autotune(
 
     From then on "auto" takes it, in this process and, from the folder ``config.cache_dir``, in
     later ones: for convolutions of the same shapes and dtypes, on this machine, with these versions
-    of JAX and jaxconv, wherever they occur. What JAX has compiled already stays as it is: tune
-    first, or call ``jax.clear_caches()``.
+    of JAX and jaxconv, wherever they occur. Functions that JAX has already compiled are unaffected:
+    tune first, or call ``jax.clear_caches()``.
 
-    Give it the whole training step or the gradient: backward convolutions are measured where
-    ``fn`` has them. ``fn`` itself is only traced. Each convolution is measured alone, on random
-    numbers, every algorithm that could be the best in turn, for some seconds. Those that have an
-    algorithm by name are left alone. The planned one stays unless another is at least 5 % faster.
-    When it is interrupted, what was measured until then is kept.
+    Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
+    contains them. ``fn`` itself is only traced. Each convolution is measured in isolation, on
+    random numbers, for a few seconds, alternating between all algorithms that could be the fastest.
+    Those with an algorithm given by name are skipped. The planned one is kept unless another is at
+    least 5 % faster. If it is interrupted, results so far are kept.
 
     Args:
-      fn: any function, jitted and accelerated ones too.
+      fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
-      progress: whether to show a bar on stderr, by the package rich where it is installed; default:
-        where stderr is a terminal.
+      progress: whether to show a progress bar on stderr, if the package rich is installed; default:
+        if stderr is a terminal.
 
     Returns:
       A ``Tuning``, a table of the convolutions: the algorithm planned before, the one chosen, the
@@ -147,13 +147,13 @@ def autotune(
 
 
 def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpec]:
-    """``specs``, with a bar of how many are done."""
+    """``specs``, with a progress bar."""
     if progress is None:
         progress = sys.stderr.isatty()
     if not progress or importlib.util.find_spec("rich") is None:
         yield from specs
         return
-    from rich.console import Console  # an extra
+    from rich.console import Console  # optional
     from rich.progress import track
 
     console = Console(stderr=True)
@@ -170,13 +170,13 @@ def candidates(spec: ConvSpec, platform: str) -> list[str]:
 
 
 def measure(spec: ConvSpec, platform: str) -> Measurement:
-    """Times the candidates for ``spec`` on random operands and chooses one; nothing is kept."""
+    """Times the candidates for ``spec`` on random operands and chooses one; stores nothing."""
     planned, *others = candidates(spec, platform)
     arrays = operands(spec)
     subjects = {planned: _compiled(spec, planned, platform, arrays)}
     first = {planned: quickest(subjects[planned].call)}
     for name in others:
-        # Convolutions that XLA refuses, or that need more memory than there is.
+        # XLA refuses the convolution, or memory is exhausted.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             subjects[name] = _compiled(spec, name, platform, arrays)
             first[name] = quickest(subjects[name].call)
@@ -194,10 +194,10 @@ def measure(spec: ConvSpec, platform: str) -> Measurement:
 
 
 def _choose(planned: str, times: Mapping[str, Sequence[float]]) -> str:
-    """The fastest by its median ratio to the planned one, which stays unless clearly beaten.
+    """The fastest by its median ratio to the planned one, which is kept unless clearly beaten.
 
     Args:
-      times: of each algorithm, round by round.
+      times: seconds of each algorithm, round by round.
     """
     medians = {name: float(np.median(column)) for name, column in times.items()}
     names = worthwhile(medians)
@@ -210,7 +210,7 @@ def _choose(planned: str, times: Mapping[str, Sequence[float]]) -> str:
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
-    """Random operands as they lie in memory; for a weight gradient see ``as_it_arrives``."""
+    """Random operands in the order of memory; for a weight gradient see ``as_it_arrives``."""
     lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
     if spec.weight_gradient:
         c, *lhs_spatial, n = lhs_shape
@@ -228,10 +228,10 @@ def operands(spec: ConvSpec) -> tuple[Array, Array]:
 
 
 def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs: Array) -> Array:
-    """``spec`` as "auto" would run it by ``algorithm``, of operands as they lie in memory.
+    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory.
 
-    The image of a weight gradient is channels-last, its kernel too: only the convolution's own
-    numbering calls channels the batch. It is transposed in here, as in the program that it is from.
+    In memory the image and kernel of a weight gradient are channels-last; only its dimension
+    numbers exchange channels and batch. The transposition is timed too, as in the program.
     """
     if not spec.weight_gradient:
         return execute(lhs, rhs, spec, algorithm, platform)

@@ -18,22 +18,22 @@ P = ParamSpec("P")
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A convolution of a function, or several that are alike in all but the count.
+    """A convolution of a function, or several that are identical except for the count.
 
     Attributes:
       spec: the convolution, in the canonical layout.
       where: the source line that it or, in a gradient, its forward convolution comes from:
-        "file:line (function)"; empty where it is not known.
+        "file:line (function)"; empty if unknown.
       direction: "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
-        ``jax.checkpoint`` runs again; "backward" where the backward pass has one of another kind.
+        ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
       algorithm: the one that runs.
       why: the reason for it.
       seconds: predicted time of one of them, an order of magnitude: measure before you trust it.
       lax_seconds: likewise, of lax's convolution.
       workspace: bytes of intermediate arrays of one of them.
-      count: how often it is run, those in a scan once for each step.
+      count: how often it is run; in a scan, once for each step.
       within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it is
-        for a branch being taken; else empty.
+        if that branch is taken; else empty.
     """
 
     spec: ConvSpec
@@ -69,7 +69,7 @@ class Explanation(tables.Report):
     """The convolutions of a function. ``str()`` is a table; so is the value in a notebook.
 
     Attributes:
-      platform: what they are planned for: "cpu", "gpu", "tpu", …
+      platform: the one they are planned for: "cpu", "gpu", "tpu", …
       rows: the convolutions, in the order of the program.
     """
 
@@ -78,22 +78,22 @@ class Explanation(tables.Report):
 
     @property
     def count(self) -> int:
-        """How many convolutions are run; for each ``while_loop`` one iteration, all branches."""
+        """How many convolutions are run, counting one iteration per ``while_loop``, each branch."""
         return sum(row.count for row in self.rows)
 
     @property
     def seconds(self) -> float:
-        """The predicted time of them all."""
+        """The total predicted time."""
         return sum(row.count * row.seconds for row in self.rows)
 
     @property
     def lax_seconds(self) -> float:
-        """The predicted time of them all by lax."""
+        """The total predicted time by lax."""
         return sum(row.count * row.lax_seconds for row in self.rows)
 
     @property
     def workspace(self) -> int:
-        """Bytes of intermediate arrays of the convolution that has the most."""
+        """The maximum of the convolutions' bytes of intermediate arrays."""
         return max((row.workspace for row in self.rows), default=0)
 
     def _table(self) -> tables.Table:
@@ -119,22 +119,22 @@ def _figures(seconds: float, lax_seconds: float, workspace: int) -> tuple[str, .
 
 
 def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P, Explanation]:
-    """Says how each convolution in ``fn`` is planned, without running anything.
+    """Explains how each convolution in ``fn`` is planned, without running anything.
 
-    Those that are lax's are planned as ``accelerate`` and ``enable`` would, those of jaxconv as
-    they are. Give it the whole training step or the gradient: backward convolutions are listed
-    where ``fn`` has them. Convolutions whose result nothing uses are left out, as XLA leaves them
-    out. Inside ``shard_map`` the shapes are those on one device.
+    lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
+    ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
+    only if ``fn`` contains them. Convolutions whose result is unused are left out, as by XLA.
+    Inside ``shard_map`` the shapes are those on one device.
 
     Args:
-      fn: any function, jitted and accelerated ones too.
+      fn: any function, including jitted and accelerated ones.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:
       A function of the arguments of ``fn`` that returns an ``Explanation``, a table of the
       convolutions: source line, direction, algorithm, predicted times, workspace. Arrays may also
-      be ``jax.ShapeDtypeStruct``s. What is no array (numbers, strings, …) reaches ``fn`` as it is,
-      so that static arguments stay static.
+      be ``jax.ShapeDtypeStruct``s. Other arguments (numbers, strings, …) are passed to ``fn``
+      unchanged, so that static arguments stay static.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -178,7 +178,7 @@ def _rows(jaxpr: Any, platform: str) -> Iterator[Row]:
 
 
 class Compiled:
-    """An observer of what is compiled. ``str()`` is a table: each convolution once."""
+    """Observes compiled convolutions. ``str()`` is a table: each convolution once."""
 
     def __init__(self) -> None:
         self._counts = Counter[tuple[ConvSpec, str, str]]()
@@ -194,7 +194,7 @@ class Compiled:
             where = self._where[spec, algorithm, platform]
             row = _row(spec, algorithm, BY_NAME, platform, where, count=count)
             rows[platform].append(_cells(row))
-        direction = HEADER.index("direction")  # compiling doesn't know it
+        direction = HEADER.index("direction")  # unknown when compiling
         figures = [i - 1 for i in FIGURES]
         lines = []
         for platform, table in rows.items():
@@ -223,15 +223,15 @@ def _row(
 
 
 def _direction(eqn: Any, names: str, makers: dict[Any, Any]) -> str:
-    """As far as it is known, from what JAX's derivatives of a convolution look like."""
+    """The direction, inferred from the form of JAX's derivatives of a convolution."""
     if "transpose(" not in names:
         return "forward"
     lhs_spec, rhs_spec, _ = eqn.params["dimension_numbers"]
-    # A weight gradient sums over the batch: lhs and rhs have it and the channels exchanged, and
-    # layouts have the batch before the channels.
+    # A weight gradient sums over the batch: its lhs and rhs have batch and channels exchanged, and
+    # in layouts the batch comes before the channels.
     if lhs_spec[0] > lhs_spec[1] and rhs_spec[0] > rhs_spec[1]:
         return "weight gradient"
-    # The kernel of an input gradient was reversed just before, whatever its size.
+    # The kernel of an input gradient was reversed just before, even if of size 1.
     maker = _maker(eqn.invars[1], makers)
     while maker is not None and maker.primitive is not rev_p and len(maker.invars) == 1:
         maker = _maker(maker.invars[0], makers)
