@@ -1,1 +1,1 @@
-"""Benchmarks: what jaxconv is measured by. ``jaxconv bench`` runs them."""
+"""Benchmarks of jaxconv. ``jaxconv bench`` runs them."""

@@ -1,16 +1,16 @@
-"""Measured times behind predictions: the package's data, and factors for one machine.
+"""Measurements behind predictions: the package's data, and factors for one machine.
 
 ``python -m jaxconv.bench.calibrate FILE`` makes the data, ``jaxconv/planning/data/*.json``. Random
 convolutions, those of the suite ``layers`` and those of the networks' training steps are timed by
-every algorithm that can do them, in turn, and the model of ``jaxconv.planning.predict`` is fitted
-to the times. These go to FILE.measured, a line for each convolution, so that an interrupted run
-goes on where it was. Those of the package's calibrations of Zen 4 lie beside the data;
-``--measured`` fits them again.
+every algorithm that supports them, in turn, and the model of ``jaxconv.planning.predict`` is fitted
+to the times. The times are written to FILE.measured, a line for each convolution, so that an
+interrupted run can be resumed. Those of the package's calibrations on Zen 4 are stored beside the
+data; ``--measured`` fits them again.
 
-``tune`` makes predicted times those of this machine, within a minute. A sample of random
-convolutions is timed by the algorithms that are predicted to be the fastest, and by XLA. The median
-ratio of measured to predicted time of each algorithm is kept in the user's cache as a factor; which
-shapes suit an algorithm is left as the package's data has it.
+``tune`` adapts predicted times to this machine, within a minute. A sample of random convolutions is
+timed by the algorithms that are predicted to be the fastest, and by XLA. The median ratio of
+measured to predicted time of each algorithm is kept in the user's cache as a factor; how times vary
+with shape is still taken from the package's data.
 """
 
 import argparse
@@ -55,11 +55,11 @@ SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
 HOPELESS = 5.0  # slower than this many times the best after a few calls: not timed further
 ENOUGH = Effort(41, 0.25, precision=0.0, fewest=1)  # for each convolution
-SECONDS = 50.0  # no convolution is begun later: with the last one, a minute
-FLOPS = 3e8  # larger convolutions are left out: they take long and say the same
-FASTEST = 4  # so many algorithms are timed for each convolution, besides XLA's
-# Samples of a kind that count as much as what all kinds have in common. Of one kind's samples half
-# lie 1.5-fold apart, which kinds hardly do: with each kind's own median of 2 to 28 samples the
+SECONDS = 50.0  # no convolution is begun later: including the last one, a minute
+FLOPS = 3e8  # larger convolutions are left out: they take long and add no information
+FASTEST = 4  # algorithms timed for each convolution, besides XLA's
+# Samples of a kind that weigh as much as the median of all kinds. The quartiles of one kind's
+# samples differ 1.5-fold, kinds hardly do: with each kind's own median of 2 to 28 samples the
 # choices became worse (regret of 70 convolutions 1.27, untuned 1.21).
 COMMON = 14
 
@@ -87,7 +87,7 @@ def of_line(line: str) -> Measured:
 
 
 def well_known() -> list[ConvSpec]:
-    """The convolutions that users have most: of known networks, forward and backward."""
+    """The most common convolutions: those of well-known networks, forward and backward."""
     specs: list[ConvSpec] = []
     for layer in LAYERS:
         shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
@@ -102,7 +102,7 @@ def well_known() -> list[ConvSpec]:
 
 
 def candidates(spec: ConvSpec) -> list[Candidate]:
-    """What can be timed: the algorithms that "auto" may choose, within ``WORKSPACE``."""
+    """The algorithms to time: those that "auto" may choose, within ``WORKSPACE``."""
     return [
         c
         for c in plan_spec(spec, jax.default_backend()).candidates
@@ -111,7 +111,7 @@ def candidates(spec: ConvSpec) -> list[Candidate]:
 
 
 def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
-    """Times ``spec`` by each algorithm that can do it, or by ``names``."""
+    """Times ``spec`` by each algorithm that supports it, or by ``names``."""
     arrays = operands(spec)
     platform = jax.default_backend()
     subjects = {
@@ -124,7 +124,7 @@ def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
 
 
 def origin() -> dict[str, Any]:
-    """Where measurements come from."""
+    """The origin of measurements: device, versions, date, command."""
     return {
         "platform": jax.default_backend(),
         "device": prediction.device_class(),
@@ -136,7 +136,7 @@ def origin() -> dict[str, Any]:
 
 
 def load(path: Path) -> tuple[dict[str, Any], list[Measured]]:
-    """Measurements and their origin, of a file that may be compressed."""
+    """Measurements and their origin, from a file that may be compressed."""
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8") as file:
         first, *lines = file
@@ -144,7 +144,7 @@ def load(path: Path) -> tuple[dict[str, Any], list[Measured]]:
 
 
 def measure_all(path: Path, count: int) -> None:
-    """Appends to ``path`` what it does not hold yet of ``count`` random and the known ones."""
+    """Measures ``count`` random and the known convolutions, appending missing ones to ``path``."""
     if not path.exists():
         path.write_text(json.dumps(origin()) + "\n", encoding="utf-8")
     _, done = load(path)
@@ -219,7 +219,7 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
 
 
 def factors(ratios: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median ratio of each kind, drawn to that of all kinds where there are few samples."""
+    """The median ratio of each kind, shrunk to that of all kinds where there are few samples."""
     common = np.median(np.log([ratio for column in ratios.values() for ratio in column]))
     factors = {}
     for what, column in sorted(ratios.items()):
@@ -229,7 +229,7 @@ def factors(ratios: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def _sample() -> Iterator[ConvSpec]:
-    """Convolutions without end, the same in every process."""
+    """An endless sequence of convolutions, the same in every process."""
     for seed in itertools.count(TUNING_SEED):
         for spec in random_specs(seed, 50):
             small = spec.flops <= FLOPS and spec.dtype == np.float32
@@ -238,7 +238,7 @@ def _sample() -> Iterator[ConvSpec]:
 
 
 def _fastest(spec: ConvSpec) -> list[str]:
-    """What is timed: not those that hand parts on, whose time is that of other algorithms."""
+    """The algorithms to time, except those that delegate parts to other algorithms."""
     possible = [c for c in candidates(spec) if not ALGORITHMS[c.name].parts]
     possible.sort(key=lambda c: c.seconds)
     return list(dict.fromkeys([*(c.name for c in possible[:FASTEST]), "xla"]))
@@ -247,7 +247,7 @@ def _fastest(spec: ConvSpec) -> list[str]:
 def main(arguments: Iterable[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--convolutions", type=int, default=450, help="random ones")
+    parser.add_argument("--convolutions", type=int, default=450, help="number of random ones")
     parser.add_argument("--measured", type=Path, help="measurements to fit instead of making them")
     options = parser.parse_args(None if arguments is None else list(arguments))
     kept = options.measured or options.file.with_name(options.file.name + ".measured")

@@ -1,4 +1,4 @@
-"""The layers that are timed: those of well-known networks, and image and signal filters."""
+"""The layers to time: those of well-known networks, and image and signal filters."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,13 +18,13 @@ DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution to time, channels last, the same along each spatial axis but for its sizes.
+    """One convolution to time, channels last, the same along each spatial axis except for sizes.
 
     Attributes:
       lhs_shape: (N, spatial…, C).
       rhs_shape: (spatial…, C / groups, O).
-      padding: (before, after), of each spatial axis; on transposed layers of the dilated image.
-      directions: those that are measured, of ``DIRECTIONS``.
+      padding: (before, after) of each spatial axis; for transposed layers, of the dilated image.
+      directions: the subset of ``DIRECTIONS`` to measure.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def spec(self) -> ConvSpec:
-        """Of the forward convolution."""
+        """The spec of the forward convolution."""
         ndim = self.ndim
         return ConvSpec(
             self.lhs_shape,
@@ -62,7 +62,7 @@ class Layer:
     def function(
         self, conv: Callable[..., Array], direction: str, **options: Any
     ) -> Callable[..., Array]:
-        """What is timed, of ``operands()``, by ``conv`` with lax's signature and ``options``."""
+        """The function of ``operands()`` to time; it calls ``conv`` as lax's, with ``options``."""
         forward = partial(conv, **arguments(self.spec), **options)
 
         def gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
@@ -85,7 +85,7 @@ class Layer:
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:
-    """Those of ``conv_general_dilated`` that ``spec`` says, of operands as they lie in memory."""
+    """Arguments of ``conv_general_dilated`` for ``spec``, with operands in the order of memory."""
     space = "DHW"[-spec.spatial_ndim :]
     gradient = f"C{space}N", f"I{space}O", f"{space}NC"
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
@@ -110,10 +110,10 @@ def _conv(
     up: bool = False,
     **changes: Any,
 ) -> Layer:
-    """A layer padded by half its kernel, with a name that says what it is.
+    """A layer padded by half its kernel, with a descriptive name.
 
     Args:
-      causal: the dilation of a kernel that ends at its output; 0 for one around it.
+      causal: the dilation of a causal kernel; 0 for a centred one.
       up: transposed, stride 2, to twice the size.
     """
     sizes = (size,) * ndim if isinstance(size, int) else size
@@ -148,7 +148,7 @@ def _conv(
 
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
-    """For a batch of 1 and of 8."""
+    """The layer for a batch of 1 and of 8."""
     return _conv(network, 1, *layer), _conv(network, 8, *layer)
 
 

@@ -1,4 +1,4 @@
-"""Real convolutions of a photograph by every algorithm: what ``jaxconv compare`` shows."""
+"""Real convolutions of a photograph by every algorithm, for ``jaxconv compare``."""
 
 import dataclasses
 import math
@@ -19,12 +19,12 @@ from jaxconv.bench.report import table as results_table
 from jaxconv.planning.plan import Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
-# Seconds of measuring an algorithm on a convolution, and pairs that are enough, where the user
-# doesn't say how many. All of them then take half a minute on two cores, half of it compiling.
+# Seconds to measure an algorithm on a convolution, and the number of pairs that is enough, unless
+# given by the user. In total this takes half a minute on two cores, half of it compiling.
 BUDGET = 0.3
 ENOUGH = 20
-# An algorithm that needs more intermediate bytes than this is not run: it could bring down the
-# machine. Only photographs larger than the default size reach it.
+# An algorithm that needs more intermediate bytes than this is not run: it could exhaust memory.
+# Only photographs larger than the default size reach the limit.
 WORKSPACE_LIMIT = 4 << 30
 
 
@@ -37,17 +37,17 @@ class Convolution(NamedTuple):
 
 
 def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
-    """A photograph, and what it is in words.
+    """A photograph and its caption.
 
     Args:
-      path: any file that Pillow reads; None for the portrait that scikit-image brings along.
+      path: any file that Pillow reads; None for the portrait that comes with scikit-image.
       size: pixels of the long side above which it is scaled down.
 
     Returns:
       (h, w, 3) float32 in 0…1, and a caption.
 
     Raises:
-      OSError: there is no such file, it can't be read, or it is no image.
+      OSError: the file does not exist, can't be read, or is not an image.
     """
     if path is None:
         from skimage.data import astronaut
@@ -74,14 +74,14 @@ def _open(path: Path) -> Image.Image:
             return photograph.convert("RGB")
     except OSError:
         raise
-    except Exception as error:  # a damaged file raises whatever its format's decoder stumbles over
+    except Exception as error:  # decoders raise various errors for damaged files
         raise OSError(f"not a readable image: {error}") from error
 
 
 def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
-    """What is compared, of a photograph (h, w, 3) in 0…1.
+    """The convolutions to compare, for a photograph (h, w, 3) in 0…1.
 
-    Three are of the photograph itself; "features" below are what a ResNet makes of it up to its
+    Three are of the photograph itself; "features" below are a ResNet's activations before its
     first block: the stem, ReLU, and a 3×3 max-pooling with stride 2.
     """
     rgb = jnp.asarray(photograph[None], jnp.float32)
@@ -89,7 +89,7 @@ def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
     stem = _convolution("7×7 stem, stride 2, 3 → 64", rgb, _random(7, 7, 3, 64), 3, stride=2)
     lax_stem = stem.layer.function(lax.conv_general_dilated, "forward")
     pads = ((0, 0), (1, 1), (1, 1), (0, 0))
-    # Pooling from zero is ReLU too.
+    # Pooling with initial value zero includes ReLU.
     features = lax.reduce_window(
         lax_stem(rgb, stem.kernel, rgb), np.float32(0), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
     )
@@ -125,7 +125,7 @@ def _sobel() -> np.ndarray:
 def _random(*shape: int) -> np.ndarray:
     """He et al.'s initial weights (2015), the same in each run: (kh, kw, c, o)."""
     kernel = np.random.default_rng(0).standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
-    # Without a mean, a filter answers to structure and not to brightness, as trained ones do.
+    # Zero-mean filters respond to structure and not to brightness, as trained ones do.
     return (kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)).astype(np.float32)
 
 
@@ -141,9 +141,9 @@ class Comparison:
 
     Attributes:
       output: the convolution in float64: (1, h, w, o).
-      results: named by algorithm, the fastest first; that of "lax" against itself shows the noise.
+      results: named by algorithm, the fastest first; "lax" against itself shows the noise.
         ``how`` is "→" and the algorithm that "auto" chose, or "▸" for that algorithm itself.
-      refused: why the other algorithms were not run, in words.
+      refused: why the other algorithms were not run.
     """
 
     convolution: Convolution
@@ -164,8 +164,7 @@ def compare(
         from 1 to ``ENOUGH``.
 
     Yields:
-      Before each measurement what it is, in words, and after those of a convolution its
-      ``Comparison``.
+      A description before each measurement, and the ``Comparison`` after those of a convolution.
     """
     effort = Effort(ENOUGH, BUDGET, 0.0, 1) if repeats is None else Effort(repeats, math.inf, 0.0)
     for convolution in convolutions:
@@ -190,7 +189,7 @@ def compare(
 def _measured(
     name: str, layer: Layer, plan: Plan, baseline: Compiled, exact: np.ndarray, effort: Effort
 ) -> Result | str:
-    """One algorithm against ``baseline``, or why it is not run."""
+    """One algorithm against ``baseline``, or the reason why it is not run."""
     gemm, subject, how = plan.spec.gemm, baseline, ""
     try:
         if name != "lax":

@@ -1,4 +1,4 @@
-"""Pictures: of what ``jaxconv compare`` compares, and of a benchmark's ratios."""
+"""Pictures of the results of ``jaxconv compare`` and ``jaxconv bench``."""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ own name."""
 
 
 def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparison]) -> Figure:
-    """The photograph, and of each convolution its output over bars of the ratios to lax.
+    """The photograph, and for each convolution its output above bars of the ratios to lax.
 
     Args:
       photograph: (h, w, 3) in 0…1.
-      caption: what it is and where the measurements were made.
+      caption: describes the photograph and the machine.
       comparisons: at least one.
     """
     columns = min(4, 1 + len(comparisons))
@@ -46,7 +46,7 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
             out, caption = np.linalg.norm(out, axis=-1), f"{caption}, their norm"
             out = out / max(float(np.quantile(out, 0.99)), 1e-9)
         _image(above, np.clip(out, 0, 1), title, caption)
-        # Of lax itself there is nothing to see.
+        # lax itself has no bar.
         shown = [r for r in comparison.results if r.name != "lax"]
         colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
         _bars(
@@ -72,7 +72,7 @@ def _bars(
     ratios: Sequence[tuple[float, float, float]],
     colours: Sequence[str],
 ) -> None:
-    """Horizontal bars from 1×, the first on top, with a line from quartile to quartile."""
+    """Horizontal bars starting at 1×, the first on top, with the interquartile range as a line."""
     low, median, high = np.reshape(ratios, (-1, 3)).T
     rows = np.arange(len(labels))
     axes.barh(rows, median - 1, left=1, color=colours)
@@ -96,7 +96,7 @@ def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
 
 
 def ratios(results: Sequence[Result]) -> Figure:
-    """A bar for each result and peer: how many times as fast as the peer."""
+    """A bar for each result and peer: jaxconv's speed over the peer's."""
     peers = [peer for peer in ("lax", "torch") if any(getattr(r, peer) for r in results)]
     figure = Figure(figsize=(6 + 4 * len(peers), 1.5 + 0.22 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]

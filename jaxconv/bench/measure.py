@@ -12,8 +12,8 @@ import numpy as np
 from jaxconv.bench.cases import Layer
 from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
 
-# Seconds after which threads of PyTorch no longer spin: 2 taps on 4×199×512 by jaxconv took 3.7 ms
-# 2 ms after a call of PyTorch, 2.5 ms from 10 ms on.
+# Seconds after which threads of PyTorch have stopped spinning: 2 taps on 4×199×512 by jaxconv took
+# 3.7 ms if run 2 ms after a call of PyTorch, 2.5 ms after 10 ms or more.
 SETTLE = 0.015
 
 Pairs = tuple[tuple[float, ...], ...]
@@ -39,7 +39,7 @@ class Effort:
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The fastest of a few calls of each subject, and the seconds of each round.
 
-        Subjects that take more than ``hopeless`` times the best's few calls are not timed further,
+        Subjects that take over ``hopeless`` times the best of these calls are not timed further,
         unless they are in ``kept``.
         """
         once = {name: quickest(subject.call) for name, subject in subjects.items()}
@@ -57,14 +57,14 @@ class Result:
     """One row of a suite.
 
     Attributes:
-      name, direction: what was measured.
+      name, direction: the case measured.
       how: the algorithms that "auto" chose, or "accelerate" or "enable".
       lax: seconds of lax and of jaxconv, called in turn.
-      compile_seconds: of lax and of jaxconv, with tracing and lowering.
+      compile_seconds: of lax and of jaxconv, including tracing and lowering.
       workspace: bytes of intermediate arrays of lax and of jaxconv.
       difference: the largest difference from lax's result, over the largest value.
       differing: whose result that is: jaxconv's, PyTorch's, or an algorithm's.
-      tolerance: what ``difference`` must stay below.
+      tolerance: the upper limit of ``difference``.
       torch: seconds of PyTorch and of jaxconv; empty without PyTorch.
       errors: root mean square error of lax and of jaxconv against float64, over the root mean
         square; None where it was not measured.
@@ -108,7 +108,7 @@ class Result:
 
     @property
     def wrong(self) -> str | None:
-        """Which result disagrees with lax's, in words; None where none does."""
+        """A message if a result disagrees with lax's; None if none does."""
         if self.difference < self.tolerance:
             return None
         return (
@@ -140,8 +140,8 @@ def measure(
     Args:
       baseline, subject: by lax and by jaxconv.
       peer: a ``torch_peer.TorchCall``; None without PyTorch.
-      exact: computes the output in float64; called after the timing, which threads that the
-        last product left spinning would disturb.
+      exact: computes the output in float64; called after the timing, which its spinning threads
+        would disturb.
       facts: the rest of ``Result``.
     """
     by_lax = effort.times((baseline, subject))
@@ -164,14 +164,14 @@ def measure(
 
 
 def largest(off: Mapping[str, float]) -> dict[str, Any]:
-    """The largest of some differences, or one that is NaN, and whose it is: facts of a result."""
+    """The largest difference (NaN if any is) and whose it is, as fields of a ``Result``."""
     name = max(off, key=lambda name: (math.isnan(off[name]), off[name]))
     return {"difference": off[name], "differing": name}
 
 
 def difference(expected: Any, out: Any) -> float:
     """The largest difference over the largest value, of the worst array of two trees; NaN or
-    infinite where one of them holds what is not finite."""
+    infinite if one of them has non-finite values."""
 
     def of_array(expected: Any, out: Any) -> float:
         wide = np.asarray(expected, np.float64)
@@ -182,7 +182,7 @@ def difference(expected: Any, out: Any) -> float:
 
 
 def error(output: Any, exact: np.ndarray) -> float:
-    """Root mean square error over the root mean square of what is exact."""
+    """Root mean square error over the root mean square of the exact result."""
     scale = math.sqrt(np.mean(exact**2)) or 1.0
     return math.sqrt(np.mean((np.asarray(output, np.float64) - exact) ** 2)) / scale
 
@@ -192,8 +192,8 @@ def reference(
 ) -> np.ndarray:
     """A layer in float64 by NumPy, one matrix product for each tap of its kernel.
 
-    Not by lax: its float64 convolutions are scalar loops on CPU, which would take longer than all
-    the rest, and they need JAX's 64-bit mode. This one shares no code with what it judges.
+    Not by lax: its float64 convolutions are scalar loops on CPU, which would dominate the run time,
+    and need JAX's 64-bit mode. This one shares no code with the convolutions it checks.
     """
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
     *kernel, depth, _ = layer.rhs_shape

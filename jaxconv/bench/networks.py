@@ -1,8 +1,8 @@
-"""Whole networks, without normalisation: what is left is what convolutions cost.
+"""Whole networks, without normalisation, so that convolutions dominate their cost.
 
 A network is written once and run by JAX (``Lax``, which calls ``lax.conv_general_dilated`` as a
-user's model does) and by PyTorch (``torch_peer.Torch``, of the same methods). Convolutions that a
-normalisation follows in the paper have no bias, as there.
+user's model does) and by PyTorch (``torch_peer.Torch``, with the same methods). As in the papers,
+convolutions followed there by a normalisation have no bias.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ LAYOUTS = {
     2: ("NHWC", "HWIO", "NHWC"),
     3: ("NDHWC", "DHWIO", "NDHWC"),
 }
-# Kernel (spatial…, in, out), and bias where there is one.
+# For each layer: kernel (spatial…, in, out), and bias if any.
 Params = list[tuple[Any, ...]]
-# The learning rate: so large that the new parameters, by which a step is checked, are the gradients
-# more than the parameters before.
+# The learning rate: so large that gradients dominate the updated parameters, by which a step is
+# checked.
 RATE = 1024.0
 
 
 def padding(kernel: int) -> int:
-    """Half an odd kernel, nothing for an even one."""
+    """Half the size of an odd kernel, 0 for an even one."""
     return kernel // 2 if kernel % 2 else 0
 
 
 class Lax:
-    """Operations by JAX, channels last. Parameters are taken in the order of the calls."""
+    """Operations by JAX, channels last. Parameters are used in the order of the calls."""
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
@@ -44,7 +44,7 @@ class Lax:
         self._params = iter(params)
 
     def parameters(self, shape: tuple[int, ...], bias: bool) -> tuple[Any, ...]:
-        """The next layer's: a kernel of this shape, and a bias where there is one."""
+        """The next layer's parameters: a kernel of this shape, and a bias if any."""
         del shape, bias
         return next(self._params)
 
@@ -58,7 +58,7 @@ class Lax:
         *,
         bias: bool = True,
     ) -> Any:
-        """A convolution to ``channels``, padded as ``padding`` says."""
+        """A convolution to ``channels``, padded by ``padding``."""
         shape = (kernel, kernel, x.shape[-1] // groups, channels)
         weights, *biases = self.parameters(shape, bias)
         pad = padding(kernel)
@@ -73,7 +73,7 @@ class Lax:
 
     def max_pool(self, x: Any) -> Any:
         """3×3, stride 2, padded by one."""
-        # Axis by axis, of slices: the gradient of lax.reduce_window with lax.max writes five arrays
+        # Axis by axis, by slices: the gradient of lax.reduce_window with lax.max writes five arrays
         # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
         for axis in (1, 2):
             edges = [(1, 1, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
@@ -84,7 +84,7 @@ class Lax:
 
 
 class _Random(Lax):
-    """Gives each layer random parameters, under which activations keep their size."""
+    """Gives each layer random parameters that preserve the scale of activations."""
 
     def __init__(self, seed: int) -> None:
         self.made: Params = []
@@ -147,7 +147,7 @@ def convnext_t(net: Lax, x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network with its parameters outside.
+    """A network, as functions of its parameters.
 
     Attributes:
       layers: x (N, spatial…, channels) → logits (N, …, classes).
@@ -159,7 +159,7 @@ class Network:
     shape: tuple[int, ...] = (224, 224, 3)
 
     def init(self, seed: int = 0) -> Params:
-        """Random parameters under which activations keep their size."""
+        """Random parameters that preserve the scale of activations."""
         net = _Random(seed)
         jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape), jnp.float32))
         return jax.tree.map(jnp.asarray, net.made)
@@ -177,7 +177,7 @@ class Network:
         return self.layers(Lax(params), x)
 
     def step(self, params: Params, x: Array, labels: Array) -> tuple[Array, Params]:
-        """A training step: the loss, and the parameters after one of gradient descent."""
+        """A training step: the loss, and the parameters after one step of gradient descent."""
 
         def loss(params: Params) -> Array:
             logits = jax.nn.log_softmax(self.forward(params, x))

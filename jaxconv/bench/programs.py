@@ -1,4 +1,4 @@
-"""What is timed by lax, by jaxconv and by PyTorch: layers, loops, and whole networks."""
+"""The programs timed by lax, by jaxconv and by PyTorch: layers, loops, and whole networks."""
 
 import dataclasses
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
 
 def convolutions(function: Callable[..., Any], *args: Any) -> list[ConvSpec]:
-    """The convolutions of a function of these arguments, in order."""
+    """The convolutions of a function with these arguments, in program order."""
     return [choice("bench", eqn)[0] for eqn, *_ in walk(fn_jaxpr(function, args, {}))]
 
 
@@ -38,14 +38,14 @@ def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
         name=layer.name,
         direction=direction,
         how=", ".join(choose(spec, platform)[0] for spec in convolutions(by_lax, *operands)),
-        # Both sum thousands of products, each in an order of its own.
+        # Both sum thousands of products, in different orders.
         tolerance=2e-2 if layer.dtype == "bfloat16" else 1e-4,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A program that calls lax alone, with convolutions in a loop or a batch.
+    """A program that calls only lax, with convolutions in a loop or a batch.
 
     ``args`` are the shapes of its arguments.
     """
@@ -122,8 +122,8 @@ class Model:
 
 
 MODELS = tuple(Model(network, batch) for network in NETWORKS for batch in (1, 8))
-# A call takes up to several seconds. Of ResNet-50's step, batch 8, a single pair with PyTorch gave
-# 1.02, seven 0.88.
+# A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch gave
+# a ratio of 1.02, seven pairs 0.88.
 MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
 
 
@@ -145,6 +145,6 @@ def measure_model(model: Model, direction: str, effort: Effort) -> Result:
         name=model.name,
         direction=direction,
         how="accelerate",
-        # The smallest gradients of 50 layers are sums of terms that cancel.
+        # The smallest gradients of 50 layers suffer from cancellation.
         tolerance=1e-4 if forward else 1e-2,
     )

@@ -1,7 +1,7 @@
-"""What the choice of "auto" costs: its time over the best algorithm's, on random convolutions.
+"""Regret of the choice of "auto": its time over the best algorithm's, on random convolutions.
 
-Yardstick: https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_method.html
-states the same of SciPy's choice.
+https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_method.html states the
+same for SciPy's choice, as a yardstick.
 """
 
 import math
@@ -26,10 +26,10 @@ from jaxconv.tools.autotune import operands
 SEED = 2024
 COUNT = 200
 ENOUGH = Effort(16, precision=0.0, fewest=6)
-# Slower than this many times the best after a few calls: not timed further.
+# Candidates slower than this many times the best after a few calls are not timed further.
 HOPELESS = 3.0
-# Operations that take as long as a call; those that lax does in half a second where it is fast, and
-# in its loops; bytes of operands, and of a candidate's intermediate arrays.
+# Operations that take as long as the overhead of a call; those that lax does in half a second on
+# its fast paths, and in its loops; limits on bytes of operands and of intermediate arrays.
 FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS = 1e6, 2e10, 6e8
 OPERANDS, WORKSPACE = 64 << 20, 1 << 30
 
@@ -38,8 +38,8 @@ def random_specs(seed: int, count: int) -> list[ConvSpec]:
     """Random convolutions as they occur in practice, the same for the same seed.
 
     One, two and three dimensions, kernels of 1 to 31, strides, groups, dilations, batches of 1 to
-    8, transposed ones, and weight gradients in the layout that JAX derives; most in float32. All
-    are such that lax takes about half a second at most.
+    8, transposed ones, and weight gradients in the layout that JAX derives; most in float32. They
+    are limited so that lax takes about half a second at most.
     """
     rng = np.random.default_rng(seed)
     specs: list[ConvSpec] = []
@@ -50,7 +50,7 @@ def random_specs(seed: int, count: int) -> list[ConvSpec]:
     return specs
 
 
-# How often what is drawn.
+# Probabilities or relative weights of what is drawn, and limits of sizes.
 NDIM = {1: 0.2, 2: 0.65, 3: 0.15}
 LARGEST = {1: 16384, 2: 256, 3: 40}
 KERNELS = {
@@ -115,7 +115,7 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
 
 
 def _between(rng: np.random.Generator, low: int, high: int) -> int:
-    """A size, all orders of magnitude alike."""
+    """A size, drawn log-uniformly."""
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
@@ -126,7 +126,7 @@ def _channels(rng: np.random.Generator) -> int:
 
 
 def _bounded(spec: ConvSpec) -> bool:
-    # Groups of a batch, and of features outside f32, become one dense convolution with zeros.
+    # Batch groups, and feature groups outside f32, become one dense convolution with zeros.
     masked = spec.batch_group_count if spec.dtype == np.float32 else spec.groups
     fast = (
         spec.spatial_ndim < 3
@@ -147,8 +147,8 @@ def measure_regret(spec: ConvSpec, _: str, effort: Effort) -> Result:
         arrays = operands(spec)
         baseline = Compiled(partial(lax.conv_general_dilated, **arguments(spec)), *arrays)
         subjects = {"lax": baseline}
-        # The chosen one is measured as "auto", which may hand parts on to algorithms that it may
-        # not under its own name.
+        # The chosen one is measured as "auto": by its own name it may delegate parts to fewer
+        # algorithms.
         for name in ("auto", *others):
             function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
             subjects[name] = Compiled(function, *arrays)
@@ -172,10 +172,10 @@ def measure_regret(spec: ConvSpec, _: str, effort: Effort) -> Result:
 
 
 def judged(times: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The best by the first, third, … round and the time of "auto" over its time in the others.
+    """The best in rounds 1, 3, … and the time of "auto" over its time in the other rounds.
 
-    The best of several medians of the same rounds would be the luckiest one too, and its luck
-    counted as regret.
+    Selected and judged on the same rounds, the best would often be a lucky one, and its luck would
+    count as regret.
     """
     best = min(times, key=lambda name: np.median(times[name][::2]))
     others = slice(1, None, 2) if len(times["auto"]) > 1 else slice(None)

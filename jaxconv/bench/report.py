@@ -1,4 +1,4 @@
-"""The suites of ``jaxconv bench``, and what it prints and writes about them and the machine."""
+"""The suites of ``jaxconv bench``, and its reports on them and the machine."""
 
 import dataclasses
 import json
@@ -30,13 +30,13 @@ QUICK = Effort(5, 0.05, precision=0.0)
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What of a suite is run.
+    """The part of a suite to run.
 
     Attributes:
-      case: searched for in the names; None for all.
+      case: a regular expression to search for in the names; None for all.
       direction: one of the suite's; None for all.
-      quick: a few cases, a moment each.
-      specs: how many random convolutions ``regret`` takes.
+      quick: only a few cases, each timed briefly.
+      specs: the number of random convolutions for ``regret``.
     """
 
     case: re.Pattern[str] | None = None
@@ -50,9 +50,9 @@ class Suite:
     """A suite of benchmarks.
 
     Attributes:
-      measure: a case in a direction.
-      cases: all of them, with names and directions; those without are named by ``str``.
-      few: those that a quick run takes.
+      measure: measures a case in a direction.
+      cases: all of them, with names and directions; those without a name are named by ``str``.
+      few: those of a quick run.
       effort: of one case.
     """
 
@@ -62,8 +62,8 @@ class Suite:
     effort: Effort
 
     def run(self, selection: Selection) -> Iterator[str | Result]:
-        """Measures what is selected: also in a quick run, all cases that are asked for by name.
-        Yields the name of what comes, then its result."""
+        """Measures the selected cases; those selected by name also in a quick run. Yields the name
+        of each, then its result."""
         cases = self.cases(selection)
         for case in cases[self.few] if selection.quick and selection.case is None else cases:
             name = getattr(case, "name", None) or str(case)
@@ -84,18 +84,18 @@ SUITES = {
 DIRECTIONS = tuple(dict.fromkeys(d for case in (*LAYERS, *LOOPS, *MODELS) for d in case.directions))
 
 
-# The columns of a table; the figures end at the right.
+# The columns of a table; figures are right-aligned.
 HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "PyTorch")
 HEADER += ("× lax (quartiles)", "× PyTorch (quartiles)", "best", "regret")
 HEADER += ("compile", "workspace", "error")
 WORDS = ("what", "direction", "how", "best")
-# Those that a narrow terminal has no room for, the least important first.
+# Columns dropped for a narrow terminal, the least important first.
 SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "error")
 
 
 def table(results: Sequence[Result], width: float = math.inf) -> str:
-    """A line for each result, without columns in which nothing is known, and without those in
-    ``SPARE`` that a terminal of ``width`` has no room for."""
+    """A line for each result, without empty columns, and without those in ``SPARE`` that do not fit
+    a terminal of ``width``."""
     rows = list(map(_cells, results))
     titles = [t for t, column in zip(HEADER, zip(*rows, strict=True), strict=True) if any(column)]
     text = ""
@@ -141,7 +141,7 @@ def _cells(result: Result) -> tuple[str, ...]:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """Lines about all results of a suite: means, and the worst."""
+    """Lines that summarise the results of a suite: means, and the worst."""
     lines = []
     for peer, title in (("lax", "lax"), ("torch", "PyTorch")):
         ratios = {r: r.quartiles(peer)[1] for r in results if getattr(r, peer)}
@@ -192,7 +192,7 @@ class Report:
         )
 
     def add(self, suite: str, result: Result) -> None:
-        """Keeps and writes a result; concurrent readers see the previous file, whole."""
+        """Keeps a result and rewrites the file atomically, for concurrent readers."""
         self.results.setdefault(suite, []).append(result)
         if self.file is None:
             return
@@ -209,7 +209,7 @@ class Report:
             print(f"\n{suite}\n\n{table(results)}\n\n{lines}", flush=True)
 
     def close(self, written: list[Path], seconds: float) -> None:
-        """Prints what disagrees with lax, what was written, and how long it took."""
+        """Prints disagreements with lax, the files written, and the time taken."""
         files = [str(path) for path in (self.file, *written) if path is not None]
         lines = [f"WRONG: {text}" for text in self.wrong]
         if files:
@@ -223,7 +223,7 @@ class Report:
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """A result's fields and what is computed from them."""
+    """A result's fields and the quantities computed from them."""
     return dataclasses.asdict(result) | {
         "ratios": {p: result.quartiles(p) for p in ("lax", "torch") if getattr(result, p)},
         "error_ratio": result.error_ratio,

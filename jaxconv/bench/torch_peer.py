@@ -1,6 +1,6 @@
-"""The same by PyTorch: layers and networks in its channels-last format, on all cores.
+"""Layers and networks by PyTorch, in its channels-last format, on all cores.
 
-The only module that imports torch; imported where it is installed.
+The only module that imports torch; imported only if it is installed.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ class TorchCall:
     """A function without arguments, ready to be called and timed; see ``timing.Subject``.
 
     Attributes:
-      as_jax: brings an output to JAX's layout.
-      expected: from JAX's output to what ``as_jax`` gives.
+      as_jax: converts an output to JAX's layout.
+      expected: converts JAX's output to the form that ``as_jax`` returns.
     """
 
     function: Callable[[], Any]
@@ -41,7 +41,7 @@ class TorchCall:
 
 
 def tensor(x: Any) -> torch.Tensor:
-    """(N, spatial…, C) of JAX as (N, C, spatial…), with the same order in memory.
+    """JAX's (N, spatial…, C) as (N, C, spatial…), with the same order in memory.
 
     Signals are the exception: PyTorch has no channels-last format for them.
     """
@@ -53,7 +53,7 @@ def tensor(x: Any) -> torch.Tensor:
 
 
 def kernel(weights: Any) -> torch.Tensor:
-    """(spatial…, in, out) of JAX as (out, in, spatial…), channels last."""
+    """JAX's (spatial…, in, out) as (out, in, spatial…), channels last."""
     return tensor(np.moveaxis(np.asarray(weights), -1, 0))
 
 
@@ -91,7 +91,7 @@ class Torch:
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
-    """A layer in one direction, of the same operands; None where PyTorch can't, as with int8."""
+    """A layer in one direction, with the same operands; None if PyTorch lacks it, as for int8."""
     if np.issubdtype(layer.spec.dtype, np.integer):
         return None
     image, cotangent = tensor(operands[0]), tensor(operands[2])
@@ -101,7 +101,7 @@ def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
     if transposed:
         stride, pad = layer.lhs_dilation, layer.rhs_shape[0] - 1 - pad
         weights = weights.flip(tuple(range(2, weights.ndim))).transpose(0, 1).contiguous()
-    # A causal convolution is padded on both sides and its output cut, as is the custom.
+    # A causal convolution is padded on both sides and its output cropped, as is common practice.
     cut = 0 if transposed else (layer.padding[0] - layer.padding[1]) // stride
     numbers = [[number] * layer.ndim for number in (stride, pad, dilation)]
 
@@ -130,17 +130,17 @@ def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
 
 
 def forward(network: Network, params: Any, x: Any) -> TorchCall:
-    """The logits, as JAX's ``Network.forward`` of the same arguments gives them."""
+    """The logits, as by JAX's ``Network.forward`` with the same arguments."""
     weights, images = _parameters(params), tensor(x)
     run = torch.no_grad()(lambda: network.layers(Torch(weights), images))
     return TorchCall(run, torch.Tensor.numpy)
 
 
 def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
-    """A training step that changes its parameters, as is the custom; the loss is compared.
+    """A training step that updates its parameters in place, as is common; the loss is compared.
 
-    It adds zero times the gradients, which takes as long as a step of any other rate, and leads
-    nowhere that a network doesn't return from.
+    The learning rate is zero, which takes as long as any other and keeps the parameters unchanged
+    over repeated steps.
     """
     weights, images = _parameters(params), tensor(x)
     leaves = [leaf.requires_grad_() for layer in weights for leaf in layer]
