@@ -220,7 +220,7 @@ def bench(
     ] = None,
     case: Annotated[
         str | None,
-        typer.Option(help="Run those whose names hold this regular expression.", metavar="REGEX"),
+        typer.Option(help="Run cases whose names match this regular expression.", metavar="REGEX"),
     ] = None,
     direction: Annotated[
         str | None, typer.Option(help=f"Run this one only, of {', '.join(DIRECTIONS)}.")

@@ -112,14 +112,14 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             "a folder's path",
             _folder,
             _user_cache,
-            "the folder where what autotune measures is kept",
+            "the folder for measurements by autotune",
         ),
         "use_cache": Setting(
             "JAXCONV_USE_CACHE",
             "a boolean (1, true, yes, on, 0, false, no, off in the environment)",
             _boolean,
             lambda: True,
-            "whether plans consult what autotune measured",
+            "whether plans use measurements by autotune",
         ),
     }
 )

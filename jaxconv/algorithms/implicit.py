@@ -87,7 +87,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
 
 def doubt(spec: ConvSpec) -> str | None:
     if spec.rhs_shape[-2] == 1 < spec.groups and not spec.weight_gradient:
-        return "a product of single elements is what shift does in another layout"
+        return "a product of single elements is a shift in another layout"
     return pointwise.same_product(spec)
 
 

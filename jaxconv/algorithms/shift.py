@@ -29,7 +29,7 @@ COPIED, LIGHT = 32 << 20, 13
 # products over all columns of taps, each of which is compiled: of 7, 14, 28 and 56 rows, 14 are the
 # fastest or within 20 % of it.
 ROWS, PRODUCTS = 14, 100
-# Bytes of the images whose products are summed at once where one has no more rows than that.
+# Bytes of the images in a block where an image has no more rows than that.
 IMAGE_BYTES = 5 << 20
 # Minimum of outputs in a row where there is only one axis.
 WIDTH = 64

@@ -113,7 +113,7 @@ def _update(folder: Path | None, name: str, merge: Merge, check: Check) -> None:
     else:
         del _pending[folder, name]
         return
-    _warn(folder, name, f"what was measured is known to this process only, since {problem}")
+    _warn(folder, name, f"measurements are known to this process only, since {problem}")
 
 
 def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:

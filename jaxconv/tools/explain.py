@@ -123,7 +123,7 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
 
     lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
     ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
-    only if ``fn`` contains them. Convolutions whose result is unused are left out, as by XLA.
+    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
     Inside ``shard_map`` the shapes are those on one device.
 
     Args:
