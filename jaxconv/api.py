@@ -218,7 +218,7 @@ def conv_transpose(
       rhs: the kernel, (kernel…, input channels, output channels) likewise.
       strides: the factor by which each spatial dimension grows.
       padding: "SAME", "VALID" (of the convolution that this transposes), or (low, high) pairs of
-        this convolution itself; with ``use_consistent_padding``, of the transposed one.
+        this convolution itself; with ``use_consistent_padding``, of the one it transposes.
       rhs_dilation: distance between neighbouring kernel elements.
       dimension_numbers: as in ``conv_general_dilated``; default: channels last, up to 3-D.
       transpose_kernel: flip the kernel's spatial axes and swap its channel axes, so that the result

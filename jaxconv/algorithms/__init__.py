@@ -66,6 +66,6 @@ def _reduced(algorithm: Algorithm) -> Any:
     return _record, (algorithm.name,)
 
 
-# Records hold functions that can't be pickled, so only the name is: unpickling looks it up in the
-# table.
+# Records hold functions that can't be pickled, so they are pickled by name: unpickling looks the
+# name up in the table.
 copyreg.pickle(Algorithm, _reduced)

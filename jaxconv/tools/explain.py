@@ -32,8 +32,8 @@ class Row:
       lax_seconds: likewise, of lax's convolution.
       workspace: bytes of intermediate arrays of one of them.
       count: how often it is run; in a scan, once for each step.
-      within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it is
-        if that branch is taken; else empty.
+      within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
+        assumes that the branch is taken; else empty.
     """
 
     spec: ConvSpec

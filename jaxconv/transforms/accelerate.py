@@ -1,7 +1,7 @@
 """``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
 
 ``fn`` runs unchanged, with its own arguments, but binding lax's convolution has another effect
-while it runs: a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive to the
+while it runs: a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in the
 current trace instead, and forwards everything else. Tracers, static arguments, effects and state
 are thus those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
 """
@@ -61,9 +61,9 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
     ``accelerate(jax.jit(step))`` compile the same. Accelerating twice has no further effect.
 
     Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) are left to
-    lax, with a single warning. Functions already compiled (``jit(f).lower(…).compile()``) are
-    unaffected, and so is code that runs after ``fn`` has returned, such as the function returned by
-    ``jax.vjp``.
+    lax, with one warning for each primitive. Functions already compiled (``jit(f).lower(…)
+    .compile()``) are unaffected, and so is code that runs after ``fn`` has returned, such as the
+    function returned by ``jax.vjp``.
 
     Args:
       fn: any function; its arguments, results, static arguments, donation and effects are
