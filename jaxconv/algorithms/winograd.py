@@ -329,7 +329,7 @@ def supports(m: int, spec: ConvSpec) -> str | None:
         if not jnp.issubdtype(dtype, np.floating):
             return f"its transforms need real floating-point numbers, not {dtype.name}"
     if lax.Precision.HIGHEST in spec.precision:
-        return "precision 'highest' requires the direct products, Winograd forms others"
+        return "precision 'highest' rules out changing which products are formed"
     if spec.weight_gradient:
         spec = layout.forward_of(spec)
     if any(x > 1 for x in (*spec.window_strides, *spec.lhs_dilation, *spec.rhs_dilation)):
