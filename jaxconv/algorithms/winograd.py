@@ -5,9 +5,8 @@ F(m, r) makes m outputs of r taps from m + r - 1 products instead of m·r:
     y = Aᵀ [(G w) ⊙ (Bᵀ x)]
 
 along each spatial axis, with x a tile of m + r - 1 inputs, y its m outputs. Channels are summed
-between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o).
-
-Sums of up to 2**dimensions elements may overflow close to the largest representable number.
+between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o). Sums of
+up to 2**dimensions elements may overflow close to the largest representable number.
 
 Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
 Cook–Toom's: Blahut, "Fast Algorithms for Signal Processing" (2010), chapter 5.
