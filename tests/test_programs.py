@@ -193,7 +193,10 @@ class Program:
         return fun
 
 
-@pytest.mark.parametrize("seed", range(120))
+SEEDS = [*range(60), *(pytest.param(i, marks=pytest.mark.exhaustive) for i in range(60, 240))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_programs(seed: int) -> None:
     program = Program.sample(seed)
     layer = program.layer
