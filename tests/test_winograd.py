@@ -104,9 +104,15 @@ def test_refuses_what_has_no_fractions(dtype: str) -> None:
     assert "real floating-point" in reason
 
 
-@pytest.mark.parametrize("limit", [1, 3000, 12000])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("case", ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"])
+BLOCKED = itertools.product(
+    ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"], NAMES, [1, 3000, 12000]
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "limit"),
+    [pytest.param(*row, marks=[pytest.mark.exhaustive] * (i % 2)) for i, row in enumerate(BLOCKED)],
+)
 def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of an image, one image, several: values and weight gradients are the same."""
     monkeypatch.setattr(winograd, "BLOCK_BYTES_OF_FEW", limit)
