@@ -193,7 +193,7 @@ class Program:
         return fun
 
 
-SEEDS = [*range(60), *(pytest.param(i, marks=pytest.mark.exhaustive) for i in range(60, 240))]
+SEEDS = [*range(40), *(pytest.param(i, marks=pytest.mark.exhaustive) for i in range(40, 160))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
