@@ -20,7 +20,7 @@ from jaxconv.planning.plan import Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
 # Seconds to measure an algorithm on a convolution, and the number of pairs that is enough, unless
-# given by the user. In total this takes half a minute on two cores, half of it compiling.
+# given by the user. In total this takes a minute on two cores.
 BUDGET = 0.3
 ENOUGH = 20
 # An algorithm that needs more intermediate bytes than this is not run: it could exhaust memory.
