@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import oracles
 from jax import lax
 
 from jaxconv.arguments import parse
@@ -37,6 +38,21 @@ class Case:
 
     def lax(self, lhs: Any, rhs: Any) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, **self.arguments)
+
+    def loop(self, lhs: Any, rhs: Any) -> np.ndarray:
+        """By the oracle's loop, which takes explicit padding only."""
+        spec = self.spec()
+        return oracles.loop_conv(
+            lhs,
+            rhs,
+            spec.window_strides,
+            spec.padding,
+            spec.lhs_dilation,
+            spec.rhs_dilation,
+            self.arguments["dimension_numbers"],
+            spec.feature_group_count,
+            spec.batch_group_count,
+        )
 
 
 def _case(

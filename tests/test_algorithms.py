@@ -107,21 +107,6 @@ def conv_by(name: str, case: Case, **arguments: Any) -> Conv:
     return lambda lhs, rhs: jaxconv.conv_general_dilated(lhs, rhs, **arguments, algorithm=name)
 
 
-def loop_conv(case: Case, lhs: np.ndarray, rhs: np.ndarray) -> np.ndarray:
-    spec = case.spec()
-    return oracles.loop_conv(
-        lhs,
-        rhs,
-        spec.window_strides,
-        spec.padding,
-        spec.lhs_dilation,
-        spec.rhs_dilation,
-        case.arguments["dimension_numbers"],
-        spec.feature_group_count,
-        spec.batch_group_count,
-    )
-
-
 def derivatives(conv: Conv) -> Callable[..., dict[str, Array]]:
     """The convolution and its derivatives: multilinear in five arguments, without a minus sign."""
 
@@ -208,7 +193,7 @@ def test_values_and_derivatives(name: str, case: str) -> None:
         assert out.dtype == np.float64
         expected[key].check(out, name)
     lhs, rhs = args[:2]
-    by_loop = dataclasses.replace(expected["out"], value=loop_conv(CASES[case], lhs, rhs))
+    by_loop = dataclasses.replace(expected["out"], value=CASES[case].loop(lhs, rhs))
     by_loop.check(outs["out"], name)
 
 
@@ -231,7 +216,7 @@ def test_shift_sums_a_power_of_two_of_taps_by_a_loop() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_the_oracles_agree(case: str) -> None:
     args, expected = expected_derivatives(case)
-    by_loop = dataclasses.replace(expected["out"], value=loop_conv(CASES[case], *args[:2]))
+    by_loop = dataclasses.replace(expected["out"], value=CASES[case].loop(*args[:2]))
     by_loop.check(expected["out"].value)
 
 
@@ -408,10 +393,10 @@ def test_dtypes(every: bool, name: str, dtype: str, preferred: str | None) -> No
     )(operands)
     for case, (lhs, rhs), out in zip(cases, operands, outs, strict=True):
         assert out.dtype == (preferred or dtype)
-        magnitude = loop_conv(case, np.abs(lhs), np.abs(rhs))
+        magnitude = case.loop(np.abs(lhs), np.abs(rhs))
         length = case.spec().taps * case.spec().rhs_shape[-2]
         for value in (
-            loop_conv(case, lhs, rhs),
+            case.loop(lhs, rhs),
             oracles.lax_conv(lhs, rhs, **case.arguments),
         ):
             spread = oracles.SPREAD.get(name, 0)
