@@ -9,13 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.arguments import fail
 from jaxconv.config import listeners, over_limit
-from jaxconv.planning.measured import winner
-from jaxconv.planning.predict import calibrated
+from jaxconv.planning.predict import Time, model, own_row, predicted, time_of
 from jaxconv.spec import ConvSpec
 
 
@@ -26,7 +24,6 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     Args:
       without: algorithms that must not be chosen.
     """
-    measured = winner(spec, platform)
     spec = prepared(spec)
     possible = [
         name
@@ -35,31 +32,53 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         and algorithm.breach(spec) is None
         and rejection(algorithm, spec) is None
     ]
-    if measured is not None and measured.algorithm in possible:
-        return measured.algorithm, measured.why
     if platform != "cpu":
-        return _on_accelerator(spec, platform, possible)
-    if spec.is_empty and "xla" in possible:
+        planned = _on_accelerator(spec, platform, possible)
+    elif spec.is_empty and "xla" in possible:
         return "xla", "there is nothing to compute"
-    possible = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
-    if spec.is_empty or not possible:
-        return _last_resort(spec)
-    seconds = {name: predicted_seconds(name, spec, platform) for name in possible}
-    seconds = {name: seconds[name] for name in worthwhile(seconds)}
-    best = min(seconds, key=lambda name: seconds[name] + _compiling(name, spec, platform))
-    lax = seconds.get("xla")
-    if lax is None:
-        return best, f"it is predicted to be the fastest ({tables.milliseconds(seconds[best])})"
-    if best == "xla" or seconds[best] > MARGIN * lax:
-        return "xla", "no other is predicted to be clearly faster than XLA's own convolution"
-    figures = f"{tables.milliseconds(seconds[best])}, XLA's own {tables.milliseconds(lax)}"
-    return best, f"it is predicted to be the fastest ({figures})"
+    else:
+        usual = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
+        if spec.is_empty or not usual:
+            return _last_resort(spec)
+        planned = decide({name: predicted(name, spec, platform) for name in usual}, platform)
+    row = own_row(spec, platform)
+    times = {name: time_of(name, spec, platform) for name in possible if row and name in row.seconds}
+    return decide(times, platform, keep=planned[0]) if times else planned
 
 
-# XLA's own convolution is kept unless another's predicted time is below this share of its time.
-MARGIN = 0.9
+# XLA's own convolution is kept unless another's time is likely below this share of its time:
+# the logarithm of their ratio, plus CAUTION standard deviations, must be below that of MARGIN.
+MARGIN, CAUTION = 0.95, 0.5
 # Calls over which compile time is spread where two algorithms are almost equally fast.
 CALLS = 100_000
+
+
+def decide(times: Mapping[str, Time], platform: str, keep: str = "xla") -> tuple[str, str]:
+    """The algorithm to take, given the time of each, and the reason.
+
+    Args:
+      keep: the one that is left only for another that is likely faster.
+    """
+    names = worthwhile({name: time.seconds for name, time in times.items()})
+    known = model(platform)
+    best = min(names, key=lambda name: times[name].seconds + known.compile_seconds(name) / CALLS)
+    likely = keep not in times or best == keep or _is_faster(times[best], times[keep])
+    verb = "was measured" if times[best].measured else "is predicted"
+    lax = times.get("xla")
+    if likely and best != "xla":
+        figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
+        return best, f"it {verb} to be the fastest ({figures})"
+    others = [name for name in times if name != keep]
+    if not others:
+        return keep, "no other can be taken"
+    second = min(others, key=lambda name: times[name].seconds)
+    likely = "was measured to be clearly" if times[second].measured else "is likely to be"
+    return keep, f"no other {likely} faster ({times[keep]}, {second} {times[second]})"
+
+
+def _is_faster(one: Time, other: Time) -> bool:
+    gain = math.log(one.seconds / other.seconds) + CAUTION * math.hypot(one.sigma, other.sigma)
+    return gain < math.log(MARGIN)
 
 
 def worthwhile(seconds: Mapping[str, float]) -> list[str]:
@@ -70,10 +89,6 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
         return seconds[name] <= ALGORITHMS[name].margin * min(others, default=math.inf)
 
     return [name for name in seconds if ALGORITHMS[name].margin == 1 or worth(name)]
-
-
-def _compiling(name: str, spec: ConvSpec, platform: str) -> float:
-    return calibrated(platform).compile_seconds(ALGORITHMS[name], spec) / CALLS
 
 
 def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
@@ -98,22 +113,6 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
     elif "xla" in possible:
         return "xla", "the platform's own convolution is fast for most shapes"
     return _last_resort(spec)
-
-
-@lru_cache(maxsize=8192)
-def predicted_seconds(name: str, spec: ConvSpec, platform: str) -> float:
-    """Seconds of an algorithm that supports the prepared ``spec``."""
-    algorithm = ALGORITHMS[name]
-    return calibrated(platform).seconds(algorithm, spec, parts_seconds(algorithm, spec, platform))
-
-
-def parts_seconds(algorithm: Algorithm, spec: ConvSpec, platform: str) -> float:
-    """Predicted seconds of the smaller convolutions that ``algorithm`` delegates."""
-    total = 0.0
-    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
-        if not part.is_empty:
-            total += predicted_seconds(choose(part, platform)[0], part, platform)
-    return total
 
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
@@ -177,5 +176,4 @@ def checked_platform(function: str, platform: str | None) -> str:
     return platform
 
 
-for _planned in (choose, predicted_seconds, calibrated):
-    listeners.append(_planned.cache_clear)
+listeners.append(choose.cache_clear)

@@ -1,56 +1,210 @@
-"""Measurements on this machine: the fastest algorithm for a convolution, and how fast it is.
+"""Measured convolutions: how long each algorithm took, on which machine. Predictions rest on them.
 
-Winners come from ``autotune``; scales, factors of predicted times, from ``jaxconv tune``.
-The cache has a document of each for each device, version of JAX and version of jaxconv.
+The package has its rows in ``data/rows.jsonl.gz``, readable by ``zcat``: the machines, then a line
+for each convolution with the milliseconds of each algorithm on each machine. ``python -m
+jaxconv.bench.calibrate`` adds to them. The user's own rows, from ``autotune`` and ``jaxconv tune``,
+are in the cache, in a document for each device, version of JAX and version of jaxconv.
 """
 
 import dataclasses
 import enum
+import gzip
 import hashlib
+import json
 import math
 import os
 import platform as system
 import re
-from collections.abc import Mapping
-from functools import lru_cache, partial
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache as once
+from functools import lru_cache
+from importlib import metadata, resources
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from jaxconv import tables
-from jaxconv.algorithms import ALGORITHMS
-from jaxconv.config import config
+from jaxconv.algorithms.base import prepared
+from jaxconv.config import config, listeners
 from jaxconv.planning import cache
 from jaxconv.spec import ConvSpec
 
 
-def key(spec: ConvSpec) -> str:
-    """``spec`` as text: all its fields, the same in every process."""
-    fields = dataclasses.fields(spec)
-    return " ".join(f"{field.name}={_text(getattr(spec, field.name))}" for field in fields)
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where rows were measured.
+
+    Attributes:
+      platform: "cpu", "gpu", "tpu", …
+      processor: its class: architecture, vendor, family, and whether it has AVX-512.
+      cores: that the process could use.
+      jax: the version.
+      own: whether it is the user's, this very one.
+      note: date and command; the same for machines that are otherwise equal.
+    """
+
+    platform: str
+    processor: str
+    cores: int
+    jax: str
+    own: bool = False
+    note: str = dataclasses.field(default="", compare=False)
 
 
-def _text(value: Any) -> str:
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One convolution on one machine.
+
+    Attributes:
+      spec: the convolution, in the canonical layout.
+      seconds: of each algorithm that was measured, the median.
+      compile_seconds: likewise.
+    """
+
+    spec: ConvSpec
+    machine: Machine
+    seconds: Mapping[str, float]
+    compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+# A spec as JSON
+
+
+def fields_of(spec: ConvSpec) -> dict[str, Any]:
+    """``spec`` as JSON, without what is usual."""
+    ones, zeros = (1,) * spec.spatial_ndim, ((0, 0),) * spec.spatial_ndim
+    usual = dict(window_strides=ones, padding=zeros, lhs_dilation=ones, rhs_dilation=ones)
+    usual |= dict(dtype=np.dtype("float32"), out_dtype=spec.dtype, precision=DEFAULT)
+    usual |= dict(feature_group_count=1, batch_group_count=1, weight_gradient=False)
+    values = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
+    return {name: _json(value) for name, value in values if value != usual.get(name)}
+
+
+def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
+    """The spec that ``fields_of`` wrote."""
+    lhs_shape, rhs_shape = tuple(fields["lhs_shape"]), tuple(fields["rhs_shape"])
+    ones = (1,) * (len(lhs_shape) - 2)
+    dtype = _dtype(fields.get("dtype", "float32"))
+    precision = fields.get("precision")
+    return ConvSpec(
+        lhs_shape,
+        rhs_shape,
+        tuple(fields.get("window_strides", ones)),
+        tuple(map(tuple, fields.get("padding", ((0, 0),) * len(ones)))),
+        tuple(fields.get("lhs_dilation", ones)),
+        tuple(fields.get("rhs_dilation", ones)),
+        dtype,
+        _dtype(fields["out_dtype"]) if "out_dtype" in fields else dtype,
+        fields.get("feature_group_count", 1),
+        fields.get("batch_group_count", 1),
+        tuple(lax.Precision[name] for name in precision) if precision else DEFAULT,
+        fields.get("weight_gradient", False),
+    )
+
+
+DEFAULT = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+_dtype = once(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does not know bfloat16
+
+
+def _json(value: Any) -> Any:
     if isinstance(value, tuple):
-        return f"({','.join(map(_text, value))})"
-    if isinstance(value, (np.dtype, enum.Enum)):
-        return value.name
-    return str(value)
+        return [_json(element) for element in value]
+    return value.name if isinstance(value, (np.dtype, enum.Enum)) else value
+
+
+def key(spec: ConvSpec) -> str:
+    """``spec`` as text, the same in every process."""
+    return json.dumps(fields_of(spec))
+
+
+# The package's rows
+
+
+def read(lines: Iterable[str]) -> Iterator[Row]:
+    """The rows in a file of the package."""
+    first, *rest = lines
+    machines = [Machine(**fields) for fields in json.loads(first)]
+    for line in rest:
+        fields, *measured = json.loads(line)
+        spec = spec_of(fields)
+        for which, times, compiling in measured:
+            seconds = {name: time / 1e3 for name, time in times.items()}
+            yield Row(spec, machines[which], seconds, compiling)
+
+
+def written(rows: Iterable[Row]) -> Iterator[str]:
+    """The lines that ``read`` reads."""
+    rows = list(rows)
+    machines = list(dict.fromkeys(row.machine for row in rows))
+    yield json.dumps([dataclasses.asdict(machine) for machine in machines])
+    lines: dict[ConvSpec, list[Any]] = {}
+    for row in rows:
+        times = {name: _rounded(1e3 * time, 3) for name, time in row.seconds.items()}
+        compiling = {name: _rounded(time, 2) for name, time in row.compile_seconds.items()}
+        entry = [machines.index(row.machine), times, compiling]
+        lines.setdefault(row.spec, [fields_of(row.spec)]).append(entry)
+    yield from map(json.dumps, lines.values())
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+@once
+def package_rows() -> tuple[Row, ...]:
+    """The rows that the package comes with."""
+    file = resources.files("jaxconv.planning") / "data" / "rows.jsonl.gz"
+    return tuple(read(gzip.decompress(file.read_bytes()).decode().splitlines()))
+
+
+# This machine
 
 
 @lru_cache
-def fingerprint(platform: str) -> Mapping[str, str] | None:
-    """Device and versions that a measurement is valid for; None if there is no such device."""
-    if platform == "cpu":
-        device = f"{processor()}, {_cores()} cores"  # JAX calls every processor "cpu"
-    else:
-        try:
-            device = jax.devices(platform)[0].device_kind
-        except RuntimeError:
-            return None
-    return {"device": device, "jax": jax.__version__, "jaxconv": version()}
+def here(platform: str) -> Machine:
+    """The machine that this process runs on."""
+    processor = processor_class() if platform == "cpu" else _device(platform) or platform
+    return Machine(platform, processor, cores() or 1, jax.__version__, own=True)
+
+
+def processor() -> str:
+    """The processor's model."""
+    facts = _cpuinfo()
+    return facts.get("model name") or system.processor() or system.machine()
+
+
+def processor_class() -> str:
+    """What decides which algorithm is fast: architecture, vendor and family of the processor, where
+    the system reports them, and whether it has AVX-512."""
+    facts = _cpuinfo()
+    known = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
+    wide = ["with AVX-512"] if "avx512f" in facts.get("flags", "").split() else []
+    return " ".join([system.machine().lower(), *known, *wide])
+
+
+@once
+def _cpuinfo() -> Mapping[str, str]:
+    """What Linux reports of the first core; empty on other systems."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines()]
+    except OSError:
+        return {}
+    return {line[0].strip(): line[1].strip() for line in lines if line[1:]}
+
+
+def cores() -> int | None:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _device(platform: str) -> str | None:
+    try:
+        return jax.devices(platform)[0].device_kind
+    except RuntimeError:
+        return None
 
 
 @lru_cache
@@ -62,118 +216,84 @@ def version() -> str:
         return "unknown"
 
 
-def processor() -> str:
-    """The processor's model."""
-    model = system.processor() or system.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            match = re.search(r"^model name\s*:\s*(.+)$", file.read(), re.MULTILINE)
-        return match[1].strip() if match else model
-    except OSError:  # not Linux
-        return model
+# The user's rows
 
 
-def _cores() -> int | None:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+@lru_cache
+def fingerprint(platform: str) -> Mapping[str, str] | None:
+    """Device and versions that the user's rows are valid for; None if there is no such device."""
+    # JAX calls every processor "cpu".
+    device = f"{processor()}, {cores()} cores" if platform == "cpu" else _device(platform)
+    if device is None:
+        return None
+    return {"device": device, "jax": jax.__version__, "jaxconv": version()}
 
 
-def _name(identity: Mapping[str, str], what: str = "winners") -> str:
+def document_name(identity: Mapping[str, str]) -> str:
     """The document's name: readable, and unique for each fingerprint."""
     text = "-".join(identity.values())
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return f"{what}-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
+    return f"rows-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
 
 
-def _problem(
-    identity: Mapping[str, str], document: cache.Document, what: str = "winners"
-) -> str | None:
-    """What is wrong with a document; None if it is valid."""
-    if document.get("fingerprint") != identity:
-        return "it is of another device or version"
-    return None if isinstance(document.get(what), dict) else f"it has no {what}"
+def _check(identity: Mapping[str, str]) -> cache.Check:
+    def problem(document: cache.Document) -> str | None:
+        """What is wrong with a document; None if it is valid."""
+        if document.get("fingerprint") != identity:
+            return "it is of another device or version"
+        return None if isinstance(document.get("rows"), dict) else "it has no rows"
+
+    return problem
 
 
-@dataclasses.dataclass(frozen=True)
-class Winner:
-    """The fastest algorithm for a convolution.
-
-    Attributes:
-      algorithm: its name.
-      seconds: its median time.
-      ratio: the time of lax's convolution over its own; None where lax's can't run.
-    """
-
-    algorithm: str
-    seconds: float
-    ratio: float | None
-
-    @property
-    def why(self) -> str:
-        figures = tables.milliseconds(self.seconds)
-        if self.ratio is not None:
-            figures += f", {self.ratio:.2f} times as fast as lax's"
-        return f"it was measured fastest on this machine ({figures})"
-
-
-def winner(spec: ConvSpec, platform: str) -> Winner | None:
-    """The measured winner for ``spec``; None if there is none or ``use_cache`` is off."""
-    identity = fingerprint(platform) if config.use_cache else None
-    if identity is None:
-        return None
-    name = _name(identity)
-    document = cache.load(name, partial(_problem, identity))
-    entry = None if document is None else document["winners"].get(key(spec))
-    if entry is None:
-        return None
-    valid = _winner(entry)
-    if valid is None:
-        cache.warn(name, f"{name!r} holds an invalid entry ({entry!r:.200}), which is ignored")
-        return None
-    return valid
-
-
-def _winner(entry: Any) -> Winner | None:
-    """The winner in an entry of the document; None if the entry is invalid."""
-    if not isinstance(entry, dict) or entry.get("algorithm") not in list(ALGORITHMS):
-        return None
-    seconds, ratio = entry.get("seconds"), entry.get("ratio")
-    if not isinstance(seconds, (int, float)) or not isinstance(ratio, (int, float, type(None))):
-        return None
-    return Winner(entry["algorithm"], seconds, ratio)
-
-
-def record(spec: ConvSpec, platform: str, best: Winner) -> None:
-    """Keeps the winner for ``spec`` in the cache, for this device and these versions."""
-    identity = fingerprint(platform)
-    if identity is None:
-        return
-
-    def merged(document: cache.Document) -> cache.Document:
-        winners = document.get("winners", {}) | {key(spec): dataclasses.asdict(best)}
-        return {"fingerprint": identity, "winners": winners}
-
-    cache.update(_name(identity), merged, partial(_problem, identity))
-
-
-def scales(platform: str) -> Mapping[str, float]:
-    """Factors of predicted times on this machine; empty if not tuned or ``use_cache`` is off."""
+@lru_cache
+def own_rows(platform: str) -> Mapping[ConvSpec, Row]:
+    """The user's rows for this device and these versions, by their prepared specs; empty if
+    ``use_cache`` is off."""
     identity = fingerprint(platform) if config.use_cache else None
     if identity is None:
         return {}
-    name = _name(identity, "scales")
-    document = cache.load(name, partial(_problem, identity, what="scales"))
-    factors = {} if document is None else document["scales"]
-    good = {k: v for k, v in factors.items() if isinstance(v, (int, float)) and 0 < v < math.inf}
-    if len(good) < len(factors):
-        cache.warn(name, f"{name!r} holds invalid factors, which are ignored")
-    return good
+    name = document_name(identity)
+    document = cache.load(name, _check(identity))
+    rows = {}
+    for text, entry in (document or {"rows": {}})["rows"].items():
+        row = _own_row(text, entry, here(platform))
+        if row is None:
+            cache.warn(name, f"{name!r} holds an invalid entry ({entry!r:.200}), which is ignored")
+        else:
+            rows[prepared(row.spec)] = row
+    return rows
 
 
-def record_scales(platform: str, factors: Mapping[str, float]) -> None:
-    """Keeps factors of predicted times in the cache, replacing earlier ones."""
+def _own_row(text: str, entry: Any, machine: Machine) -> Row | None:
+    """The row in an entry of the document; None if the entry is invalid."""
+    try:
+        times = [dict(entry[name]) for name in ("seconds", "compile_seconds")]
+        if not times[0] or not all(0 < time < math.inf for t in times for time in t.values()):
+            return None
+        return Row(spec_of(json.loads(text)), machine, *times)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def record(rows: Sequence[Row], platform: str) -> None:
+    """Keeps rows in the user's cache, replacing earlier ones of the same convolutions."""
     identity = fingerprint(platform)
-    if identity is not None:
-        check = partial(_problem, identity, what="scales")
-        document = {"fingerprint": identity, "scales": dict(factors)}
-        cache.update(_name(identity, "scales"), lambda _: document, check)
+    if identity is None:
+        return
+    new = {
+        key(row.spec): {
+            "seconds": {name: _rounded(time, 4) for name, time in row.seconds.items()},
+            "compile_seconds": {n: _rounded(time, 2) for n, time in row.compile_seconds.items()},
+        }
+        for row in rows
+    }
+
+    def merged(document: cache.Document) -> cache.Document:
+        return {"fingerprint": identity, "rows": document.get("rows", {}) | new}
+
+    cache.update(document_name(identity), merged, _check(identity))
+    own_rows.cache_clear()
+
+
+listeners.append(own_rows.cache_clear)

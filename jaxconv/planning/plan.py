@@ -10,7 +10,8 @@ from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.arguments import SIGNATURE, parse
 from jaxconv.config import listeners
-from jaxconv.planning.choose import checked_platform, choose, predicted_seconds, rejection
+from jaxconv.planning.choose import checked_platform, choose, rejection
+from jaxconv.planning.predict import Time, time_of
 from jaxconv.spec import ConvSpec
 
 
@@ -23,7 +24,10 @@ class Candidate:
       reason: why "auto" can't take it; None where it can. The remaining fields are valid only if it
         can run, within the limit of workspace or not.
       doubt: why "auto" leaves it out, though it could run; None where its time is compared.
-      seconds: predicted time, an order of magnitude: measure before you trust it.
+      seconds: its time, predicted or measured.
+      sigma: standard deviation of the time's logarithm: it is likely between ``seconds /
+        exp(sigma)`` and ``seconds * exp(sigma)``.
+      measured: whether exactly this convolution was measured on this machine, by ``autotune``.
       flops: floating-point operations, a multiply and an add counted as two.
       workspace: bytes of intermediate arrays besides operands and output.
       gemm: (count, m, n, k) of its matrix products, None where it has none.
@@ -33,12 +37,14 @@ class Candidate:
     reason: str | None = None
     doubt: str | None = None
     seconds: float = 0.0
+    sigma: float = 0.0
+    measured: bool = False
     flops: int = 0
     workspace: int = 0
     gemm: tuple[int, int, int, int] | None = None
 
 
-HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "predicted", "what it does")
+HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "time", "what it does")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +88,7 @@ class Plan(tables.Report):
                 continue
             gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
             mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
-            seconds = tables.milliseconds(c.seconds)
+            seconds = str(Time(c.seconds, c.sigma, c.measured))
             summary = ALGORITHMS[c.name].summary if c.reason is None else f"not chosen: {c.reason}"
             if c.reason is None and c.doubt is not None and not chosen:
                 summary += f" (left out: {c.doubt})"
@@ -146,8 +152,8 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
         return Candidate(algorithm.name, rejection(algorithm, spec))
     name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
     doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
-    seconds = predicted_seconds(name, spec, platform)
-    return Candidate(name, reason, doubted, seconds, cost.flops, cost.workspace, cost.gemm)
+    time = dataclasses.astuple(time_of(name, spec, platform))
+    return Candidate(name, reason, doubted, *time, cost.flops, cost.workspace, cost.gemm)
 
 
 listeners.append(plan_spec.cache_clear)

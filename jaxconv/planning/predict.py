@@ -1,218 +1,143 @@
-"""How long an algorithm takes: a formula with fitted constants, corrected by near measurements.
+"""How long an algorithm takes, and how sure that is, from convolutions that were measured.
 
-    seconds = (Σ constant · quantity) · exp(Σ weight · nearness)
+    log seconds = log roofline + correction
 
-The quantities measure the work: FLOPs in whole vectors, bytes of the matrices, traffic within and
-beyond the cache, freshly allocated memory, steps of a loop. Effects that such a formula misses
-(which of XLA's kernels a convolution runs, how well it fills the tiles) are interpolated between
-measured convolutions, whose nearness is a Gaussian of the distance in shape. Rasmussen & Williams,
-"Gaussian Processes for Machine Learning" (2006), chapter 2.
+The roofline is what the work takes at least on a common machine: a call, FLOPs over their rate and
+bytes over a bandwidth, the same for all algorithms. How far an algorithm stays above it is not
+modelled but interpolated between measured convolutions. That is all there is to a prediction; to
+see why a convolution is predicted as it is, look at its nearest rows (``nearest``).
 
-Constants, weights and measured convolutions are data, one file for each platform, class of device
-and range of versions of JAX in ``data/``; ``python -m jaxconv.bench.calibrate`` makes them.
+**Position.** Each convolution has a position: logarithms of its sizes, strides and dilations, its
+dtype, and which of XLA's code paths it takes (``position``). Convolutions that behave alike are
+near each other, and their corrections are alike.
+
+**Interpolation.** The correction is a Gaussian process: a weighted mean of the corrections of the
+nearest measured convolutions, with the weights that minimise the expected error, where two
+corrections at distance d of each other have the covariance
+
+    relation · (SMOOTH² · matern(d / DISTANCE) + SLOPE² · x·y + LEVEL²)
+
+Matérn's function lets them become independent with distance, the product allows a slope along each
+coordinate (im2col gets worse with every tap), and the level is an algorithm's own. A measurement
+has an error of NOISE. Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006),
+chapters 2 and 4.
+
+**Machines.** ``relation`` says how much a row from one machine says about another: what all
+machines share, and what only those share that have the same class of processor, the same version of
+JAX, or are the user's own. Cores enter as a gain: a correction that is proportional to the logarithm
+of their number and is learned, for each shape, from rows on one core and on two. A loop that runs
+block after block has none, a large matrix product all of it.
+
+**Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm. It is
+small beside rows of this machine, larger away from all rows, on a processor or a version of JAX
+without rows, and it grows with the number of cores beyond those measured. ``choose`` leaves XLA's
+own convolution only where the gain is likely. A row of exactly this convolution on this machine,
+from ``autotune``, is no prediction: it is taken as it is.
+
+The constants were chosen by cross-validation on the package's rows; they are the same for all
+algorithms and machines.
 """
 
 import dataclasses
-import json
 import math
-import platform as system
-from collections.abc import Mapping
-from functools import cache, lru_cache
-from importlib import resources
-from typing import Any
+from collections.abc import Iterable
+from functools import lru_cache
 
-import jax
 import numpy as np
 
-from jaxconv import layout
-from jaxconv.algorithms import xla
-from jaxconv.algorithms.base import Algorithm
-from jaxconv.planning.measured import scales
+from jaxconv import layout, tables
+from jaxconv.algorithms import ALGORITHMS, xla
+from jaxconv.algorithms.base import prepared
+from jaxconv.config import listeners
+from jaxconv.planning.measured import Machine, Row, here, own_rows, package_rows
 from jaxconv.spec import ConvSpec
 
-# Bytes that a core's second-level cache holds, with some margin.
-CACHE = 1_500_000
-# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads;
-# waking one takes 20 to 60 µs.
-WAKING = 200_000
-
+# The roofline, of two cores: seconds of a call and of a step of a loop, FLOP/s, bytes/s.
+CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
+# The Gaussian process.
+SMOOTH, SLOPE, LEVEL, DISTANCE, NOISE = 0.8, 0.3, 1.0, 5.0, 0.12
+# Shares of the variance between machines.
+SHARED, PROCESSOR, VERSION, OWN, CORES = 0.6, 0.2, 0.1, 0.1, 0.1
+NEAREST = 128  # rows that a prediction takes into account
+OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut
+UNKNOWN = 1.0  # sigma of an algorithm without rows
+REPEATED = 0.03  # sigma of a measurement that is repeated
+ACCELERATOR = 0.01  # an accelerator without rows is assumed to be 100 times as fast
+# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads.
+SPLIT = 200_000
 DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
 
 
-def kind(algorithm: Algorithm, spec: ConvSpec) -> str:
-    """The key of constants: an algorithm's name, with a separate one for its weight gradient."""
-    return f"{algorithm.name} gradient" if spec.weight_gradient else algorithm.name
+@dataclasses.dataclass(frozen=True)
+class Time:
+    """The time of an algorithm.
 
-
-def quantities(algorithm: Algorithm, spec: ConvSpec, parts: float) -> dict[str, float]:
-    """The feature vector of the cost model for a prepared ``spec``, scaled to roughly seconds.
-
-    Args:
-      parts: seconds of the smaller convolutions that it delegates.
+    Attributes:
+      seconds: the median.
+      sigma: standard deviation of its logarithm: it is likely between ``seconds / exp(sigma)`` and
+        ``seconds * exp(sigma)``.
+      measured: whether exactly this convolution was measured on this machine.
     """
-    cost = algorithm.cost(spec)
-    size = spec.dtype.itemsize
-    amounts = {"call": 5e-6, "steps": 1e-6 * cost.steps, **cost.extra}
-    if algorithm.parts is not None:
-        amounts["parts"] = parts
-    elif cost.gemm is None:
-        amounts["flops"] = cost.flops / 5e10
-        # Vectorised along the last axis, if that is long enough.
-        amounts["narrow"] = cost.flops / 5e10 / min(_innermost(spec), layout.LANES)
-    else:
-        count, m, n, k = cost.gemm
-        # Products with fewer columns than lanes take as long as full vectors.
-        amounts["flops"] = 2 * count * m * k * -(-n // layout.LANES) * layout.LANES / 3e11
-        amounts["a"] = count * m * k * size / 2e10
-        amounts["b"] = count * k * n * size / 2e10
-        amounts["c"] = count * m * n * size / 2e10
-        amounts["products"] = count * 1e-6
-    # Each step of a large enough operation wakes a second thread.
-    amounts["woken"] = 2e-5 * cost.steps * (10 * cost.traffic / cost.steps > WAKING)
-    amounts["woken by flops"] = 2e-5 * cost.steps * (cost.flops / cost.steps > 10 * WAKING)
-    output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
-    amounts["woken by output"] = 2e-5 * (10 * output > WAKING)
-    in_cache = cost.workspace + spec.operand_bytes < CACHE
-    amounts["cached" if in_cache else "beyond"] = cost.traffic / 1e10
-    amounts["fresh"] = (cost.workspace + output) / 1e10
-    return amounts
+
+    seconds: float
+    sigma: float
+    measured: bool = False
+
+    def __str__(self) -> str:
+        """ "0.300 ms, measured" or "0.300 ms ×/÷ 1.4"."""
+        sure = ", measured" if self.measured else f" ×/÷ {math.exp(self.sigma):.1f}"
+        return tables.milliseconds(self.seconds) + sure
 
 
-def _innermost(spec: ConvSpec) -> int:
-    """Length of the axis along which ``shift`` multiplies: channels, or outputs of one channel."""
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    groups, outputs = forward.groups, forward.out_channels // forward.groups
-    alone = outputs == 1 and (not spec.weight_gradient or forward.rhs_shape[-2] == 1)
-    return groups if alone else outputs
+def roofline(flops: float, traffic: float, steps: int = 1) -> float:
+    """Seconds that work takes at least, about: FLOPs, bytes, steps of a loop."""
+    return CALL + flops / RATE + traffic / BANDWIDTH + STEP * (steps - 1)
 
 
-QUANTITIES = (
-    *("call", "steps", "parts", "flops", "narrow", "terms", "looped", "a", "b", "c", "products"),
-    *("woken", "woken by flops", "woken by output", "cached", "beyond", "fresh"),
-    *xla.REGIMES[2:],
-)
-
-
-def position(spec: ConvSpec) -> np.ndarray:
-    """Coordinates of a prepared ``spec``: convolutions that behave alike are near each other."""
+def position(spec: ConvSpec) -> list[float]:
+    """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one."""
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     groups, m, n, _ = forward.gemm
-
-    def log(value: int) -> float:
-        return math.log2(max(1, value))
-
-    spatial = forward.spatial_ndim
-    return np.array(
-        [
-            log(m) / 3,
-            log(n) / 2,
-            log(forward.rhs_shape[-2]) / 2,
-            log(forward.taps) / 2,
-            log(groups) / 3,
-            log(forward.lhs_shape[0]) / 3,
-            log(spec.operand_bytes) / 4,
-            log(min(forward.out_spatial, default=1)) / 3,
-            1.5 * spatial,
-            float(max(forward.window_strides, default=1) > 1),
-            float(max(forward.lhs_dilation, default=1) > 1),
-            0.7 * (max(forward.rhs_dilation, default=1) > 1),
-            float(forward.taps == 1),
-            1.5 * (10 * math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize > WAKING),
-            1.5 * (10 * math.prod(spec.lhs_shape) * spec.dtype.itemsize > WAKING),
-            1.0 * (spec.flops > 10 * WAKING),
-            *(3.0 * (xla.regime(spec) == name) for name in xla.REGIMES),
-            *(2.0 * (spec.dtype.name == name) for name in DTYPES),
-        ]
-    )
-
-
-def nearness(points: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
-    """points: (p, d), others: (q, d) → (p, q), 1 + ``ALONE`` where they are the same."""
-    squares = ((points[:, None] - others) ** 2).sum(-1)
-    return np.exp(-0.5 * squares / distance**2) + ALONE * (squares < 1e-4)
+    c, dtype = forward.rhs_shape[-2], spec.dtype.name
+    stride = max(forward.window_strides, default=1)
+    hole = max(forward.lhs_dilation, default=1)
+    dilation = max(forward.rhs_dilation, default=1)
+    output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
+    image = math.prod(spec.lhs_shape) * spec.dtype.itemsize
+    path = xla.regime(spec)
+    return [
+        _log(m) / 3,
+        _log(n) / 2,
+        _log(c) / 2,
+        _log(forward.taps) / 2,
+        _log(groups) / 3,
+        _log(forward.lhs_shape[0]) / 3,
+        _log(spec.operand_bytes) / 4,
+        _log(min(forward.out_spatial, default=1)) / 3,
+        1.5 * forward.spatial_ndim,
+        0.5 * (stride > 1) + 0.5 * _log(stride),
+        0.5 * (hole > 1) + 0.5 * _log(hole),
+        0.35 * (dilation > 1) + 0.35 * _log(dilation),
+        float(forward.taps == 1),
+        1.5 * (10 * output > SPLIT),
+        1.5 * (10 * image > SPLIT),
+        float(spec.flops > 10 * SPLIT),
+        1.5 * spec.weight_gradient,
+        *(3.0 * (path == name) for name in xla.REGIMES),
+        *(2.0 * (dtype == name) for name in DTYPES),
+    ]
 
 
-# Variance that a measurement does not share with its neighbours, over the variance that it does:
-# a measured convolution is predicted as measured.
-ALONE = 0.2
+def _log(value: int) -> float:
+    return math.log2(max(1, value))
 
 
-@dataclasses.dataclass(frozen=True)
-class Constants:
-    """Fitted parameters of one kind of algorithm.
-
-    Attributes:
-      constants: coefficients of the quantities, in the order of ``QUANTITIES``.
-      bias: median logarithm of the measured seconds over the formula's.
-      weights: of the residuals, one for each measured convolution; 0 where it was not measured.
-      compile_seconds: of one convolution, the median.
-    """
-
-    constants: np.ndarray
-    bias: float
-    weights: np.ndarray
-    compile_seconds: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Calibration:
-    """Measured constants, and where they come from.
-
-    Attributes:
-      origin: device, versions, date, command.
-      distance: length scale of nearness, in the units of ``position``.
-      points: positions of the measured convolutions.
-      kinds: by ``kind``.
-      scales: factors for this machine by ``kind``, measured by ``jaxconv tune``; "all": for kinds
-        with neither constants nor a factor of their own.
-    """
-
-    origin: Mapping[str, Any]
-    distance: float
-    points: np.ndarray
-    kinds: Mapping[str, Constants]
-    scales: Mapping[str, float]
-
-    def seconds(self, algorithm: Algorithm, spec: ConvSpec, parts: float = 0.0) -> float:
-        """Predicted time of a prepared ``spec``; ``parts`` as in ``quantities``."""
-        known = self.known(algorithm, spec)
-        amount = quantities(algorithm, spec, parts)
-        own = kind(algorithm, spec)
-        if known is None:
-            scale = self.scales.get(own, self.scales.get("all", 1.0))
-            return sum(amount.values()) * scale
-        amounts = np.array([amount.get(quantity, 0.0) for quantity in QUANTITIES])
-        correction = known.bias + float(_nearness(self, spec) @ known.weights)
-        # Times of parts are already scaled.
-        scale = 1.0 if algorithm.parts else self.scales.get(own, 1.0)
-        return float(amounts @ known.constants) * math.exp(correction) * scale
-
-    def compile_seconds(self, algorithm: Algorithm, spec: ConvSpec) -> float:
-        """Median seconds to compile one convolution."""
-        known = self.known(algorithm, spec)
-        return 0.0 if known is None else known.compile_seconds
-
-    def known(self, algorithm: Algorithm, spec: ConvSpec) -> Constants | None:
-        # Some treat a weight gradient as any other convolution: the same constants serve both.
-        return self.kinds.get(kind(algorithm, spec)) or self.kinds.get(algorithm.name)
-
-
-@lru_cache(maxsize=64)
-def _nearness(calibration: Calibration, spec: ConvSpec) -> np.ndarray:
-    """Nearness of ``spec`` to the measured convolutions; the same for all algorithms."""
-    return nearness(position(spec)[None], calibration.points, calibration.distance)[0]
-
-
-def from_document(document: Mapping[str, Any], scales: Mapping[str, float]) -> Calibration:
-    """The calibration in a parsed file."""
-    points = np.array(document["points"], float)
-    kinds = {}
-    for name, entry in document["kinds"].items():
-        weights = np.zeros(len(points))
-        weights[entry["measured"]] = entry["weights"]
-        constants = np.array([entry["constants"].get(q, 0.0) for q in QUANTITIES])
-        kinds[name] = Constants(constants, entry["bias"], weights, entry["compile_seconds"])
-    return Calibration(document["origin"], document["distance"], points, kinds, scales)
+def relation(one: Machine, other: Machine) -> float:
+    """How much a row from ``one`` says about ``other``; 1 at most between machines of one core."""
+    same = PROCESSOR * (one.processor == other.processor)
+    same += VERSION * (version(one.jax) == version(other.jax))
+    same += OWN * (one.own == other.own)
+    return SHARED + same + CORES * math.log2(one.cores) * math.log2(other.cores)
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -220,61 +145,123 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
-@cache
-def documents() -> tuple[Mapping[str, Any], ...]:
-    """All calibrations of the package, by JAX and by device."""
-    folder = resources.files("jaxconv.planning") / "data"
-    texts = [file.read_text() for file in folder.iterdir() if file.name.endswith(".json")]
-    documents = map(json.loads, texts)
+def _alike(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """The covariance of corrections on one machine, given squared distances and products."""
+    reach = np.sqrt(3 * np.maximum(squares, 0)) / DISTANCE  # Matérn's function of order 3/2
+    return SMOOTH**2 * (1 + reach) * np.exp(-reach) + SLOPE**2 * products + LEVEL**2
 
-    def key(document: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
-        return version(document["origin"]["jax"]), document["origin"]["device"]
 
-    return tuple(sorted(documents, key=key))
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """The rows of one algorithm: which points and machines, how far above the roofline."""
+
+    points: np.ndarray
+    machines: np.ndarray
+    corrections: np.ndarray
+    level: float  # the median
+    compile_seconds: float
+
+
+class Model:
+    """Times for one machine from measured rows."""
+
+    def __init__(self, rows: Iterable[Row], machine: Machine) -> None:
+        rows = list(rows)
+        specs = {spec: i for i, spec in enumerate(dict.fromkeys(row.spec for row in rows))}
+        every = [prepared(spec) for spec in specs]
+        self.points = np.array([position(spec) for spec in every]).reshape(len(every), -1)
+        floor = np.log([roofline(spec.flops, spec.operand_bytes) for spec in every])
+        machines = {m: i for i, m in enumerate(dict.fromkeys([row.machine for row in rows]))}
+        self.relations = np.array([[relation(a, b) for b in machines] for a in machines])
+        self.relation = np.array([relation(machine, other) for other in machines])
+        self.itself = relation(machine, machine)
+        self.known: dict[str, _Measured] = {}
+        columns: dict[str, list[tuple[int, int, float, float]]] = {}
+        for row in rows:
+            at = specs[row.spec], machines[row.machine]
+            for name, seconds in row.seconds.items():
+                compiling = row.compile_seconds.get(name, math.nan)
+                columns.setdefault(name, []).append((*at, seconds, compiling))
+        for name, column in columns.items():
+            points, which, seconds, compiling = map(np.array, zip(*column, strict=True))
+            above = np.log(seconds) - floor[points]
+            level = float(np.median(above))
+            corrections = np.clip(above - level, -OUTLIER, OUTLIER)
+            compiled = compiling[~np.isnan(compiling)]
+            middle = float(np.median(compiled)) if len(compiled) else 0.0
+            self.known[name] = _Measured(points, which, corrections, level, middle)
+
+    def predict(self, name: str, spec: ConvSpec) -> Time | None:
+        """The time of an algorithm for a prepared ``spec``; None where it has no rows."""
+        known = self.known.get(name)
+        if known is None:
+            return None
+        weights, near, sigma = self._weights(known, spec)
+        correction = known.level + float(weights @ known.corrections[near])
+        floor = roofline(spec.flops, spec.operand_bytes)
+        return Time(floor * math.exp(correction), sigma)
+
+    def compile_seconds(self, name: str) -> float:
+        """Median seconds to compile one convolution by an algorithm; 0 where it has no rows."""
+        known = self.known.get(name)
+        return 0.0 if known is None else known.compile_seconds
+
+    def _weights(self, known: _Measured, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, float]:
+        """The weights of the nearest rows, which those are, and the standard deviation."""
+        x, squares = _place(self, spec)
+        related = self.relation[known.machines]
+        nearness = related * np.exp(-np.sqrt(squares[known.points]) / DISTANCE)
+        near = np.argsort(-nearness)[:NEAREST]
+        points, machines = self.points[known.points[near]] - x, known.machines[near]
+        products = points @ points.T
+        lengths = np.diag(products)
+        distances = lengths[:, None] + lengths - 2 * products
+        covariance = _alike(distances, products) * self.relations[np.ix_(machines, machines)]
+        covariance[np.diag_indices_from(covariance)] += NOISE**2
+        towards = _alike(lengths, np.zeros(len(near))) * related[near]
+        weights = np.linalg.solve(covariance, towards)
+        variance = self.itself * (SMOOTH**2 + LEVEL**2) - float(weights @ towards)
+        return weights, near, math.sqrt(max(variance, 0.0) + NOISE**2)
+
+
+@lru_cache(maxsize=64)
+def _place(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
+    """The position of ``spec``, and its squared distances from all points."""
+    x = np.array(position(spec))
+    return x, ((model.points - x) ** 2).sum(1)
 
 
 @lru_cache
-def document_for(platform: str) -> Mapping[str, Any] | None:
-    """The calibration for a platform: for this class of processor, else the first, and for the
-    newest JAX that is not newer than the installed one."""
-    fitting = [document for document in documents() if document["origin"]["platform"] == platform]
-    if not fitting:
-        return None
-    here, processor = version(jax.__version__), device_class()
-
-    def likeness(document: Mapping[str, Any]) -> tuple[bool, bool, tuple[int, ...]]:
-        other, measured = document["origin"]["device"], version(document["origin"]["jax"])
-        newer = measured > here
-        rank = tuple(-part for part in measured) if newer else measured
-        return other == processor, not newer, rank
-
-    return max(fitting, key=likeness)
+def model(platform: str) -> Model:
+    """The model for this machine: of the package's rows for ``platform`` and the user's."""
+    rows = [row for row in package_rows() if row.machine.platform == platform]
+    return Model([*rows, *own_rows(platform).values()], here(platform))
 
 
-@cache
-def device_class() -> str:
-    """The properties of the processor that decide which algorithm is fast: architecture, vendor and
-    family, where the system reports them, and whether it has AVX-512."""
-    machine = system.machine().lower()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            lines = [line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines()]
-    except OSError:
-        return machine
-    facts = {name.strip(): value.strip() for name, value in (line for line in lines if line[1:])}
-    known = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
-    wide = ["with AVX-512"] if "avx512f" in facts.get("flags", "").split() else []
-    return " ".join([machine, *known, *wide])
+@lru_cache(maxsize=8192)
+def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
+    """The time of an algorithm that supports the prepared ``spec``, from rows of others too."""
+    prediction = model(platform).predict(name, spec)
+    if prediction is None:
+        cost = ALGORITHMS[name].cost(spec)
+        scale = 1.0 if platform == "cpu" else ACCELERATOR
+        seconds = scale * roofline(cost.flops, cost.traffic, cost.steps)
+        prediction = Time(seconds, UNKNOWN)
+    return prediction
 
 
-# Where nothing was measured: an accelerator is assumed to be about 100 times as fast.
-ESTIMATE = 0.01
+def time_of(name: str, spec: ConvSpec, platform: str) -> Time:
+    """As ``predicted``, but the measured time where exactly ``spec`` was measured here."""
+    row = own_row(spec, platform)
+    if row is not None and name in row.seconds:
+        return Time(row.seconds[name], REPEATED, measured=True)
+    return predicted(name, spec, platform)
 
 
-@lru_cache
-def calibrated(platform: str) -> Calibration:
-    """The calibration used for a platform; an estimate where nothing was measured."""
-    document = document_for(platform)
-    if document is None:
-        return Calibration({"device": "an estimate"}, 1.0, np.zeros((0, 0)), {}, {"all": ESTIMATE})
-    return from_document(document, scales(platform))
+def own_row(spec: ConvSpec, platform: str) -> Row | None:
+    """The user's row of exactly the prepared ``spec``."""
+    return own_rows(platform).get(spec)
+
+
+for _derived in (model, predicted):
+    listeners.append(_derived.cache_clear)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,16 +16,14 @@ from jax import Array
 from jaxconv import tables
 from jaxconv.arguments import fail
 from jaxconv.config import notify
-from jaxconv.planning.choose import execute, worthwhile
-from jaxconv.planning.measured import Winner, record
+from jaxconv.planning.choose import decide, execute
+from jaxconv.planning.measured import Row, here, record
 from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.predict import REPEATED, Time
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 
-# Another algorithm replaces the planned one if its median ratio is below this, and faster in three
-# rounds of four: noise between two timings of the same algorithm does not reach this.
-MARGIN = 0.95
 # Multiples of the best prediction, which is an order of magnitude, and of the fastest of a few
 # first calls, above which an algorithm is not measured further.
 HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
@@ -41,14 +39,18 @@ class Measurement:
       spec: the convolution, in the canonical layout.
       planned: the algorithm that "auto" took before.
       chosen: the one that it takes from now on.
+      why: the reason for it.
       seconds: (algorithm, median time) of each measured algorithm, the fastest first.
+      compile_seconds: (algorithm, seconds to compile it).
       ratio: the time of lax's convolution over that of ``chosen``; None where lax's can't run.
     """
 
     spec: ConvSpec
     planned: str
     chosen: str
+    why: str
     seconds: tuple[tuple[str, float], ...]
+    compile_seconds: tuple[tuple[str, float], ...]
     ratio: float | None
 
 
@@ -140,7 +142,7 @@ def autotune(
     rows = []
     for spec in _shown(list(specs), progress):
         row = measure(spec, platform)
-        record(spec, platform, Winner(row.chosen, dict(row.seconds)[row.chosen], row.ratio))
+        record([Row(spec, here(platform), dict(row.seconds), dict(row.compile_seconds))], platform)
         notify()
         rows.append(row)
     return Tuning(platform, tuple(rows))
@@ -185,28 +187,16 @@ def measure(spec: ConvSpec, platform: str) -> Measurement:
     rounds = alternate([subjects[name] for name in running], ROUNDS, SECONDS, fewest=FEWEST_ROUNDS)
     times = dict(zip(running, zip(*rounds, strict=True), strict=True))
 
-    chosen = _choose(planned, times)
     seconds = first | {name: float(np.median(times[name])) for name in running}
+    compiling = {name: subjects[name].compile_seconds for name in first}
+    times_of = {name: Time(time, REPEATED, measured=True) for name, time in seconds.items()}
+    chosen, why = decide(times_of, platform, keep=planned)
     lax_times = times.get("xla", (first["xla"],)) if "xla" in first else None
-    ratio = None if lax_times is None else float(np.median(np.divide(lax_times, times[chosen])))
+    ratio = None
+    if lax_times is not None and chosen in times:
+        ratio = float(np.median(np.divide(lax_times, times[chosen])))
     ranked = sorted(seconds.items(), key=lambda item: item[1])
-    return Measurement(spec, planned, chosen, tuple(ranked), ratio)
-
-
-def _choose(planned: str, times: Mapping[str, Sequence[float]]) -> str:
-    """The fastest by its median ratio to the planned one, which is kept unless clearly beaten.
-
-    Args:
-      times: seconds of each algorithm, round by round.
-    """
-    medians = {name: float(np.median(column)) for name, column in times.items()}
-    names = worthwhile(medians)
-    if planned not in names:
-        return min(names, key=medians.__getitem__)
-    ratios = {name: np.divide(times[name], times[planned]) for name in names}
-    best = min(ratios, key=lambda name: np.median(ratios[name]))
-    beaten = np.median(ratios[best]) < MARGIN and np.quantile(ratios[best], 0.75) < 1
-    return best if beaten else planned
+    return Measurement(spec, planned, chosen, why, tuple(ranked), tuple(compiling.items()), ratio)
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
