@@ -1,11 +1,9 @@
 """The command line: ``jaxconv compare``, ``jaxconv bench``, ``jaxconv tune``, ``jaxconv run``."""
 
-import importlib.util
 import io
 import math
 import os
 import re
-import runpy
 import shutil
 import sys
 import tempfile
@@ -44,6 +42,8 @@ import numpy as np
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
+from jaxconv.planning import measured
+from jaxconv.tools import script as scripts
 from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
@@ -135,7 +135,7 @@ def compare(
     try:
         _compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(scripts.INTERRUPTED) from None
 
 
 def _check_output(output: Path, image: Path | None) -> None:
@@ -255,7 +255,7 @@ def bench(
     try:
         _bench(suites or ["layers"], selection, file, folder)
     except KeyboardInterrupt:
-        raise typer.Exit(130) from None
+        raise typer.Exit(scripts.INTERRUPTED) from None
 
 
 def _selection(
@@ -302,20 +302,31 @@ def tune(
     seconds: Annotated[
         float, typer.Option(min=1, help="No further convolution is timed after this many seconds.")
     ] = calibrate.SECONDS,
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget", help="Drop what tune and autotune measured on this machine, and exit."
+        ),
+    ] = False,
 ) -> None:
     """Measure how fast this machine is, to adapt predicted times to it.
 
-    Times random convolutions for about a minute and keeps a factor for each algorithm in the cache
-    folder for later plans. ``jaxconv.autotune`` measures the convolutions of a program.
+    Times random convolutions for about a minute and keeps them in the cache folder, from where
+    later plans learn. ``jaxconv.autotune`` measures the convolutions of a program.
     """
+    if forget:
+        count = measured.forget(jax.default_backend())
+        print(f"Dropped {count} convolutions measured with this device and these versions.")
+        return
     console = Console(stderr=True)
     with console.status("Timing convolutions") as status:
         try:
             tuned = calibrate.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(scripts.INTERRUPTED) from None
         except ValueError as error:  # a platform without predictions
             _fail(str(error).removeprefix("jaxconv."))
+    _replace_unknown_signs()
     print(tuned)
 
 
@@ -341,8 +352,18 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="At the end, print the plans to stderr.")
     ] = False,
+    autotune: Annotated[
+        bool,
+        typer.Option(
+            "--autotune",
+            help="At the end, measure the convolutions, for later runs; the table goes to stderr.",
+        ),
+    ] = False,
 ) -> None:
     """Run an unmodified Python script with its convolutions planned by jaxconv.
+
+    With --autotune those that were compiled are measured after the script has ended, for some
+    seconds each, unless they are known or it was interrupted; the next run is planned by them.
 
     JAX is imported before the script starts: environment variables that JAX reads on import, such
     as JAX_PLATFORMS, must be set outside the script.
@@ -353,42 +374,20 @@ def run(
     sys.argv = [script, *(args or ())]
     if not sys.flags.safe_path:  # as Python itself does
         sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
-    _check_script(script, module)
+    if problem := scripts.problem(script, module):
+        _fail(f"can't run {script!r}: {problem}")
     enable(platform or ("cpu",))
     compiled = Compiled()
     if explain:
         observers.append(compiled)
+    code = None
     try:
-        _execute(script, module)
+        scripts.execute(script, module)
+    except SystemExit as end:
+        code = end.code
+        raise
     finally:
         if explain:
             print(compiled, file=sys.stderr)
-
-
-def _check_script(script: str, module: bool) -> None:
-    """Fails if the script or module does not exist."""
-    try:
-        if not module:
-            open(script, "rb").close()
-        elif importlib.util.find_spec(script) is None:
-            _fail(f"can't run {script!r}: there is no such module")
-    except (OSError, ImportError) as error:
-        _fail(f"can't run {script!r}: {getattr(error, 'strerror', None) or error}")
-
-
-def _execute(script: str, module: bool) -> None:
-    """Runs a script as Python itself would; its errors end with a traceback and exit code 1."""
-    try:
-        if module:
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            runpy.run_path(os.path.abspath(script), run_name="__main__")
-    except SystemExit:
-        raise
-    except BaseException as error:
-        # Not left to typer, which handles some errors differently and would show in the traceback.
-        traceback = error.__traceback__
-        while traceback and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
-            traceback = traceback.tb_next
-        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
-        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        if autotune and code != scripts.INTERRUPTED:
+            scripts.measure()

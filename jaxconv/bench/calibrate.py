@@ -1,16 +1,14 @@
-"""Measurements behind predictions: the package's data, and factors for one machine.
+"""Measurements behind predictions: the package's rows, and those of one machine.
 
-``python -m jaxconv.bench.calibrate FILE`` makes the data, ``jaxconv/planning/data/*.json``. Random
-convolutions, those of the suite ``layers`` and those of the networks' training steps are timed by
-every algorithm that supports them, in turn, and the model of ``jaxconv.planning.predict`` is fitted
-to the times. The times are written to FILE.measured, a line for each convolution, so that an
-interrupted run can be resumed. Those of the package's calibrations on Zen 4 are stored beside the
-data; ``--measured`` fits them again.
+``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, those of the suite
+``layers`` and those of the networks' training steps on this machine, in an order that makes an
+interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.measured``, has each row as
+soon as it is measured; called again, it goes on where it ended. ``python -m
+jaxconv.bench.calibrate FILE… --into jaxconv/planning/data/rows.jsonl.gz`` merges such files into
+the package's rows.
 
-``tune`` adapts predicted times to this machine, within a minute. A sample of random convolutions is
-timed by the algorithms that are predicted to be the fastest, and by XLA. The median ratio of
-measured to predicted time of each algorithm is kept in the user's cache as a factor; how times vary
-with shape is still taken from the package's data.
+``tune`` measures random convolutions on the user's machine for a minute and keeps them in the
+user's cache, from which the model learns how this machine differs.
 """
 
 import argparse
@@ -18,14 +16,11 @@ import dataclasses
 import datetime
 import gzip
 import itertools
-import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -36,54 +31,27 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.arguments import fail
 from jaxconv.bench.cases import LAYERS
-from jaxconv.bench.measure import Effort
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.programs import convolutions
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify
-from jaxconv.planning import predict as prediction
-from jaxconv.planning.choose import predicted_seconds
-from jaxconv.planning.fit import Measured, document, fit
-from jaxconv.planning.measured import record_scales, scales
-from jaxconv.planning.plan import Candidate, plan_spec
-from jaxconv.planning.predict import document_for
-from jaxconv.planning.timing import Compiled
+from jaxconv.planning import measured
+from jaxconv.planning.measured import Machine, Row, here, own_rows, package_rows, record
+from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.predict import Model
 from jaxconv.spec import ConvSpec
-from jaxconv.tools.autotune import as_it_arrives, operands
+from jaxconv.tools.autotune import timed
 
 SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
-HOPELESS = 5.0  # slower than this many times the best after a few calls: not timed further
-ENOUGH = Effort(41, 0.25, precision=0.0, fewest=1)  # for each convolution
+HOPELESS = 40.0  # times the best prediction above which an algorithm is not tried
+EACH = 0.25  # seconds after which no further round of a convolution is begun
 SECONDS = 50.0  # no convolution is begun later: including the last one, a minute
 FLOPS = 3e8  # larger convolutions are left out: they take long and add no information
-FASTEST = 4  # algorithms timed for each convolution, besides XLA's
-# Samples of a kind that weigh as much as the median of all kinds. The quartiles of one kind's
-# samples differ 1.5-fold, kinds hardly do: with each kind's own median of 2 to 28 samples the
-# choices became worse (regret of 70 convolutions 1.27, untuned 1.21).
-COMMON = 14
+FASTEST = 4  # algorithms timed for each convolution of ``tune``, besides XLA's
 
 
-def as_line(measured: Measured) -> str:
-    """A measurement as a line of JSON."""
-    fields = {**dataclasses.asdict(measured.spec), "precision": None}
-    fields |= {name: fields[name].name for name in ("dtype", "out_dtype")}
-    rounded = (
-        {name: float(f"{value:.4g}") for name, value in seconds.items()}
-        for seconds in (measured.seconds, measured.compile_seconds)
-    )
-    return json.dumps([fields, *rounded])
-
-
-def of_line(line: str) -> Measured:
-    """The measurement that ``as_line`` wrote."""
-    fields, *seconds = json.loads(line)
-    fields |= {name: np.dtype(fields[name]) for name in ("dtype", "out_dtype")}
-    for name in ("lhs_shape", "rhs_shape", "window_strides", "lhs_dilation", "rhs_dilation"):
-        fields[name] = tuple(fields[name])
-    fields["padding"] = tuple(map(tuple, fields["padding"]))
-    del fields["precision"]
-    return Measured(ConvSpec(**fields), *seconds)
+# The package's rows
 
 
 def well_known() -> list[ConvSpec]:
@@ -101,60 +69,92 @@ def well_known() -> list[ConvSpec]:
     return list(dict.fromkeys(specs))
 
 
-def candidates(spec: ConvSpec) -> list[Candidate]:
-    """The algorithms to time: those that "auto" may choose, within ``WORKSPACE``."""
-    return [
+def in_order(count: int) -> list[ConvSpec]:
+    """``count`` random convolutions and the known ones, shuffled: two of those, one of these."""
+    drawn, known = random_specs(SEED, count), well_known()
+    np.random.default_rng(SEED).shuffle(known)
+    thirds = itertools.zip_longest(drawn[::2], drawn[1::2], known)
+    return list(dict.fromkeys(spec for third in thirds for spec in third if spec is not None))
+
+
+def reasons(spec: ConvSpec) -> dict[str, str | None]:
+    """Why each algorithm that "auto" may take is not timed; None for those that are."""
+    possible = [
         c
         for c in plan_spec(spec, jax.default_backend()).candidates
-        if c.reason is None and c.workspace <= WORKSPACE and not ALGORITHMS[c.name].by_name_only
+        if c.reason is None and not ALGORITHMS[c.name].by_name_only
     ]
+    best = min(c.seconds for c in possible)
+    found: dict[str, str | None] = {}
+    for c in possible:
+        found[c.name] = None
+        if c.workspace > WORKSPACE:
+            found[c.name] = f"its workspace is {tables.mebibytes(c.workspace)}"
+        elif c.seconds > HOPELESS * best:
+            found[c.name] = f"it is predicted to take {c.seconds / best:.0f} times the best's time"
+    return found
 
 
-def measure(spec: ConvSpec, names: Sequence[str] | None = None) -> Measured:
-    """Times ``spec`` by each algorithm that supports it, or by ``names``."""
-    arrays = operands(spec)
-    platform = jax.default_backend()
-    subjects = {
-        name: Compiled(partial(as_it_arrives, spec, name, platform), *arrays)
-        for name in names or [c.name for c in candidates(spec)]
-    }
-    seconds, times = ENOUGH.times_of_fast(subjects, HOPELESS)
-    seconds |= {name: float(np.median(taken)) for name, taken in times.items()}
-    return Measured(spec, seconds, {n: s.compile_seconds for n, s in subjects.items()})
+def origin() -> Machine:
+    """This machine, as the package's rows name it."""
+    note = f"{datetime.date.today().isoformat()}, python -m jaxconv.bench.calibrate"
+    return dataclasses.replace(here(jax.default_backend()), own=False, note=note)
 
 
-def origin() -> dict[str, Any]:
-    """The origin of measurements: device, versions, date, command."""
-    return {
-        "platform": jax.default_backend(),
-        "device": prediction.device_class(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "date": datetime.date.today().isoformat(),
-        "command": "python -m jaxconv.bench.calibrate",
-    }
+def load(path: Path) -> list[Row]:
+    """The rows in a file, which may be compressed; none where there is no file."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    return list(measured.read(text.splitlines()))
 
 
-def load(path: Path) -> tuple[dict[str, Any], list[Measured]]:
-    """Measurements and their origin, from a file that may be compressed."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        first, *lines = file
-    return json.loads(first), list(map(of_line, lines))
+def save(path: Path, rows: Iterable[Row]) -> None:
+    """Writes the file that ``load`` reads, at once, so that an interrupt leaves the old one."""
+    data = "".join(f"{line}\n" for line in measured.written(rows)).encode()
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    os.replace(temporary, path)
 
 
 def measure_all(path: Path, count: int) -> None:
-    """Measures ``count`` random and the known convolutions, appending missing ones to ``path``."""
-    if not path.exists():
-        path.write_text(json.dumps(origin()) + "\n", encoding="utf-8")
-    _, done = load(path)
-    specs = random_specs(SEED, count) + well_known()
-    for i, spec in enumerate(specs[len(done) :], len(done)):
-        print(f"{i + 1} of {len(specs)}: {spec}", flush=True)
-        with jax.enable_x64(spec.dtype == np.float64):
-            line = as_line(measure(spec))
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    """Measures ``count`` random and the known convolutions, those that ``path`` does not have yet.
+
+    Raises:
+      ValueError: the file is of another machine.
+    """
+    machine, rows = origin(), load(path)
+    for other in {row.machine for row in rows} - {machine}:
+        raise ValueError(f"{path} is of another machine, {other}; this is {machine}")
+    done, specs = {row.spec for row in rows}, in_order(count)
+    for i, spec in enumerate(specs, 1):
+        if spec in done:
+            continue
+        print(f"{i} of {len(specs)}: {spec}", flush=True)
+        left_out = reasons(spec)
+        names = [name for name, reason in left_out.items() if reason is None]
+        row = timed(spec, names, machine.platform, EACH)
+        left_out |= {name: "XLA refuses it" for name in names if name not in row.seconds}
+        for name, reason in left_out.items():
+            if reason is not None:
+                print(f"  not {name}: {reason}", flush=True)
+        rows.append(dataclasses.replace(row, machine=machine))
+        save(path, rows)
+
+
+def merge(into: Path, files: Iterable[Path]) -> None:
+    """Adds the rows in ``files`` to those in ``into``; of the same one the last stays."""
+    rows = {(row.spec, row.machine): row for row in load(into)}
+    for file in files:
+        new = {(row.spec, row.machine): row for row in load(file)}
+        print(f"{file}: {len(new)} rows, of which {len(new.keys() & rows)} replace earlier ones")
+        rows |= new
+    save(into, rows.values())
+    print(f"{into}: {len(rows)} rows")
+
+
+# A user's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,70 +162,95 @@ class Tuned(tables.Report):
     """What ``tune`` measured. ``str()`` is a table.
 
     Attributes:
-      ratios: measured over predicted times, by kind of algorithm.
-      factors: by kind; predictions are multiplied by them.
+      platform: "cpu", …
+      convolutions: how many were timed.
+      before: measured over predicted times by algorithm, as predicted without them.
+      after: as predicted from one half of them for the other half, and the reverse.
+      file: where they are kept; None where they are known to this process only.
     """
 
     platform: str
     convolutions: int
-    ratios: Mapping[str, list[float]]
-    factors: Mapping[str, float]
+    before: Mapping[str, Sequence[float]]
+    after: Mapping[str, Sequence[float]]
+    file: Path | None
 
     def _table(self) -> tables.Table:
-        rows = [["algorithm", "convolutions", "measured over predicted", "quartiles"]]
-        for what, factor in self.factors.items():
-            low, high = np.quantile(self.ratios[what], (0.25, 0.75))
-            count = str(len(self.ratios[what]))
-            rows.append([what, count, f"{factor:.2f}", f"{low:.2f}–{high:.2f}"])
-        line = f"Timed {self.convolutions} random convolutions on {self.platform}."
-        return tables.Table([line], rows, (1, 2, 3))
+        above = [
+            f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
+            " predicted time, the median and quartiles; after: those of one half, predicted from"
+            " the package's rows and the other half."
+        ]
+        kept = "in this process only" if self.file is None else f"in {self.file}"
+        below = [f"Kept {kept}; jaxconv tune --forget goes back to the package's rows."]
+        rows = [("algorithm", "convolutions", "before", "after")]
+        for name in ALGORITHMS:
+            if ratios := self.after.get(name):
+                before = _quartiles(self.before.get(name, ()))
+                rows.append((name, str(len(ratios)), before, _quartiles(ratios)))
+        return tables.Table(above, rows, (1, 2, 3), below=below)
+
+
+def _quartiles(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "–"  # it has no rows to be predicted from
+    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
 def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None) -> Tuned:
-    """Times convolutions for about ``seconds`` and keeps the factors of predicted times.
+    """Times random convolutions for about ``seconds``, and keeps them for predictions.
+
+    They are the user's rows, as those of ``autotune``; called again, it times others. Each is kept
+    as soon as it is measured, so that an interrupt loses nothing.
 
     Args:
       shown: called with each convolution before it is timed.
 
     Raises:
-      ValueError: there are no predictions for this platform that factors could correct.
+      ValueError: the package has no rows for this platform, which could predict the time of others.
     """
     platform = jax.default_backend()
-    if document_for(platform) is None:
+    known = [row for row in package_rows() if row.machine.platform == platform]
+    if not known:
         fail(
             "tune",
             "it takes a platform with measured predictions, the CPU",
             platform,
             "use jaxconv.autotune, which measures a program's own convolutions",
         )
-    before = scales(platform)
-    ratios: dict[str, list[float]] = defaultdict(list)
+    own = own_rows(platform)
+    known += own.values()
     end = time.perf_counter() + seconds
-    count = 0
-    for spec in _sample():
-        if time.perf_counter() > end:
-            break
-        shown(str(spec))
-        count += 1
-        todo = prepared(spec)
-        for name, taken in measure(spec, _fastest(spec)).seconds.items():
-            what = prediction.kind(ALGORITHMS[name], todo)
-            unscaled = predicted_seconds(name, todo, platform) / before.get(what, 1.0)
-            ratios[what].append(taken / unscaled)
-    corrections = factors(ratios)
-    record_scales(platform, corrections)
-    notify()
-    return Tuned(platform, count, ratios, corrections)
+    rows: list[Row] = []
+    try:
+        for spec in _sample():
+            if prepared(spec) in own:
+                continue
+            if time.perf_counter() > end:
+                break
+            shown(str(spec))
+            rows.append(timed(spec, _fastest(spec), platform, EACH))
+            record(rows[-1:], platform)
+    finally:
+        notify()
+    halves = rows[::2], rows[1::2]
+    after = _ratios(halves[0], [*known, *halves[1]])
+    for name, ratios in _ratios(halves[1], [*known, *halves[0]]).items():
+        after[name] += ratios
+    return Tuned(platform, len(rows), _ratios(rows, known), after, measured.file(platform))
 
 
-def factors(ratios: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median ratio of each kind, shrunk to that of all kinds where there are few samples."""
-    common = np.median(np.log([ratio for column in ratios.values() for ratio in column]))
-    factors = {}
-    for what, column in sorted(ratios.items()):
-        weight = len(column) / (len(column) + COMMON)
-        factors[what] = float(np.exp(common + weight * (np.log(np.median(column)) - common)))
-    return factors
+def _ratios(rows: Iterable[Row], known: Iterable[Row]) -> dict[str, list[float]]:
+    """Measured over predicted times of ``rows`` by algorithm, as ``known`` ones predict them."""
+    model = Model(known, here(jax.default_backend()))
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, seconds in row.seconds.items():
+            predicted = model.predict(name, prepared(row.spec))
+            if predicted is not None:
+                ratios[name].append(seconds / predicted.seconds)
+    return ratios
 
 
 def _sample() -> Iterator[ConvSpec]:
@@ -238,24 +263,29 @@ def _sample() -> Iterator[ConvSpec]:
 
 
 def _fastest(spec: ConvSpec) -> list[str]:
-    """The algorithms to time, except those that delegate parts to other algorithms."""
-    possible = [c for c in candidates(spec) if not ALGORITHMS[c.name].parts]
-    possible.sort(key=lambda c: c.seconds)
-    return list(dict.fromkeys([*(c.name for c in possible[:FASTEST]), "xla"]))
+    """The algorithms to time: the planned one, XLA's, and others predicted to be fast."""
+    plan = plan_spec(spec, jax.default_backend())
+    possible = sorted(plan.eligible, key=lambda c: c.seconds)
+    return list(dict.fromkeys([plan.algorithm, "xla", *(c.name for c in possible[:FASTEST])]))
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path)
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--convolutions", type=int, default=450, help="number of random ones")
-    parser.add_argument("--measured", type=Path, help="measurements to fit instead of making them")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    kept = options.measured or options.file.with_name(options.file.name + ".measured")
-    if options.measured is None:
-        measure_all(kept, options.convolutions)
-    where, measured = load(kept)
-    where["convolutions"] = len(measured)
-    options.file.write_text(json.dumps(document(fit(measured), where)) + "\n", encoding="utf-8")
+    parser.add_argument("--into", type=Path, help="file of rows that the files are merged into")
+    options = parser.parse_args(arguments)
+    try:
+        if options.into is not None:
+            merge(options.into, options.files)
+        elif len(options.files) > 1:
+            raise ValueError("several files are merged, with --into, not measured")
+        else:
+            measure_all(options.files[0], options.convolutions)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

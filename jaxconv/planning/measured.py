@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache as once
 from functools import lru_cache
 from importlib import metadata, resources
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -294,6 +295,28 @@ def record(rows: Sequence[Row], platform: str) -> None:
 
     cache.update(document_name(identity), merged, _check(identity))
     own_rows.cache_clear()
+
+
+def file(platform: str) -> Path | None:
+    """Where the user's rows are kept; None where they are known to this process only."""
+    identity = fingerprint(platform)
+    if identity is None or config.cache_dir is None:
+        return None
+    path = config.cache_dir / f"{document_name(identity)}.json"
+    return path if path.exists() else None
+
+
+def forget(platform: str) -> int:
+    """Drops the user's rows for this device and these versions; returns how many there were."""
+    identity = fingerprint(platform)
+    if identity is None:
+        return 0
+    name, check = document_name(identity), _check(identity)
+    count = len((cache.load(name, check) or {"rows": {}})["rows"])
+    if count:
+        cache.update(name, lambda _: {"fingerprint": identity, "rows": {}}, check)
+        own_rows.cache_clear()
+    return count
 
 
 listeners.append(own_rows.cache_clear)

@@ -1,4 +1,4 @@
-"""``autotune``: measures which algorithm is the fastest for each convolution of a function."""
+"""``autotune``: measures which algorithm is the fastest for each convolution of a program."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,25 @@ import numpy as np
 from jax import Array
 
 from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import prepared
 from jaxconv.arguments import fail
 from jaxconv.config import notify
-from jaxconv.planning.choose import decide, execute
+from jaxconv.planning.choose import choose, execute, rejection
 from jaxconv.planning.measured import Row, here, record
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.predict import REPEATED, Time
+from jaxconv.planning.predict import own_row
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
+from jaxconv.transforms.primitive import planned_here
 
 # Multiples of the best prediction, which is an order of magnitude, and of the fastest of a few
 # first calls, above which an algorithm is not measured further.
 HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
 ROUNDS, FEWEST_ROUNDS = 50, 5
 SECONDS = 0.5  # after which no further round is begun
+WIDE = ("float64", "int64", "uint64", "complex128")  # dtypes that JAX narrows unless told otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Measurement:
       why: the reason for it.
       seconds: (algorithm, median time) of each measured algorithm, the fastest first.
       compile_seconds: (algorithm, seconds to compile it).
-      ratio: the time of lax's convolution over that of ``chosen``; None where lax's can't run.
+      ratio: the time of lax's convolution over that of ``chosen``; None where one of them was not
+        measured.
+      known: whether it was measured before, by an earlier call or by ``jaxconv tune``.
     """
 
     spec: ConvSpec
@@ -52,9 +58,10 @@ class Measurement:
     seconds: tuple[tuple[str, float], ...]
     compile_seconds: tuple[tuple[str, float], ...]
     ratio: float | None
+    known: bool = False
 
 
-HEADER = ("planned", "chosen", "measured", "× lax", "the others", "convolution")
+HEADER = ("planned", "chosen", "measured", "× lax", "when", "the others", "convolution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,47 +78,74 @@ class Tuning(tables.Report):
 
     def _table(self) -> tables.Table:
         changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
+        known = sum(row.known for row in self.rows)
         line = (
             f"Measured on {self.platform}: {len(self.rows)} different convolutions, {len(changed)}"
             " of which have another algorithm now."
         )
+        if known:
+            line += f" {known} were known before; force=True measures them again."
         return tables.Table([line], [HEADER, *map(_cells, self.rows)], (2, 3), changed)
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:
     seconds = dict(row.seconds)
-    others = ", ".join(
-        f"{name} {tables.milliseconds(time)}" for name, time in row.seconds if name != row.chosen
-    )
+    time = seconds.get(row.chosen)
+
+    def other(name: str) -> str:
+        text = f"{name} {tables.milliseconds(seconds[name])}"
+        return f"{text} (not clearly faster)" if time and seconds[name] < time else text
+
     return (
         row.planned,
         row.chosen,
-        tables.milliseconds(seconds[row.chosen]),
+        "–" if time is None else tables.milliseconds(time),
         "–" if row.ratio is None else f"{row.ratio:.2f}",
-        others,
+        "before" if row.known else "now",
+        ", ".join(other(name) for name in seconds if name != row.chosen),
         str(row.spec),
     )
 
 
+@overload
+def autotune(*, force: bool = False, progress: bool | None = None) -> Tuning: ...
+@overload
 def autotune(
-    fn: Callable[..., Any], *args: Any, progress: bool | None = None, **kwargs: Any
+    fn: Callable[..., Any],
+    *args: Any,
+    force: bool = False,
+    progress: bool | None = None,
+    **kwargs: Any,
+) -> Tuning: ...
+def autotune(
+    fn: Callable[..., Any] | None = None,
+    *args: Any,
+    force: bool = False,
+    progress: bool | None = None,
+    **kwargs: Any,
 ) -> Tuning:
-    """Measures which algorithm is the fastest for each convolution in ``fn``, and remembers it.
+    """Measures which algorithm is the fastest for each convolution of a program, and remembers it.
 
     From then on "auto" takes it, in this process and, from the folder ``config.cache_dir``, in
     later ones: for convolutions of the same shapes and dtypes, on this machine, with these versions
-    of JAX and jaxconv, wherever they occur. Functions that JAX has already compiled are unaffected:
-    tune first, or call ``jax.clear_caches()``.
+    of JAX and jaxconv, wherever they occur. Predictions for similar ones become better too.
 
     Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
-    contains them. ``fn`` itself is only traced. Each convolution is measured in isolation, on
-    random numbers, for a few seconds, alternating between all algorithms that could be the fastest.
-    Those with an algorithm given by name are skipped. The planned one is kept unless another is at
-    least 5 % faster. If it is interrupted, results so far are kept.
+    contains them. ``fn`` itself is only traced. Without ``fn``, the convolutions are those that
+    this process has compiled through jaxconv so far, for JAX's default backend: call it at the end
+    of a program, and the next run is planned by what it measured. Functions that JAX has already
+    compiled are unaffected: tune first, or call ``jax.clear_caches()``.
+
+    Each convolution is measured in isolation, on random numbers, for a few seconds, alternating
+    between all algorithms that could be the fastest; the predicted one is left only for one that is
+    clearly faster. Those with an algorithm given by name are skipped. Each is kept as soon as it is
+    measured, so that an interrupt loses nothing; those known from an earlier call are listed, and
+    not measured again.
 
     Args:
       fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
+      force: whether convolutions that are known are measured again.
       progress: whether to show a progress bar on stderr, if the package rich is installed; default:
         if stderr is a terminal.
 
@@ -121,7 +155,7 @@ def autotune(
 
     Raises:
       TypeError: ``fn`` can't be called.
-      ValueError: symbolic shapes.
+      ValueError: symbolic shapes; without ``fn``, nothing was compiled.
 
     Example:
       >>> import jax, jaxconv
@@ -133,33 +167,65 @@ def autotune(
       >>> len(tuning.rows)
       1
     """
-    if not callable(fn):
+    platform = jax.default_backend()
+    if fn is None and not args and not kwargs:
+        specs = planned_here(platform)
+        if not specs:
+            remedy = "run the program first, or pass a function and its arguments"
+            constraint = "without fn, jaxconv must have planned convolutions in this process"
+            fail("autotune", constraint, f"none on {platform}", remedy)
+    elif callable(fn):
+        choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
+        specs = [spec for spec, name, _ in choices if name == "auto" and not spec.is_empty]
+        specs = list(dict.fromkeys(specs))
+    else:
         given, remedy = type(fn).__name__, "pass the function itself"
         fail("autotune", "fn must be a function", given, remedy, TypeError)
-    platform = jax.default_backend()
-    choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
-    specs = {spec: None for spec, name, _ in choices if name == "auto" and not spec.is_empty}
-    rows = []
-    for spec in _shown(list(specs), progress):
-        row = measure(spec, platform)
-        record([Row(spec, here(platform), dict(row.seconds), dict(row.compile_seconds))], platform)
-        notify()
-        rows.append(row)
-    return Tuning(platform, tuple(rows))
+    planned = {spec: choose(spec, platform)[0] for spec in specs}
+    found = {} if force else {spec: own_row(prepared(spec), platform) for spec in specs}
+    known = {spec: row for spec, row in found.items() if row is not None}
+    rows = dict(known)
+    todo = [spec for spec in specs if spec not in known]
+    try:
+        for spec in _shown(todo, progress):
+            rows[spec] = timed(spec, candidates(spec, platform), platform)
+            record([rows[spec]], platform)
+    finally:
+        if todo:
+            notify()
+    measured = (_measurement(rows[spec], planned[spec], spec in known, platform) for spec in specs)
+    return Tuning(platform, tuple(measured))
+
+
+def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurement:
+    """A row as ``autotune`` reports it."""
+    todo = prepared(row.spec)
+    chosen, why = choose(row.spec, platform)
+    possible = {
+        name: time
+        for name, time in row.seconds.items()
+        # The limit of workspace may have changed since it was measured.
+        if name in ALGORITHMS and rejection(ALGORITHMS[name], todo) is None
+    }
+    ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
+    ranked = sorted(possible.items(), key=lambda item: item[1])
+    compiling = tuple(row.compile_seconds.items())
+    return Measurement(row.spec, planned, chosen, why, tuple(ranked), compiling, ratio, known)
 
 
 def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpec]:
-    """``specs``, with a progress bar."""
+    """``specs``, with a progress bar: how many of how many, and the time left."""
     if progress is None:
         progress = sys.stderr.isatty()
-    if not progress or importlib.util.find_spec("rich") is None:
+    if not specs or not progress or importlib.util.find_spec("rich") is None:
         yield from specs
         return
     from rich.console import Console  # optional
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    yield from track(specs, "Measuring convolutions", console=console, transient=True)
+    columns = "Measuring convolutions", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(specs)
 
 
 def candidates(spec: ConvSpec, platform: str) -> list[str]:
@@ -171,32 +237,33 @@ def candidates(spec: ConvSpec, platform: str) -> list[str]:
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 
-def measure(spec: ConvSpec, platform: str) -> Measurement:
-    """Times the candidates for ``spec`` on random operands and chooses one; stores nothing."""
-    planned, *others = candidates(spec, platform)
-    arrays = operands(spec)
-    subjects = {planned: _compiled(spec, planned, platform, arrays)}
-    first = {planned: quickest(subjects[planned].call)}
-    for name in others:
-        # XLA refuses the convolution, or memory is exhausted.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            subjects[name] = _compiled(spec, name, platform, arrays)
-            first[name] = quickest(subjects[name].call)
-    limit = HOPELESS_MEASURED * min(first.values())
-    running = [name for name, seconds in first.items() if name == planned or seconds <= limit]
-    rounds = alternate([subjects[name] for name in running], ROUNDS, SECONDS, fewest=FEWEST_ROUNDS)
-    times = dict(zip(running, zip(*rounds, strict=True), strict=True))
+def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Row:
+    """Times algorithms for ``spec`` in turn, on random operands; stores nothing.
 
-    seconds = first | {name: float(np.median(times[name])) for name in running}
+    Args:
+      names: the algorithms. All but the first are left out where XLA refuses them or memory is
+        exhausted, and are timed no further than a few calls where these show them hopeless.
+      seconds: after which no further round is begun.
+    """
+    planned, *others = names
+    with jax.enable_x64(jax.config.jax_enable_x64 or spec.dtype.name in WIDE):
+        arrays = operands(spec)
+        subjects = {planned: _compiled(spec, planned, platform, arrays)}
+        first = {planned: quickest(subjects[planned].call)}
+        for name in others:
+            # XLA refuses the convolution, or memory is exhausted.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                subjects[name] = _compiled(spec, name, platform, arrays)
+                first[name] = quickest(subjects[name].call)
+        limit = HOPELESS_MEASURED * min(first.values())
+        running = [name for name, time in first.items() if name == planned or time <= limit]
+        rounds = alternate(
+            [subjects[name] for name in running], ROUNDS, seconds, fewest=FEWEST_ROUNDS
+        )
+    times = zip(running, zip(*rounds, strict=True), strict=True)
+    medians = first | {name: float(np.median(column)) for name, column in times}
     compiling = {name: subjects[name].compile_seconds for name in first}
-    times_of = {name: Time(time, REPEATED, measured=True) for name, time in seconds.items()}
-    chosen, why = decide(times_of, platform, keep=planned)
-    lax_times = times.get("xla", (first["xla"],)) if "xla" in first else None
-    ratio = None
-    if lax_times is not None and chosen in times:
-        ratio = float(np.median(np.divide(lax_times, times[chosen])))
-    ranked = sorted(seconds.items(), key=lambda item: item[1])
-    return Measurement(spec, planned, chosen, why, tuple(ranked), tuple(compiling.items()), ratio)
+    return Row(spec, here(platform), medians, compiling)
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ lax's rules: they are applied to lax's convolution, and the convolutions in the 
 by this primitive. Each derived convolution is thus planned in turn.
 """
 
+import threading
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -197,8 +198,29 @@ def _partial_eval(
 partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
 
 
+_planned_here: dict[tuple[ConvSpec, str], None] = {}
+_planned_lock = threading.Lock()
+REMEMBERED = 4096
+
+
+def _remember(spec: ConvSpec, algorithm: str, platform: str) -> None:
+    if algorithm != "auto" or spec.is_empty:
+        return
+    with _planned_lock:
+        _planned_here[spec, platform] = None
+        if len(_planned_here) > REMEMBERED:
+            del _planned_here[next(iter(_planned_here))]
+
+
+def planned_here(platform: str) -> list[ConvSpec]:
+    """The convolutions that "auto" planned in this process for ``platform``, each once; the last
+    ``REMEMBERED`` of them."""
+    with _planned_lock:
+        return [spec for spec, where in _planned_here if where == platform]
+
+
 # Called for each convolution that is lowered, with its spec, ``algorithm`` and the platform.
-observers: list[Callable[[ConvSpec, str, str], None]] = []
+observers: list[Callable[[ConvSpec, str, str], None]] = [_remember]
 
 
 def lowering(platform: str) -> Callable[..., Any]:
