@@ -42,7 +42,9 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
             return _last_resort(spec)
         planned = decide({name: predicted(name, spec, platform) for name in usual}, platform)
     row = own_row(spec, platform)
-    times = {name: time_of(name, spec, platform) for name in possible if row and name in row.seconds}
+    times = {
+        name: time_of(name, spec, platform) for name in possible if row and name in row.seconds
+    }
     return decide(times, platform, keep=planned[0]) if times else planned
 
 

@@ -76,9 +76,9 @@ class Row:
 def fields_of(spec: ConvSpec) -> dict[str, Any]:
     """``spec`` as JSON, without what is usual."""
     ones, zeros = (1,) * spec.spatial_ndim, ((0, 0),) * spec.spatial_ndim
-    usual = dict(window_strides=ones, padding=zeros, lhs_dilation=ones, rhs_dilation=ones)
-    usual |= dict(dtype=np.dtype("float32"), out_dtype=spec.dtype, precision=DEFAULT)
-    usual |= dict(feature_group_count=1, batch_group_count=1, weight_gradient=False)
+    usual = {"window_strides": ones, "padding": zeros, "lhs_dilation": ones, "rhs_dilation": ones}
+    usual |= {"dtype": np.dtype("float32"), "out_dtype": spec.dtype, "precision": DEFAULT}
+    usual |= {"feature_group_count": 1, "batch_group_count": 1, "weight_gradient": False}
     values = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
     return {name: _json(value) for name, value in values if value != usual.get(name)}
 

@@ -15,11 +15,11 @@ near each other, and their corrections are alike.
 nearest measured convolutions, with the weights that minimise the expected error, where two
 corrections at distance d of each other have the covariance
 
-    relation · (SMOOTH² · matern(d / DISTANCE) + SLOPE² · x·y + LEVEL²)
+    relation · (SMOOTH² · matern(d / DISTANCE) + SLOPE² · x·y + LEVEL² + ALONE² · [d = 0])
 
 Matérn's function lets them become independent with distance, the product allows a slope along each
-coordinate (im2col gets worse with every tap), and the level is an algorithm's own. A measurement
-has an error of NOISE. Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006),
+coordinate (im2col gets worse with every tap), the level is an algorithm's own, and ALONE is what a
+convolution does not share with its neighbours. A measurement has an error of NOISE. Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006),
 chapters 2 and 4.
 
 **Machines.** ``relation`` says how much a row from one machine says about another: what all
@@ -55,7 +55,7 @@ from jaxconv.spec import ConvSpec
 # The roofline, of two cores: seconds of a call and of a step of a loop, FLOP/s, bytes/s.
 CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
 # The Gaussian process.
-SMOOTH, SLOPE, LEVEL, DISTANCE, NOISE = 0.8, 0.3, 1.0, 5.0, 0.12
+SMOOTH, SLOPE, LEVEL, ALONE, DISTANCE, NOISE = 0.8, 0.3, 1.0, 0.28, 5.0, 0.1
 # Shares of the variance between machines.
 SHARED, PROCESSOR, VERSION, OWN, CORES = 0.6, 0.2, 0.1, 0.1, 0.1
 NEAREST = 128  # rows that a prediction takes into account
@@ -148,7 +148,8 @@ def version(text: str) -> tuple[int, ...]:
 def _alike(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
     """The covariance of corrections on one machine, given squared distances and products."""
     reach = np.sqrt(3 * np.maximum(squares, 0)) / DISTANCE  # Matérn's function of order 3/2
-    return SMOOTH**2 * (1 + reach) * np.exp(-reach) + SLOPE**2 * products + LEVEL**2
+    near = SMOOTH**2 * (1 + reach) * np.exp(-reach) + ALONE**2 * (squares < 1e-6)
+    return near + SLOPE**2 * products + LEVEL**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Model:
         covariance[np.diag_indices_from(covariance)] += NOISE**2
         towards = _alike(lengths, np.zeros(len(near))) * related[near]
         weights = np.linalg.solve(covariance, towards)
-        variance = self.itself * (SMOOTH**2 + LEVEL**2) - float(weights @ towards)
+        variance = self.itself * (SMOOTH**2 + LEVEL**2 + ALONE**2) - float(weights @ towards)
         return weights, near, math.sqrt(max(variance, 0.0) + NOISE**2)
 
 
