@@ -32,20 +32,19 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         and algorithm.breach(spec) is None
         and rejection(algorithm, spec) is None
     ]
-    if platform != "cpu":
-        planned = _on_accelerator(spec, platform, possible)
-    elif spec.is_empty and "xla" in possible:
-        return "xla", "there is nothing to compute"
-    else:
-        usual = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
-        if spec.is_empty or not usual:
-            return _last_resort(spec)
-        planned = decide({name: predicted(name, spec, platform) for name in usual}, platform)
     row = own_row(spec, platform)
-    times = {
-        name: time_of(name, spec, platform) for name in possible if row and name in row.seconds
-    }
-    return decide(times, platform, keep=planned[0]) if times else planned
+    if row is not None:
+        times = {name: time_of(name, spec, platform) for name in possible if name in row.seconds}
+        if times:
+            return decide(times, platform)
+    if platform != "cpu":
+        return _on_accelerator(spec, platform, possible)
+    if spec.is_empty and "xla" in possible:
+        return "xla", "there is nothing to compute"
+    usual = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
+    if spec.is_empty or not usual:
+        return _last_resort(spec)
+    return decide({name: predicted(name, spec, platform) for name in usual}, platform)
 
 
 # XLA's own convolution is kept unless another's time is likely below this share of its time:
@@ -55,27 +54,22 @@ MARGIN, CAUTION = 0.95, 0.5
 CALLS = 100_000
 
 
-def decide(times: Mapping[str, Time], platform: str, keep: str = "xla") -> tuple[str, str]:
-    """The algorithm to take, given the time of each, and the reason.
-
-    Args:
-      keep: the one that is left only for another that is likely faster.
-    """
+def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
+    """The algorithm to take, given the time of each, and the reason."""
     names = worthwhile({name: time.seconds for name, time in times.items()})
     known = model(platform)
     best = min(names, key=lambda name: times[name].seconds + known.compile_seconds(name) / CALLS)
-    likely = keep not in times or best == keep or _is_faster(times[best], times[keep])
-    verb = "was measured" if times[best].measured else "is predicted"
     lax = times.get("xla")
-    if likely and best != "xla":
+    if lax is None or (best != "xla" and _is_faster(times[best], lax)):
+        verb = "was measured" if times[best].measured else "is predicted"
         figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
         return best, f"it {verb} to be the fastest ({figures})"
-    others = [name for name in times if name != keep]
+    others = [name for name in times if name != "xla"]
     if not others:
-        return keep, "no other can be taken"
+        return "xla", "no other can be taken"
     second = min(others, key=lambda name: times[name].seconds)
     likely = "was measured to be clearly" if times[second].measured else "is likely to be"
-    return keep, f"no other {likely} faster ({times[keep]}, {second} {times[second]})"
+    return "xla", f"no other {likely} faster ({lax}, {second} {times[second]})"
 
 
 def _is_faster(one: Time, other: Time) -> bool:
