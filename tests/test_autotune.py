@@ -2,9 +2,9 @@
 
 import dataclasses
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,11 +19,14 @@ from jaxconv.algorithms.base import prepared
 from jaxconv.config import config
 from jaxconv.config import notify as forget
 from jaxconv.planning import cache
+from jaxconv.planning.measured import here
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.timing import quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
-from jaxconv.tools.autotune import Measurement, Tuning, candidates, measure
+from jaxconv.tools.autotune import Measurement, Tuning, candidates, timed
+from jaxconv.transforms import primitive
+from jaxconv.transforms.primitive import planned_here
 
 PLATFORM = jax.default_backend()
 
@@ -47,19 +50,33 @@ def loss(x: Any, w: Any) -> Any:
     return (jaxconv.conv(x, w) ** 2).sum()
 
 
+def autotuned() -> Measurement:
+    (row,) = jaxconv.autotune(loss, X, W).rows
+    return row
+
+
 # Seconds by algorithm, in place of measured ones.
 Times = dict[str, float]
+
+
+class Timed:
+    """A compiled convolution that takes given seconds, and counts its calls."""
+
+    compile_seconds = 0.25
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.calls = seconds, 0
+
+    def call(self) -> float:
+        self.calls += 1
+        return self.seconds
 
 
 @pytest.fixture
 def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     """What an algorithm that is given here takes; those that are not take a second."""
     given: Times = {}
-    monkeypatch.setattr(
-        autotuning,
-        "_compiled",
-        lambda spec, name, *_: SimpleNamespace(call=lambda: given.get(name, 1.0)),
-    )
+    monkeypatch.setattr(autotuning, "_compiled", lambda spec, name, *_: Timed(given.get(name, 1.0)))
     return given
 
 
@@ -75,6 +92,63 @@ def test_forward_and_backward_are_found_once_each() -> None:
     hash(tuning)
     with pytest.raises(dataclasses.FrozenInstanceError):
         tuning.rows = ()  # pyright: ignore
+
+
+def test_what_was_compiled_is_found(
+    monkeypatch: pytest.MonkeyPatch, times: Times, folder: Path
+) -> None:
+    """Without a function: through jaxconv, by "auto", each once, in any thread."""
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
+    jax.clear_caches()
+    jaxconv.conv(x, w, algorithm="im2col")
+    jaxconv.conv(x[:0], w)
+    lax.conv(x, x, (1, 1), "SAME")
+    assert planned_here(PLATFORM) == []
+
+    def gradient(x: Any, w: Any) -> Any:
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w)
+
+    thread = threading.Thread(target=gradient, args=(x, w))
+    thread.start()
+    thread.join()
+    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)))(X, W).rows}
+    assert set(planned_here(PLATFORM)) == expected
+    assert planned_here("tpu") == [] != planned_here(PLATFORM)
+    jax.clear_caches()
+    jaxconv.conv(x, w)
+    tuning = jaxconv.autotune()
+    assert {row.spec for row in tuning.rows} == expected
+    assert len(tuning.rows) == len(expected)
+    # Measuring compiles too, but that is not the program's.
+    assert set(planned_here(PLATFORM)) == expected
+    # Those that a function names are known now, and the other way round.
+    assert all(row.known for row in jaxconv.autotune(loss, X, W).rows)
+    assert all(row.known for row in jaxconv.autotune().rows)
+
+
+def test_what_was_compiled_by_lax_is_found_where_it_is_enabled(
+    monkeypatch: pytest.MonkeyPatch, times: Times
+) -> None:
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    with jaxconv.enabled((PLATFORM,)):
+        jax.jit(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(
+            jnp.ones((1, 2, 5, 5)), jnp.ones((3, 2, 3, 3))
+        )
+    (row,) = jaxconv.autotune().rows
+    assert (row.spec.lhs_shape, row.spec.rhs_shape) == ((1, 5, 5, 2), (3, 3, 2, 3))
+
+
+def test_memory_of_what_was_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    monkeypatch.setattr(primitive, "REMEMBERED", 3)
+    spec = CASES["3x3"].spec("float32")
+    specs = [spec.replace(lhs_shape=(n, 9, 9, spec.lhs_shape[-1])) for n in range(1, 6)]
+    for one in [*specs, specs[-1]]:
+        primitive._remember(one, "auto", "cpu")
+        primitive._remember(one, "im2col", "gpu")
+    assert planned_here("cpu") == specs[-3:]
+    assert planned_here("gpu") == []
 
 
 def test_laxs_convolutions_are_found_in_loops_and_accelerated_functions(times: Times) -> None:
@@ -143,11 +217,29 @@ def test_candidates_are_under_the_limit() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "int8", "uint8", "bool"])
 def test_dtypes(dtype: str) -> None:
     spec = CASES["3x3"].spec(dtype)
-    row = measure(spec, PLATFORM)
-    assert row.spec == spec
-    assert row.chosen in dict(row.seconds)
+    names = candidates(spec, PLATFORM)
+    row = timed(spec, names, PLATFORM)
+    assert (row.spec, row.machine) == (spec, here(PLATFORM))
+    assert set(row.seconds) == set(row.compile_seconds) <= set(names)
+    assert names[0] in row.seconds
+    assert all(time > 0 for time in (*row.seconds.values(), *row.compile_seconds.values()))
     lhs, rhs = autotuning.operands(spec)
     assert (lhs.dtype, rhs.dtype) == (spec.dtype, spec.dtype)
+
+
+def test_wide_numbers_stay_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were compiled in a block of ``jax.enable_x64``, which has ended."""
+    dtypes = []
+    compiled = autotuning._compiled
+
+    def watched(spec: ConvSpec, name: str, platform: str, arrays: Any) -> Any:
+        dtypes.extend(array.dtype for array in arrays)
+        return compiled(spec, name, platform, arrays)
+
+    monkeypatch.setattr(autotuning, "_compiled", watched)
+    with jax.enable_x64(False):
+        timed(CASES["3x3"].spec("float64"), ["im2col"], PLATFORM)
+    assert set(dtypes) == {jnp.dtype("float64")}
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -188,66 +280,47 @@ def test_what_the_backend_refuses_is_left_out(
         return compiled(spec, name, *args)
 
     monkeypatch.setattr(autotuning, "_compiled", refusing)
-    row = measure(spec, PLATFORM)
-    assert refused not in dict(row.seconds)
-    assert planned in dict(row.seconds)
-    assert (row.ratio is None) == (refused == "xla")
+    row = timed(spec, [planned, *others], PLATFORM)
+    assert set(row.seconds) == set(row.compile_seconds) == {planned, *others} - {refused}
+    # A planned one that fails would fail in the program too.
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        timed(spec, [refused, planned], PLATFORM)
 
 
 # What it chooses
 
 
 @pytest.mark.parametrize(
-    ("seconds", "wins"), [(0.5, True), (0.94, True), (0.96, False), (2, False)]
+    ("seconds", "wins"), [(0.5, True), (0.9, True), (0.99, False), (2.0, False)]
 )
-def test_the_planned_one_stays_unless_clearly_beaten(
-    times: Times, seconds: float, wins: bool
-) -> None:
-    spec = CASES["3x3"].spec("float32")
+def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins: bool) -> None:
+    spec = jaxconv.explain(loss)(X, W).rows[0].spec
     planned, *others = candidates(spec, PLATFORM)
-    other = next(name for name in others if name != "xla")
-    times[other] = seconds
-    row = measure(spec, PLATFORM)
-    assert (row.planned, row.chosen) == (planned, other if wins else planned)
-    assert dict(row.seconds)[other] == seconds
+    times |= {"xla": 1.0, "im2col": seconds} | dict.fromkeys(
+        {planned, *others} - {"xla", "im2col"}, 3.0
+    )
+    row = autotuned()
+    assert (row.planned, row.chosen) == (planned, "im2col" if wins else "xla")
+    assert dict(row.seconds)["im2col"] == seconds
     assert [time for _, time in row.seconds] == sorted(time for _, time in row.seconds)
-    assert row.ratio == pytest.approx(1 / dict(row.seconds)[row.chosen])
-
-
-def test_one_lucky_round_in_two_is_not_enough() -> None:
-    columns = {"im2col": [1.0, 1.0, 1.0, 1.0], "xla": [0.5, 0.5, 2.0, 2.0]}
-    assert autotuning._choose("im2col", columns) == "im2col"
-    assert autotuning._choose("im2col", columns | {"xla": [0.5, 0.5, 0.5, 0.9]}) == "xla"
-
-
-def test_an_fft_must_be_twice_as_fast() -> None:
-    columns = {"im2col": [1.0] * 4, "fft": [0.6] * 4}
-    assert autotuning._choose("im2col", columns) == "im2col"
-    assert autotuning._choose("fft", columns) == "im2col"
-    columns["fft"] = [0.4] * 4
-    assert autotuning._choose("im2col", columns) == "fft"
-    assert autotuning._choose("fft", {"fft": [0.6] * 4}) == "fft"
+    assert row.ratio == 1 / dict(row.seconds)[row.chosen]
+    assert not row.known
 
 
 def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = CASES["3x3"].spec("float32")
-    planned, *others = candidates(spec, PLATFORM)
-    slow = next(name for name in others if name != "xla")
-    times[slow] = 1.0 + autotuning.HOPELESS_MEASURED
-    calls: list[str] = []
-
-    def counted(spec: ConvSpec, name: str, *_: Any) -> Any:
-        def call() -> float:
-            calls.append(name)
-            return times.get(name, 1.0)
-
-        return SimpleNamespace(call=call)
-
-    monkeypatch.setattr(autotuning, "_compiled", counted)
-    row = measure(spec, PLATFORM)
-    assert calls.count(slow) == 1
-    assert calls.count(planned) > 1
-    assert dict(row.seconds)[slow] == times[slow]
+    names = ["im2col", "xla", "slices"]
+    subjects = {name: Timed(1.0) for name in names}
+    subjects["slices"].seconds = 1.0 + autotuning.HOPELESS_MEASURED
+    monkeypatch.setattr(autotuning, "_compiled", lambda spec, name, *_: subjects[name])
+    row = timed(spec, names, PLATFORM)
+    assert subjects["slices"].calls == 1
+    assert subjects["im2col"].calls > 1 < subjects["xla"].calls
+    assert row.seconds == {name: subject.seconds for name, subject in subjects.items()}
+    assert row.compile_seconds == dict.fromkeys(names, 0.25)
+    # The planned one is timed in full, however slow.
+    timed(spec, names[::-1], PLATFORM)
+    assert subjects["slices"].calls > 2
 
 
 def test_one_call_that_stalls_says_nothing() -> None:
@@ -271,15 +344,9 @@ def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
     (row,) = jaxconv.autotune(loss, X, W).rows
     assert (row.planned, row.chosen) == (before.algorithm, other)
     after = jaxconv.explain(loss)(X, W).rows[0]
-    assert after.algorithm == other
-    assert (
-        after.why
-        == "it was measured fastest on this machine (250.000 ms, 4.00 times as fast as lax's)"
-    )
-    assert len(list(folder.glob("winners-*.json"))) == 1
-    # Measured again, it is the planned one.
-    (again,) = jaxconv.autotune(loss, X, W).rows
-    assert (again.planned, again.chosen) == (other, other)
+    assert (after.algorithm, after.why) == (other, row.why)
+    assert after.why.startswith("it was measured to be the fastest (250.000 ms, measured")
+    assert len(list(folder.glob("rows-*.json"))) == 1
     with config.set(use_cache=False):
         assert jaxconv.explain(loss)(X, W).rows[0] == before
     # Another process has them from the file.
@@ -288,13 +355,58 @@ def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
     assert jaxconv.explain(loss)(X, W).rows[0] == after
 
 
+def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    other = other_than_planned(spec)
+    times[other] = 0.25
+    gradient = jax.grad(loss, argnums=(0, 1))
+    (first,) = jaxconv.autotune(loss, X, W).rows
+    asked: list[ConvSpec] = []
+    measured = timed
+
+    def watched(spec: ConvSpec, *args: Any) -> Any:
+        asked.append(spec)
+        return measured(spec, *args)
+
+    monkeypatch.setattr(autotuning, "timed", watched)
+    (again,) = jaxconv.autotune(loss, X, W).rows
+    assert again == dataclasses.replace(first, planned=other, known=True)
+    assert asked == []
+    # Others of the same function are.
+    tuning = jaxconv.autotune(gradient, X, W)
+    assert [row.known for row in tuning.rows] == [row.spec == spec for row in tuning.rows]
+    assert asked == [row.spec for row in tuning.rows if not row.known]
+    assert len(asked) > 1
+    assert " 1 were known before; force=True measures them again" in str(tuning)
+    # On demand all are measured again; what was measured last counts.
+    asked.clear()
+    times.clear()
+    times[again.planned], times["xla"] = 2.0, 0.1
+    (forced,) = jaxconv.autotune(loss, X, W, force=True).rows
+    assert asked == [spec]
+    assert (forced.planned, forced.chosen, forced.known) == (other, "xla", False)
+    # And where the cache is not used, each time.
+    with config.set(use_cache=False):
+        assert not jaxconv.autotune(loss, X, W).rows[0].known
+
+
+def test_what_was_measured_but_can_not_be_taken_now_is_not_listed(times: Times) -> None:
+    times |= {"im2col": 0.1, "xla": 0.5}
+    assert autotuned().chosen == "im2col"
+    with config.set(workspace_limit=0):
+        row = autotuned()
+    assert row.known
+    assert "im2col" not in dict(row.seconds)
+    assert row.chosen == "xla"
+
+
 def test_what_is_compiled_next_runs_it(times: Times) -> None:
     x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
     (row,) = jaxconv.explain(lambda x, w: jaxconv.conv(x, w))(x, w).rows
     for name in [n for n in candidates(row.spec, PLATFORM) if n in ("im2col", "xla")]:
         times.clear()
         times[name] = 0.1
-        jaxconv.autotune(lambda x, w: jaxconv.conv(x, w), x, w)
+        jaxconv.autotune(lambda x, w: jaxconv.conv(x, w), x, w, force=True)
 
         def lax_conv(x: Any, w: Any) -> Any:
             return lax.conv_general_dilated(
@@ -309,19 +421,24 @@ def test_what_is_compiled_next_runs_it(times: Times) -> None:
             assert ("stablehlo.convolution" in text) == (name == "xla")
 
 
-def test_an_interrupt_keeps_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    other = other_than_planned(spec)
+    times[other] = 0.25
+    measured = timed
     done: list[ConvSpec] = []
 
-    def interrupted(spec: ConvSpec, platform: str) -> Measurement:
+    def interrupted(spec: ConvSpec, *args: Any) -> Any:
         if done:
             raise KeyboardInterrupt
         done.append(spec)
-        return Measurement(spec, "xla", "im2col", (("im2col", 0.5), ("xla", 1.0)), 2.0)
+        return measured(spec, *args)
 
-    monkeypatch.setattr(autotuning, "measure", interrupted)
+    monkeypatch.setattr(autotuning, "timed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W)
-    assert plan_spec(done[0], PLATFORM).algorithm == "im2col"
+    assert done == [spec]
+    assert plan_spec(spec, PLATFORM).algorithm == other
 
 
 def test_without_a_cache_it_holds_for_the_process(times: Times, tmp_path: Path) -> None:
@@ -342,20 +459,47 @@ def test_without_a_cache_it_holds_for_the_process(times: Times, tmp_path: Path) 
 def test_report_is_a_table() -> None:
     spec = CASES["3x3"].spec("float32")
     seconds = (("im2col", 0.001), ("xla", 0.0025))
+    compiling = (("im2col", 0.1), ("xla", 0.1))
     rows = (
-        Measurement(spec, "xla", "im2col", seconds, 2.5),
-        Measurement(spec, "im2col", "im2col", seconds[:1], None),
+        Measurement(spec, "xla", "im2col", "why", seconds, compiling, 2.5),
+        Measurement(spec, "im2col", "im2col", "why", seconds[:1], compiling, None, known=True),
+        Measurement(spec, "xla", "xla", "why", seconds, compiling, 1.0),
+        Measurement(spec, "shift", "shift", "why", seconds, compiling, None, known=True),
     )
-    line, head, first, second = str(Tuning("cpu", rows)).splitlines()
-    assert line.startswith("Measured on cpu: 2 different convolutions, 1 of which")
+    line, head, first, second, third, last = str(Tuning("cpu", rows)).splitlines()
+    assert line == (
+        "Measured on cpu: 4 different convolutions, 1 of which have another algorithm now."
+        " 2 were known before; force=True measures them again."
+    )
     assert "× lax" in head
-    assert first.split()[:5] == ["xla", "im2col", "1.000", "ms", "2.50"]
-    assert "xla 2.500 ms" in first
+    assert first.split()[:6] == ["xla", "im2col", "1.000", "ms", "2.50", "now"]
+    assert "xla 2.500 ms  " in first
     assert first.endswith(str(spec))
-    assert second.split()[4] == "–"
+    assert second.split()[:6] == ["im2col", "im2col", "1.000", "ms", "–", "before"]
+    assert "im2col 1.000 ms (not clearly faster)" in third
+    assert last.split()[:5] == ["shift", "shift", "–", "–", "before"]
+    assert "clearly" not in first + second + last
     text = Tuning("cpu", rows)._repr_html_()
-    assert text.count("<tr") == 3
+    assert text.count("<tr") == 5
     assert text.count("bold") == 1
+    assert "known" not in str(Tuning("cpu", rows[:1]))
+
+
+def test_progress_counts_what_is_left_to_measure(
+    times: Times, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    jaxconv.autotune(loss, X, W)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Measuring convolutions" in err
+    assert "2/2" in err
+    jaxconv.autotune(loss, X, W, progress=True)
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("progress", [True, False, None])

@@ -137,8 +137,8 @@ def autotune(
     compiled are unaffected: tune first, or call ``jax.clear_caches()``.
 
     Each convolution is measured in isolation, on random numbers, for a few seconds, alternating
-    between all algorithms that could be the fastest; the predicted one is left only for one that is
-    clearly faster. Those with an algorithm given by name are skipped. Each is kept as soon as it is
+    between all algorithms that could be the fastest. XLA's own is left only for one that is clearly
+    faster. Convolutions with an algorithm given by name are skipped. Each is kept as soon as it is
     measured, so that an interrupt loses nothing; those known from an earlier call are listed, and
     not measured again.
 
