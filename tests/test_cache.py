@@ -19,12 +19,12 @@ import pytest
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import refusal
+from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.config import config
 from jaxconv.config import notify as forget
 from jaxconv.planning import cache, measured
 from jaxconv.planning.choose import choose
-from jaxconv.planning.measured import Winner, record, winner
+from jaxconv.planning.measured import Row
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -324,8 +324,9 @@ def test_killed_while_writing(folder: Path) -> None:
     assert not (folder / "a.json.tmp").exists()
 
 
-# Winners
+# Rows
 
+DEFAULT, HIGHEST = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
 SPEC = ConvSpec(
     (1, 8, 8, 3),
     (3, 3, 3, 4),
@@ -335,17 +336,31 @@ SPEC = ConvSpec(
     (1, 2),
     jax.numpy.dtype("bfloat16"),
     jax.numpy.dtype("float32"),
-    precision=(jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT),
+    precision=(HIGHEST, DEFAULT),
 )
+SIZES = {"lhs_shape": (1, 9, 9, 3), "padding": ((0, 0), (0, 0)), "rhs_dilation": (1, 1)}
+PLAIN = SPEC.replace(**SIZES, dtype=SPEC.out_dtype, precision=(DEFAULT, DEFAULT))
 
 
-def test_the_key_is_all_fields_as_text() -> None:
+def row(spec: ConvSpec, **seconds: float) -> Row:
+    return Row(spec, measured.here("cpu"), seconds, dict.fromkeys(seconds, 0.5))
+
+
+def keep(*rows: Row) -> None:
+    measured.record(rows, "cpu")
+    forget()
+
+
+def test_the_key_is_what_is_unusual_as_text() -> None:
+    """Files hold it: if it changes, measurements that exist are lost."""
+    assert measured.key(PLAIN) == '{"lhs_shape": [1, 9, 9, 3], "rhs_shape": [3, 3, 3, 4]}'
     assert measured.key(SPEC) == (
-        "lhs_shape=(1,8,8,3) rhs_shape=(3,3,3,4) window_strides=(1,1) padding=((1,1),(0,-1))"
-        " lhs_dilation=(1,1) rhs_dilation=(1,2) dtype=bfloat16 out_dtype=float32"
-        " feature_group_count=1 batch_group_count=1 precision=(HIGHEST,DEFAULT)"
-        " weight_gradient=False"
+        '{"lhs_shape": [1, 8, 8, 3], "rhs_shape": [3, 3, 3, 4], "padding": [[1, 1], [0, -1]],'
+        ' "rhs_dilation": [1, 2], "dtype": "bfloat16", "out_dtype": "float32",'
+        ' "precision": ["HIGHEST", "DEFAULT"]}'
     )
+    for spec in (PLAIN, SPEC, SPEC.replace(weight_gradient=True)):
+        assert measured.spec_of(json.loads(measured.key(spec))) == spec
 
 
 @pytest.fixture
@@ -353,39 +368,63 @@ def name() -> Iterator[str]:
     forget()
     identity = measured.fingerprint("cpu")
     assert identity is not None
-    yield measured._name(identity)
+    yield measured.document_name(identity)
     forget()
 
 
-def test_a_winner_is_what_plans_take(name: str) -> None:
+def test_a_row_is_what_plans_take(name: str) -> None:
     rules = choose(SPEC, "cpu")
-    assert winner(SPEC, "cpu") is None
     for algorithm in ("im2col", "im2col_tiled", "xla"):
-        record(SPEC, "cpu", Winner(algorithm, 0.001, 2.5))
-        forget()
+        keep(row(SPEC, **{"im2col": 0.003, "im2col_tiled": 0.003, "xla": 0.003, algorithm: 0.001}))
         taken, why = choose(SPEC, "cpu")
         assert taken == algorithm
-        assert (
-            why == "it was measured fastest on this machine (1.000 ms, 2.50 times as fast as lax's)"
-        )
+        assert "1.000 ms, measured" in why
     assert choose(SPEC, "tpu") != (taken, why)
     assert choose(SPEC.replace(weight_gradient=True), "cpu")[1] != why
     assert choose(SPEC, "cpu", frozenset({"xla"}))[0] != "xla"
     with config.set(use_cache=False):
         assert choose(SPEC, "cpu") == rules
     assert choose(SPEC, "cpu") == (taken, why)
-    assert list(cache.load(name) or {}) == ["fingerprint", "winners"]
+    assert list(cache.load(name) or {}) == ["fingerprint", "rows"]
 
 
-def test_a_winner_that_can_not_run_is_ignored(name: str) -> None:
+def test_a_row_is_kept_as_it_was_measured(name: str) -> None:
+    keep(row(SPEC, im2col=0.00123456, xla=1.0), row(PLAIN, xla=2.0))
+    assert measured.own_rows("cpu") == {
+        prepared(SPEC): row(SPEC, im2col=0.001235, xla=1.0),
+        PLAIN: row(PLAIN, xla=2.0),
+    }
+    # Measured again, it is replaced, and others stay.
+    keep(row(SPEC, xla=3.0))
+    assert measured.own_rows("cpu") == {
+        prepared(SPEC): row(SPEC, xla=3.0),
+        PLAIN: row(PLAIN, xla=2.0),
+    }
+
+
+def test_rows_are_dropped_on_demand(name: str) -> None:
+    assert measured.file("cpu") is None
+    assert measured.forget("cpu") == 0
+    assert config.cache_dir is not None
+    assert not config.cache_dir.exists()
+    keep(row(SPEC, im2col=1e-9), row(PLAIN, im2col=1e-9))
+    assert measured.file("cpu") == file_of(name)
+    assert measured.forget("cpu") == 2
+    forget()
+    assert measured.own_rows("cpu") == {}
+    assert "measured" not in choose(SPEC, "cpu")[1]
+    assert measured.forget("cpu") == 0
+    keep(row(SPEC, im2col=1e-9))
+    assert list(measured.own_rows("cpu")) == [prepared(SPEC)]
+
+
+def test_a_row_of_what_can_not_run_is_ignored() -> None:
     rules = choose(SPEC, "cpu")
-    for algorithm in ("pointwise", "naive"):  # refuses; is never picked
-        record(SPEC, "cpu", Winner(algorithm, 0.001, None))
-        forget()
-        assert quietly(choose, SPEC, "cpu") == rules
+    # One refuses; one is never picked; one is not there.
+    keep(row(SPEC, pointwise=1e-9, naive=1e-9, magic=1e-9))
+    assert quietly(choose, SPEC, "cpu") == rules
     with config.set(workspace_limit=0):
-        record(SPEC, "cpu", Winner("im2col", 0.001, None))
-        forget()
+        keep(row(SPEC, im2col=1e-9))
         assert choose(SPEC, "cpu")[0] != "im2col"
     assert choose(SPEC, "cpu")[0] == "im2col"
 
@@ -398,78 +437,127 @@ ROUNDS_TOO_MUCH = {
 
 
 @pytest.mark.parametrize("algorithm", ROUNDS_TOO_MUCH)
-def test_a_winner_that_rounds_too_much_is_ignored(algorithm: str) -> None:
-    default = (jax.lax.Precision.DEFAULT,) * 2
-    spec = SPEC.replace(precision=default, rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm])
+def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
+    spec = SPEC.replace(
+        precision=(DEFAULT, DEFAULT), rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm]
+    )
     assert refusal(ALGORITHMS[algorithm], spec) is None
     planned = choose(spec, "cpu")
-    record(spec, "cpu", Winner(algorithm, 1e-9, None))
-    forget()
+    keep(row(spec, **{algorithm: 1e-9}))
     assert choose(spec, "cpu") == planned
     assert algorithm not in autotuning.candidates(spec, "cpu")
 
 
 @pytest.mark.parametrize("algorithm", ["fft", "winograd"])
 def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
-    highest = SPEC.replace(precision=(jax.lax.Precision.HIGHEST,) * 2)
-    record(highest, "cpu", Winner(algorithm, 1e-9, None))
-    forget()
+    highest = PLAIN.replace(precision=(HIGHEST, HIGHEST))
+    assert refusal(ALGORITHMS[algorithm], PLAIN) is None
+    keep(row(highest, **{algorithm: 1e-9}))
     assert choose(highest, "cpu")[0] not in ("fft", "winograd")
 
 
+TIMES = {"seconds": {"xla": 1.0}, "compile_seconds": {}}
 ENTRIES: dict[str, Any] = {
-    "unknown algorithm": {"algorithm": "magic", "seconds": 1.0, "ratio": 1.0},
-    "no algorithm": {"algorithm": ["xla"], "seconds": 1.0, "ratio": 1.0},
-    "text for seconds": {"algorithm": "xla", "seconds": "1", "ratio": None},
-    "text for ratio": {"algorithm": "xla", "seconds": 1, "ratio": "1"},
     "text": "xla",
+    "a list": [1.0],
+    "no seconds": {"compile_seconds": {}},
+    "no algorithm": TIMES | {"seconds": {}},
+    "a number for seconds": TIMES | {"seconds": 1.0},
+    "text for seconds": TIMES | {"seconds": {"xla": "1"}},
+    "no time": TIMES | {"seconds": {"xla": None}},
+    "zero": TIMES | {"seconds": {"xla": 0.0}},
+    "infinity": TIMES | {"seconds": {"xla": float("inf")}},
+    "not a number": TIMES | {"seconds": {"xla": float("nan")}},
+    "text for compile seconds": TIMES | {"compile_seconds": {"xla": "1"}},
+}
+KEYS = {
+    "no JSON": "lhs_shape=(1,8)",
+    "no shape": "{}",
+    "no such dtype": '{"lhs_shape": [1, 8, 2], "rhs_shape": [1, 2, 3], "dtype": "float31"}',
+    "a list": "[1, 2]",
+    "a number": "17",
 }
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_an_entry_of_no_use_costs_one_warning(name: str, entry: str) -> None:
+@pytest.mark.parametrize("fault", [*ENTRIES, *KEYS])
+def test_an_entry_of_no_use_costs_one_warning_and_itself(name: str, fault: str) -> None:
     rules = choose(SPEC, "cpu")
-    good = SPEC.replace(weight_gradient=True)
-    record(good, "cpu", Winner("im2col", 0.001, None))
-    document = {"winners": {measured.key(SPEC): ENTRIES[entry], **cache.load(name)["winners"]}}
-    cache.update(name, adding(**document))
+    keep(row(PLAIN, im2col=0.001))
+    bad = {KEYS.get(fault, measured.key(SPEC)): ENTRIES.get(fault, TIMES)}
+    cache.update(name, adding(rows=bad | cache.load(name)["rows"]))
     forget()
     with pytest.warns(UserWarning, match="an invalid entry"):
-        assert choose(SPEC, "cpu") == rules
+        assert list(measured.own_rows("cpu")) == [PLAIN]
     forget()
-    assert quietly(choose, SPEC, "cpu") == rules
-    assert choose(good, "cpu")[0] == "im2col"
+    assert "measured" not in quietly(choose, SPEC, "cpu")[1]
+    assert choose(PLAIN, "cpu")[0] == "im2col"
+    with config.set(use_cache=False):
+        assert choose(SPEC, "cpu") == rules
 
 
 @pytest.mark.parametrize("field", ["device", "jax", "jaxconv"])
 def test_other_devices_and_versions_are_apart(
     monkeypatch: pytest.MonkeyPatch, name: str, field: str
 ) -> None:
-    record(SPEC, "cpu", Winner("im2col", 0.001, None))
+    keep(row(SPEC, im2col=0.001))
     identity = dict(measured.fingerprint("cpu") or {}) | {field: "other"}
     with monkeypatch.context() as patched:
         patched.setattr(measured, "fingerprint", lambda platform: identity)
-        assert quietly(winner, SPEC, "cpu") is None
+        measured.own_rows.cache_clear()
+        assert quietly(measured.own_rows, "cpu") == {}
         # A file of that name with what was measured elsewhere is foreign.
         content = json.loads(file_of(name).read_text())
-        other = measured._name(identity)
+        other = measured.document_name(identity)
         file_of(other).write_text(json.dumps(content | {"name": other}))
+        measured.own_rows.cache_clear()
         with pytest.warns(UserWarning, match="it is of another device or version"):
-            assert winner(SPEC, "cpu") is None
-    assert winner(SPEC, "cpu") is not None
+            assert measured.own_rows("cpu") == {}
+    measured.own_rows.cache_clear()
+    assert len(measured.own_rows("cpu")) == 1
 
 
-def test_devices_that_are_not_here_have_no_winners() -> None:
+def test_a_damaged_file_of_rows_is_kept_aside(name: str, folder: Path) -> None:
+    keep(row(SPEC, im2col=0.001))
+    content = json.loads(file_of(name).read_text())
+    text = json.dumps(content | {"document": content["document"] | {"rows": [1]}})
+    file_of(name).write_text(text)
+    forget()
+    with pytest.warns(UserWarning, match="is damaged .it has no rows.: it is ignored"):
+        assert measured.own_rows("cpu") == {}
+    quietly(keep, row(PLAIN, xla=0.001))
+    assert list(measured.own_rows("cpu")) == [PLAIN]
+    assert (folder / f"{name}.json.damaged").read_text() == text
+
+
+def test_rows_that_can_not_be_written_hold_for_the_process(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "filelock", None)
+        with pytest.warns(UserWarning, match="known to this process only"):
+            keep(row(SPEC, im2col=1e-9))
+        quietly(keep, row(PLAIN, xla=0.001))
+        assert measured.file("cpu") is None
+        assert choose(SPEC, "cpu")[0] == "im2col"
+        assert len(measured.own_rows("cpu")) == 2
+        assert quietly(measured.forget, "cpu") == 2
+        assert measured.own_rows("cpu") == {}
+    cache._pending.clear()
+
+
+def test_devices_that_are_not_here_have_no_rows() -> None:
     measured.fingerprint.cache_clear()
     missing = next(p for p in ("tpu", "gpu") if p != jax.default_backend())
     assert measured.fingerprint(missing) is None
-    assert winner(SPEC, missing) is None
-    record(SPEC, missing, Winner("im2col", 0.001, None))
+    measured.record([row(SPEC, im2col=0.001)], missing)
+    assert measured.own_rows(missing) == {}
+    assert measured.file(missing) is None
+    assert measured.forget(missing) == 0
     assert config.cache_dir is not None
     assert not config.cache_dir.exists()
 
 
-def test_without_a_file_plans_are_those_of_the_rules() -> None:
+def test_without_a_file_plans_are_those_of_the_package() -> None:
     with config.set(use_cache=False):
         rules = choose(SPEC, "cpu")
     assert choose(SPEC, "cpu") == rules
