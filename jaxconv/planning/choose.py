@@ -62,8 +62,8 @@ def decide(times: Mapping[str, Time], platform: str, keep: str = "xla") -> tuple
       keep: the one that is left only for another that is likely faster.
     """
     names = worthwhile({name: time.seconds for name, time in times.items()})
-    known = model(platform)
-    best = min(names, key=lambda name: times[name].seconds + known.compile_seconds(name) / CALLS)
+    compiling = model(platform).compile_seconds
+    best = min(names, key=lambda n: times[n].seconds + compiling.get(n, 0.0) / CALLS)
     likely = keep not in times or best == keep or _is_faster(times[best], times[keep])
     verb = "was measured" if times[best].measured else "is predicted"
     lax = times.get("xla")
