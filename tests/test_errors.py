@@ -18,6 +18,7 @@ from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
 from jaxconv.bench import calibrate
 from jaxconv.config import Config
+from jaxconv.transforms import primitive
 
 
 def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -369,6 +370,9 @@ REFUSED = {
     "autotune no function": Refused(
         "autotune", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
     ),
+    "autotune arguments of no function": Refused(
+        "autotune", (), {"x": X}, TypeError, "fn must be a function, got NoneType; pass the functio"
+    ),
     "explain of no function": Refused(
         "explain", (X,), {}, TypeError, "fn must be a function, got ndarray; pass the function it"
     ),
@@ -620,13 +624,24 @@ def test_settings_refuse(match: str) -> None:
 
 def tune_without_predictions() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "document_for", lambda platform: None)
+        patch.setattr(calibrate, "package_rows", lambda: ())
         calibrate.tune(1)
 
 
 def test_tune_refuses_platforms_without_predictions() -> None:
     match = r"a platform with measured predictions, the CPU, got \w+; use jaxconv.autotune, .*"
     checked("tune", tune_without_predictions, ValueError, match)
+
+
+def autotune_nothing() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(primitive, "_planned_here", {})
+        jaxconv.autotune()
+
+
+def test_autotune_refuses_where_nothing_was_planned() -> None:
+    match = r"without fn, jaxconv must have planned .*, got none on \w+; run the program first, or "
+    checked("autotune", autotune_nothing, ValueError, match)
 
 
 def apply_unsupported() -> None:
@@ -716,7 +731,7 @@ def test_every_refusal_has_a_test() -> None:
         for row in REFUSED.values()
     ]
     calls += [lambda: symbolic("im2col"), explain_symbolic, explain_malformed, apply_unsupported]
-    calls.append(tune_without_predictions)
+    calls += [tune_without_predictions, autotune_nothing]
     calls += bad_settings().values()
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent

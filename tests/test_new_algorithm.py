@@ -22,8 +22,8 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.bench import calibrate
 from jaxconv.config import notify as forget
-from jaxconv.planning.choose import predicted_seconds
-from jaxconv.planning.predict import documents
+from jaxconv.planning.measured import Row, here, package_rows
+from jaxconv.planning.predict import predicted
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -160,7 +160,7 @@ def test_it_gives_its_reason_where_it_refuses(name: str, tiny: Algorithm) -> Non
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_it_has_a_predicted_time(platform: str, tiny: Algorithm) -> None:
-    assert not any("tiny" in kind for document in documents() for kind in document["kinds"])
+    assert not any("tiny" in row.seconds for row in package_rows())
     for name in ("3x3", "nchw", "weight gradient"):
         case = CASES[name]
         plan = jaxconv.plan(*case.operands(), **case.arguments, platform=platform)
@@ -177,7 +177,8 @@ def test_it_has_a_predicted_time(platform: str, tiny: Algorithm) -> None:
 def test_its_predicted_time_grows_with_its_cost(tiny: Algorithm) -> None:
     spec = CASES["3x3"].spec(np.float32)
     larger = spec.replace(lhs_shape=(8, 128, 128, 3))
-    assert predicted_seconds("tiny", larger, "cpu") > 10 * predicted_seconds("tiny", spec, "cpu")
+    times = [predicted("tiny", one, "cpu").seconds for one in (larger, spec)]
+    assert times[0] > 10 * times[1]
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
@@ -204,7 +205,8 @@ def test_autotune_measures_and_takes_it(tiny: Algorithm, monkeypatch: pytest.Mon
 
     def timed(spec: ConvSpec, name: str, *args: Any) -> Any:
         compiled(spec, name, *args)
-        return SimpleNamespace(call=lambda: 1e-3 if name == "tiny" else 2e-3)
+        seconds = 1e-3 if name == "tiny" else 2e-3
+        return SimpleNamespace(call=lambda: seconds, compile_seconds=0.1)
 
     monkeypatch.setattr(autotuning, "_compiled", timed)
     monkeypatch.setattr(autotuning, "ROUNDS", 2)
@@ -214,23 +216,33 @@ def test_autotune_measures_and_takes_it(tiny: Algorithm, monkeypatch: pytest.Mon
     assert row.chosen == row.seconds[0][0] == "tiny"
     plan = jaxconv.plan(lhs, rhs, **case.arguments)
     assert plan.algorithm == "tiny"
-    assert "measured fastest" in plan.why
+    assert "was measured to be the fastest" in plan.why
     by_auto, by_lax = (jax.jit(conv)(lhs, rhs) for conv in (conv_by("auto", case), case.lax))
     np.testing.assert_allclose(by_auto, by_lax, rtol=1e-5, atol=1e-5)
 
 
-def test_tuning_scales_its_predicted_time(tiny: Algorithm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_teaches_its_predicted_time(
+    tiny: Algorithm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if jax.default_backend() != "cpu":
-        pytest.skip("there are no predictions to scale")
+        pytest.skip("there are no predictions to learn from")
     spec = CASES["3x3"].spec(np.float32)
-    before = predicted_seconds("tiny", spec, "cpu")
-    slow = calibrate.Measured(spec, {"tiny": 3 * before}, {})
-    assert "tiny" in calibrate._fastest(spec)
-    monkeypatch.setattr(calibrate, "_sample", lambda: iter([spec] * 3))
-    monkeypatch.setattr(calibrate, "measure", lambda spec, names: slow)
-    for _ in range(2):  # the second factor is of the untuned prediction again
-        chex.assert_trees_all_close(calibrate.tune(60).factors, {"tiny": 3.0})
-        np.testing.assert_allclose(predicted_seconds("tiny", spec, "cpu"), 3 * before)
+    specs = [spec.replace(lhs_shape=(n, *spec.lhs_shape[1:])) for n in (1, 3, 4)]
+    before = predicted("tiny", spec, "cpu")
+
+    def timed(spec: ConvSpec, names: Any, platform: str, seconds: float) -> Row:
+        assert "tiny" in names
+        return Row(spec, here(platform), {"tiny": 10 * before.seconds})
+
+    monkeypatch.setattr(calibrate, "_fastest", lambda spec: ["xla", "tiny"])
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter(specs))
+    monkeypatch.setattr(calibrate, "timed", timed)
+    tuned = calibrate.tune(60)
+    assert "tiny" not in tuned.before  # it has no rows to be predicted from
+    assert len(tuned.after["tiny"]) == 3
+    after = predicted("tiny", spec, "cpu")
+    assert after.seconds > 3 * before.seconds
+    assert after.sigma < before.sigma
 
 
 def test_without_its_line_the_name_is_unknown() -> None:

@@ -1,7 +1,7 @@
 """The record that describes an algorithm, and how any algorithm is applied."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,8 +28,6 @@ class Cost:
       gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
         there is none.
       steps: iterations of a loop that can't run in parallel.
-      extra: quantities of the cost model specific to this algorithm, scaled to roughly seconds;
-        see ``planning.predict``.
     """
 
     flops: int
@@ -37,7 +35,6 @@ class Cost:
     workspace: int
     gemm: tuple[int, int, int, int] | None
     steps: int = 1
-    extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def no_reason(spec: ConvSpec) -> str | None:
@@ -81,7 +78,6 @@ class Algorithm:
         ``apply`` handles them for all algorithms.
       gradient: computes a ``spec.weight_gradient``, (kernel…, c, O), given the image, the output's
         cotangent and the spec of the forward convolution. None: ``run`` computes it.
-      parts: the smaller convolutions that it delegates, if any.
       by_name_only: why "auto" never takes it; None for those that "auto" may take.
       inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
         that "auto" promises, or why NaN and infinity spread further than lax's at precision
@@ -101,7 +97,6 @@ class Algorithm:
     cost: Callable[[ConvSpec], Cost]
     run: Callable[[Array, Array, ConvSpec, Convolve], Array]
     gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
-    parts: Callable[[ConvSpec], list[ConvSpec]] | None = None
     by_name_only: str | None = None
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason

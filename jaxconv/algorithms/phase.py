@@ -146,7 +146,6 @@ PHASE = Algorithm(
     supports,
     cost,
     run,
-    parts=parts,
     doubt=doubt,
     largest_index=no_index,
 )

@@ -62,8 +62,6 @@ def cost(spec: ConvSpec) -> Cost:
         workspace=padded // steps,
         gemm=None,
         steps=steps,
-        # Terms in a loop are read at offsets known only at run time.
-        extra={"terms": terms * 1e-6, "looped": spec.flops / 5e10 * (terms > UNROLL)},
     )
 
 

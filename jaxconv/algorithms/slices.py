@@ -38,10 +38,6 @@ def part(spec: ConvSpec) -> ConvSpec:
     )
 
 
-def parts(spec: ConvSpec) -> list[ConvSpec]:
-    return [part(spec)] * spec.kernel_shape[0]
-
-
 def cost(spec: ConvSpec) -> Cost:
     one = part(spec)
     return Cost(
@@ -82,7 +78,6 @@ SLICES = Algorithm(
     supports,
     cost,
     run,
-    parts=parts,
     inaccurate=zeros_between,
     doubt=doubt,
     largest_index=no_index,

@@ -115,11 +115,7 @@ def regime(spec: ConvSpec) -> str:
 
 
 def cost(spec: ConvSpec) -> Cost:
-    path, extra = regime(spec), {}
-    if path not in ("packed", "eigen"):
-        masked = spec.groups if spec.dtype.name not in FAST else 1
-        extra[path] = spec.flops * math.prod(spec.lhs_dilation) * masked / 5e9
-    return Cost(spec.flops, spec.operand_bytes, workspace=0, gemm=spec.gemm, extra=extra)
+    return Cost(spec.flops, spec.operand_bytes, workspace=0, gemm=spec.gemm)
 
 
 def doubt(spec: ConvSpec) -> str | None:

@@ -178,11 +178,11 @@ class Tuned(tables.Report):
     def _table(self) -> tables.Table:
         above = [
             f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
-            " predicted time, the median and quartiles; after: those of one half, predicted from"
-            " the package's rows and the other half."
+            " predicted time, the median (quartiles):",
+            "before, as predicted without them; after, one half as predicted with the other half.",
         ]
         kept = "in this process only" if self.file is None else f"in {self.file}"
-        below = [f"Kept {kept}; jaxconv tune --forget goes back to the package's rows."]
+        below = [f"Kept {kept}.", "jaxconv tune --forget drops them, and those of autotune."]
         rows = [("algorithm", "convolutions", "before", "after")]
         for name in ALGORITHMS:
             if ratios := self.after.get(name):

@@ -57,8 +57,8 @@ CALLS = 100_000
 def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
     """The algorithm to take, given the time of each, and the reason."""
     names = worthwhile({name: time.seconds for name, time in times.items()})
-    known = model(platform)
-    best = min(names, key=lambda name: times[name].seconds + known.compile_seconds(name) / CALLS)
+    compiling = model(platform).compile_seconds
+    best = min(names, key=lambda n: times[n].seconds + compiling.get(n, 0.0) / CALLS)
     lax = times.get("xla")
     if lax is None or (best != "xla" and _is_faster(times[best], lax)):
         verb = "was measured" if times[best].measured else "is predicted"

@@ -3,15 +3,14 @@
     log seconds = log roofline + correction
 
 The roofline is what the work takes at least on a common machine: a call, FLOPs over their rate and
-bytes over a bandwidth, the same for all algorithms. How far an algorithm stays above it is not
-modelled but interpolated between measured convolutions. That is all there is to a prediction; to
-see why a convolution is predicted as it is, look at its nearest rows (``nearest``).
+bytes over a bandwidth, the same for all algorithms. How far above it an algorithm stays is not
+modelled but interpolated between measured convolutions; that is all there is to a prediction.
 
 **Position.** Each convolution has a position: logarithms of its sizes, strides and dilations, its
 dtype, and which of XLA's code paths it takes (``position``). Convolutions that behave alike are
 near each other, and their corrections are alike.
 
-**Interpolation.** The correction is a Gaussian process: a weighted mean of the corrections of the
+**Interpolation.** The correction is a Gaussian process: a weighted sum of the corrections of the
 nearest measured convolutions, with the weights that minimise the expected error, where two
 corrections at distance d of each other have the covariance
 
@@ -19,20 +18,20 @@ corrections at distance d of each other have the covariance
 
 Matérn's function lets them become independent with distance, the product allows a slope along each
 coordinate (im2col gets worse with every tap), the level is an algorithm's own, and ALONE is what a
-convolution does not share with its neighbours. A measurement has an error of NOISE. Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006),
-chapters 2 and 4.
+convolution does not share with its neighbours. A measurement has an error of NOISE.
+Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapters 2 and 4.
 
 **Machines.** ``relation`` says how much a row from one machine says about another: what all
-machines share, and what only those share that have the same class of processor, the same version of
-JAX, or are the user's own. Cores enter as a gain: a correction that is proportional to the logarithm
-of their number and is learned, for each shape, from rows on one core and on two. A loop that runs
-block after block has none, a large matrix product all of it.
+machines share, and what only those share that have the same class of processor, the same version
+of JAX, or are the user's own. Cores enter as a gain: a correction proportional to the logarithm of
+their number, learned for each shape from rows on one core and on two. A loop that runs block after
+block gains nothing, a large matrix product all of it.
 
 **Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm. It is
 small beside rows of this machine, larger away from all rows, on a processor or a version of JAX
 without rows, and it grows with the number of cores beyond those measured. ``choose`` leaves XLA's
 own convolution only where the gain is likely. A row of exactly this convolution on this machine,
-from ``autotune``, is no prediction: it is taken as it is.
+from ``autotune``, is no prediction: it decides.
 
 The constants were chosen by cross-validation on the package's rows; they are the same for all
 algorithms and machines.
@@ -40,7 +39,7 @@ algorithms and machines.
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -50,7 +49,7 @@ from jaxconv.algorithms import ALGORITHMS, xla
 from jaxconv.algorithms.base import prepared
 from jaxconv.config import listeners
 from jaxconv.planning.measured import Machine, Row, here, own_rows, package_rows
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 
 # The roofline, of two cores: seconds of a call and of a step of a loop, FLOP/s, bytes/s.
 CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
@@ -94,7 +93,8 @@ def roofline(flops: float, traffic: float, steps: int = 1) -> float:
     return CALL + flops / RATE + traffic / BANDWIDTH + STEP * (steps - 1)
 
 
-def position(spec: ConvSpec) -> list[float]:
+@lru_cache(maxsize=8192)
+def position(spec: ConvSpec) -> tuple[float, ...]:
     """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one."""
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
     groups, m, n, _ = forward.gemm
@@ -105,7 +105,7 @@ def position(spec: ConvSpec) -> list[float]:
     output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
     image = math.prod(spec.lhs_shape) * spec.dtype.itemsize
     path = xla.regime(spec)
-    return [
+    return (
         _log(m) / 3,
         _log(n) / 2,
         _log(c) / 2,
@@ -114,6 +114,7 @@ def position(spec: ConvSpec) -> list[float]:
         _log(forward.lhs_shape[0]) / 3,
         _log(spec.operand_bytes) / 4,
         _log(min(forward.out_spatial, default=1)) / 3,
+        _padding(forward) / 2,
         1.5 * forward.spatial_ndim,
         0.5 * (stride > 1) + 0.5 * _log(stride),
         0.5 * (hole > 1) + 0.5 * _log(hole),
@@ -125,7 +126,13 @@ def position(spec: ConvSpec) -> list[float]:
         1.5 * spec.weight_gradient,
         *(3.0 * (path == name) for name in xla.REGIMES),
         *(2.0 * (dtype == name) for name in DTYPES),
-    ]
+    )
+
+
+def _padding(spec: ConvSpec) -> float:
+    """Logarithm of the share of the padded image that is image."""
+    sizes = map(dilate, spec.lhs_spatial, spec.lhs_dilation)
+    return sum(_log(p) - _log(size) for p, size in zip(spec.padded_spatial, sizes, strict=True))
 
 
 def _log(value: int) -> float:
@@ -145,6 +152,67 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+class Model:
+    """Predictions for one machine from measured rows.
+
+    Attributes:
+      points: positions of the rows, (rows, coordinates).
+      corrections: by algorithm, how far each row is above the roofline, less ``levels``, (rows,);
+        NaN where it was not measured.
+      levels: by algorithm, the median of the logarithm above the roofline.
+      compile_seconds: by algorithm, the median of one convolution's.
+    """
+
+    def __init__(self, rows: Sequence[Row], machine: Machine) -> None:
+        specs = [prepared(row.spec) for row in rows]
+        self.points = np.array([position(spec) for spec in specs])
+        floor = np.log([roofline(spec.flops, spec.operand_bytes) for spec in specs])
+        machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
+        self._machine = np.array([machines[row.machine] for row in rows], int)
+        self._between = np.array([[relation(a, b) for b in machines] for a in machines])
+        self._to_here = np.array([relation(machine, other) for other in machines])
+        self._here = relation(machine, machine)
+        self.corrections, self.levels, self.compile_seconds = {}, {}, {}
+        for name in dict.fromkeys(name for row in rows for name in row.seconds):
+            above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor
+            self.levels[name] = level = float(np.nanmedian(above))
+            self.corrections[name] = np.clip(above - level, -OUTLIER, OUTLIER)
+            compiling = [row.compile_seconds[name] for row in rows if name in row.compile_seconds]
+            self.compile_seconds[name] = float(np.median(compiling)) if compiling else 0.0
+
+    def predict(self, name: str, spec: ConvSpec) -> Time | None:
+        """The time of an algorithm for a prepared ``spec``; None where it has no rows."""
+        if name not in self.corrections:
+            return None
+        near, covariance, towards = _around(self, spec)
+        corrections = self.corrections[name][near]
+        (known,) = np.nonzero(~np.isnan(corrections))
+        weights = np.linalg.solve(covariance[np.ix_(known, known)], towards[known])
+        correction = self.levels[name] + float(weights @ corrections[known])
+        variance = self._here * VARIANCE - float(weights @ towards[known]) + NOISE**2
+        floor = roofline(spec.flops, spec.operand_bytes)
+        return Time(floor * math.exp(correction), math.sqrt(variance))
+
+    def around(self, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The nearest rows, the covariances between them, and those with ``spec`` itself."""
+        x = np.array(position(spec))
+        related = self._to_here[self._machine]
+        distances = np.sqrt(((self.points - x) ** 2).sum(1))
+        far = -related * np.exp(-distances / DISTANCE)
+        near = (
+            np.argpartition(far, NEAREST - 1)[:NEAREST]
+            if len(far) > NEAREST
+            else np.arange(len(far))
+        )
+        points, machines = self.points[near] - x, self._machine[near]
+        products = points @ points.T
+        squares = np.diag(products)
+        between = squares[:, None] + squares - 2 * products
+        covariance = _alike(between, products) * self._between[np.ix_(machines, machines)]
+        covariance[np.diag_indices_from(covariance)] += NOISE**2
+        return near, covariance, _alike(squares, np.zeros(len(near))) * related[near]
+
+
 def _alike(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
     """The covariance of corrections on one machine, given squared distances and products."""
     reach = np.sqrt(3 * np.maximum(squares, 0)) / DISTANCE  # Matérn's function of order 3/2
@@ -152,84 +220,13 @@ def _alike(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
     return near + SLOPE**2 * products + LEVEL**2
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measured:
-    """The rows of one algorithm: which points and machines, how far above the roofline."""
-
-    points: np.ndarray
-    machines: np.ndarray
-    corrections: np.ndarray
-    level: float  # the median
-    compile_seconds: float
-
-
-class Model:
-    """Times for one machine from measured rows."""
-
-    def __init__(self, rows: Iterable[Row], machine: Machine) -> None:
-        rows = list(rows)
-        specs = {spec: i for i, spec in enumerate(dict.fromkeys(row.spec for row in rows))}
-        every = [prepared(spec) for spec in specs]
-        self.points = np.array([position(spec) for spec in every]).reshape(len(every), -1)
-        floor = np.log([roofline(spec.flops, spec.operand_bytes) for spec in every])
-        machines = {m: i for i, m in enumerate(dict.fromkeys([row.machine for row in rows]))}
-        self.relations = np.array([[relation(a, b) for b in machines] for a in machines])
-        self.relation = np.array([relation(machine, other) for other in machines])
-        self.itself = relation(machine, machine)
-        self.known: dict[str, _Measured] = {}
-        columns: dict[str, list[tuple[int, int, float, float]]] = {}
-        for row in rows:
-            at = specs[row.spec], machines[row.machine]
-            for name, seconds in row.seconds.items():
-                compiling = row.compile_seconds.get(name, math.nan)
-                columns.setdefault(name, []).append((*at, seconds, compiling))
-        for name, column in columns.items():
-            points, which, seconds, compiling = map(np.array, zip(*column, strict=True))
-            above = np.log(seconds) - floor[points]
-            level = float(np.median(above))
-            corrections = np.clip(above - level, -OUTLIER, OUTLIER)
-            compiled = compiling[~np.isnan(compiling)]
-            middle = float(np.median(compiled)) if len(compiled) else 0.0
-            self.known[name] = _Measured(points, which, corrections, level, middle)
-
-    def predict(self, name: str, spec: ConvSpec) -> Time | None:
-        """The time of an algorithm for a prepared ``spec``; None where it has no rows."""
-        known = self.known.get(name)
-        if known is None:
-            return None
-        weights, near, sigma = self._weights(known, spec)
-        correction = known.level + float(weights @ known.corrections[near])
-        floor = roofline(spec.flops, spec.operand_bytes)
-        return Time(floor * math.exp(correction), sigma)
-
-    def compile_seconds(self, name: str) -> float:
-        """Median seconds to compile one convolution by an algorithm; 0 where it has no rows."""
-        known = self.known.get(name)
-        return 0.0 if known is None else known.compile_seconds
-
-    def _weights(self, known: _Measured, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, float]:
-        """The weights of the nearest rows, which those are, and the standard deviation."""
-        x, squares = _place(self, spec)
-        related = self.relation[known.machines]
-        nearness = related * np.exp(-np.sqrt(squares[known.points]) / DISTANCE)
-        near = np.argsort(-nearness)[:NEAREST]
-        points, machines = self.points[known.points[near]] - x, known.machines[near]
-        products = points @ points.T
-        lengths = np.diag(products)
-        distances = lengths[:, None] + lengths - 2 * products
-        covariance = _alike(distances, products) * self.relations[np.ix_(machines, machines)]
-        covariance[np.diag_indices_from(covariance)] += NOISE**2
-        towards = _alike(lengths, np.zeros(len(near))) * related[near]
-        weights = np.linalg.solve(covariance, towards)
-        variance = self.itself * (SMOOTH**2 + LEVEL**2 + ALONE**2) - float(weights @ towards)
-        return weights, near, math.sqrt(max(variance, 0.0) + NOISE**2)
+VARIANCE = SMOOTH**2 + LEVEL**2 + ALONE**2  # of a correction, before there are rows
 
 
 @lru_cache(maxsize=64)
-def _place(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray]:
-    """The position of ``spec``, and its squared distances from all points."""
-    x = np.array(position(spec))
-    return x, ((model.points - x) ** 2).sum(1)
+def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``model.around(spec)``, the same for all algorithms."""
+    return model.around(spec)
 
 
 @lru_cache
