@@ -1,6 +1,7 @@
 """``jaxconv compare``: the engine on tiny photographs; and the command line from the outside."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ import jaxconv
 from jaxconv import cli
 from jaxconv.bench import compare, draw
 from jaxconv.bench.measure import reference
+from jaxconv.tools import script as scripts
+from jaxconv.transforms import primitive
 
 PNG = b"\x89PNG\r\n\x1a\n"
 # The options that make a run short.
@@ -317,12 +320,15 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("jaxconv ")
 
 
-def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    root = str(Path(jaxconv.__file__).parents[1])
+def python(
+    *arguments: str, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    variables |= {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"}
+    variables["PYTHONPATH"] = str(Path(jaxconv.__file__).parents[1])
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": root, "PYTHONIOENCODING": "utf-8"},
+        env=os.environ | variables,
         capture_output=True,
         encoding="utf-8",
         check=False,
@@ -420,6 +426,84 @@ def test_run_module(program: Path) -> None:
     assert last == "ValueError: ['-m', '--help']"
 
 
+def test_run_and_measure(program: Path, tmp_path: Path) -> None:
+    """What was compiled is measured once the script has ended, and plans the next run."""
+    script = str(program / "train.py")
+    folder = {"JAXCONV_CACHE_DIR": str(tmp_path / "cache")}
+    first, second = (
+        python("-m", "jaxconv", "run", "--autotune", script, "-m", "7", "-v", **folder)
+        for _ in range(2)
+    )
+    for done, when in ((first, "now"), (second, "before")):
+        assert done.returncode == 7, done.stderr
+        assert done.stdout.startswith("__main__ train.py 7 True")
+        above, head, *rows = done.stderr.splitlines()
+        assert above.startswith("Measured on cpu: 2 different convolutions")
+        assert head.split()[:2] == ["planned", "chosen"]
+        assert len(rows) == 2
+        assert all(f"  {when}  " in row for row in rows)
+    (document,) = (tmp_path / "cache").glob("rows-*.json")
+    assert len(json.loads(document.read_text())["document"]["rows"]) == 2
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(
+    ("ending", "code", "measured"),
+    [
+        ("", 0, True),
+        ("raise SystemExit(0)", 0, True),
+        ("raise SystemExit(7)", 7, True),
+        ("raise ValueError('end')", 1, True),
+        ("raise KeyboardInterrupt", 130, False),
+    ],
+)
+def test_run_measures_however_it_ends(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    ending: str,
+    code: int,
+    measured: bool,
+) -> None:
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import jaxconv, numpy\njaxconv.conv(*[numpy.ones((1, 1, 1, 1), 'float32')] * 2)\n{ending}"
+    )
+    monkeypatch.setattr(scripts, "autotune", lambda: "the table")
+    found, out, err = run(capsys, "run", "--autotune", script)
+    assert (found, out) == (code, "")
+    assert ("the table" in err) == measured
+    if "ValueError" in ending:
+        assert err.index("ValueError: end") < err.index("the table")
+    assert "the table" not in run(capsys, "run", script)[2]
+
+
+@pytest.mark.usefixtures("process")
+def test_run_measures_nothing_where_nothing_was_compiled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    script = tmp_path / "script.py"
+    script.write_text("raise SystemExit(3)")
+    message = "jaxconv: no convolution was compiled: there is nothing to measure\n"
+    assert run(capsys, "run", "--autotune", script) == (3, "", message)
+
+
+@pytest.mark.usefixtures("process")
+def test_an_interrupt_ends_measuring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scripts, "planned_here", lambda platform: [None])
+    monkeypatch.setattr(scripts, "autotune", interrupted)
+    script = tmp_path / "script.py"
+    script.write_text("")
+    assert run(capsys, "run", "--autotune", script) == (130, "", "")
+
+
 @pytest.fixture
 def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This process is put back to what it was before a script ran in it."""
@@ -450,6 +534,7 @@ def test_run_ends_as_python_does(
     assert (found, out) == (code, "")
     assert message in err
     assert cli.__file__ not in err
+    assert scripts.__file__ not in err
     assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
     assert sys.path[0] == str(tmp_path)
 

@@ -1,0 +1,335 @@
+"""How the package's rows are made, and what ``jaxconv tune`` measures and teaches."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import jaxconv
+from jaxconv import cli
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.bench import calibrate, networks
+from jaxconv.bench.regret import random_specs
+from jaxconv.config import notify as forget
+from jaxconv.planning import measured
+from jaxconv.planning.measured import Row, here
+from jaxconv.planning.predict import predicted
+from jaxconv.spec import ConvSpec
+
+PLATFORM = jax.default_backend()
+SPECS = [
+    spec
+    for spec in random_specs(11, 60)
+    if spec.flops < 1e7
+    and spec.dtype == np.float32
+    and refusal(ALGORITHMS["xla"], spec) is None
+    and not spec.weight_gradient
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A cache of its own."""
+    with jaxconv.config.set(cache_dir=tmp_path / "cache", use_cache=True):
+        yield tmp_path / "cache"
+    forget()
+
+
+# The package's rows
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
+    """What was measured: in this order, and at once."""
+    specs: list[ConvSpec] = []
+
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
+        specs.append(spec)
+        times = {name: 0.001 * i for i, name in enumerate(names, 1)}
+        return Row(spec, here(platform), times, dict.fromkeys(times, 0.5))
+
+    monkeypatch.setattr(calibrate, "timed", timed)
+    monkeypatch.setattr(calibrate, "in_order", lambda count: SPECS[:count])
+    return specs
+
+
+def test_a_file_goes_on_where_it_ended(
+    asked: list[ConvSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "measured.jsonl"
+    calibrate.main([str(file), "--convolutions", "2"])
+    assert asked == SPECS[:2]
+    measuring = calibrate.timed
+
+    def interrupted(spec: ConvSpec, *args: Any) -> Row:
+        if spec == SPECS[4]:
+            raise KeyboardInterrupt
+        return measuring(spec, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(calibrate, "timed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate.main([str(file), "--convolutions", "6"])
+    assert asked == SPECS[:4]
+    calibrate.main([str(file), "--convolutions", "6"])
+    assert asked == SPECS[:6]
+    rows = calibrate.load(file)
+    assert [row.spec for row in rows] == SPECS[:6]
+    assert {row.machine for row in rows} == {calibrate.origin()}
+    assert not calibrate.origin().own
+    assert re.match(r"\d{4}-\d\d-\d\d, python -m jaxconv", rows[0].machine.note)
+    for row in rows:
+        assert row.seconds["xla"] > 0
+        assert set(row.seconds) == set(row.compile_seconds)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_file_is_of_one_machine(
+    asked: list[ConvSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "measured.jsonl"
+    calibrate.main([str(file), "--convolutions", "1"])
+    monkeypatch.setattr(
+        calibrate, "here", lambda platform: measured.Machine(platform, "Z80", 1, "1")
+    )
+    with pytest.raises(SystemExit):
+        calibrate.main([str(file), "--convolutions", "2"])
+    assert asked == SPECS[:1]
+    err = capsys.readouterr().err
+    assert "is of another machine" in err
+    assert "Z80" in err
+
+
+@pytest.mark.parametrize("name", ["into.jsonl", "into.jsonl.gz"])
+def test_files_are_merged(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here_, other = calibrate.origin(), measured.Machine("cpu", "Z80", 1, "0.1")
+
+    def row(spec: ConvSpec, machine: measured.Machine, seconds: float) -> Row:
+        return Row(spec, machine, {"xla": seconds, "im2col": 0.002}, {"xla": 0.25})
+
+    into, *files = (tmp_path / text for text in (name, "first.jsonl", "second.jsonl"))
+    first = [row(SPECS[0], here_, 0.001), row(SPECS[1], here_, 0.001)]
+    second = [row(SPECS[1], here_, 0.003), row(SPECS[1], other, 0.004)]
+    for file, rows in zip(files, (first, second), strict=True):
+        calibrate.save(file, rows)
+    calibrate.main([str(files[0]), "--into", str(into)])
+    assert calibrate.load(into) == first
+    capsys.readouterr()
+    calibrate.main([*map(str, files), "--into", str(into)])
+    assert calibrate.load(into) == [first[0], *second]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{files[0]}: 2 rows, of which 2 replace earlier ones",
+        f"{files[1]}: 2 rows, of which 1 replace earlier ones",
+        f"{into}: 3 rows",
+    ]
+    assert (into.read_bytes()[:2] == gzip.compress(b"")[:2]) == name.endswith(".gz")
+    with pytest.raises(SystemExit):
+        calibrate.main([*map(str, files)])
+    assert "several files are merged" in capsys.readouterr().err
+
+
+def test_what_is_not_measured_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = SPECS[0]
+    reasons = calibrate.reasons(spec)
+    assert reasons["xla"] is None
+    assert not {"naive", "winograd4"} & set(reasons)
+    timing = [name for name, reason in reasons.items() if reason is None]
+    refused = next(name for name in timing if name != "xla")
+
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
+        return Row(spec, here(platform), {n: 0.001 for n in names if n != refused})
+
+    monkeypatch.setattr(calibrate, "timed", timed)
+    monkeypatch.setattr(calibrate, "in_order", lambda count: [spec])
+    monkeypatch.setattr(calibrate, "HOPELESS", 1.0)
+    monkeypatch.setattr(calibrate, "reasons", lambda spec: reasons | {"magic": "it is slow"})
+    calibrate.main([str(tmp_path / "file")])
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"1 of 1: {spec}"
+    assert {f"  not {refused}: XLA refuses it", "  not magic: it is slow"} <= set(lines)
+
+
+def test_the_hopeless_and_the_large_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS[0]
+    monkeypatch.setattr(calibrate, "HOPELESS", 1.0)
+    reasons = calibrate.reasons(spec)
+    assert list(reasons.values()).count(None) == 1
+    assert any(re.fullmatch(r"it is predicted .* \d+ times .*", r) for r in reasons.values() if r)
+    monkeypatch.setattr(calibrate, "HOPELESS", float("inf"))
+    monkeypatch.setattr(calibrate, "WORKSPACE", 1)
+    assert re.fullmatch(r"its workspace is .* MiB", calibrate.reasons(spec)["im2col"] or "")
+
+
+def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SPECS[:5]
+    drawn = random_specs(12, 7)
+    monkeypatch.setattr(calibrate, "well_known", lambda: list(known))
+    monkeypatch.setattr(calibrate, "random_specs", lambda seed, count: drawn[:count])
+    order = calibrate.in_order(7)
+    assert set(order) == {*known, *drawn}
+    assert len(order) == 12
+    assert [spec in known for spec in order[:6]] == [False, False, True] * 2
+    assert [spec for spec in order if spec in drawn] == drawn
+    assert [spec for spec in order if spec in known] != known
+    assert calibrate.in_order(7) == order
+    # Fewer begin alike.
+    assert calibrate.in_order(4)[:6] == order[:6]
+
+
+def test_well_known_convolutions_are_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def layers(net: Any, x: Any) -> Any:
+        return net.logits(net.conv(x, 13, 3, 2), 5)
+
+    # Tracing the steps of whole ones takes half a minute.
+    network = networks.Network("two layers", layers, (12, 12, 2))
+    monkeypatch.setattr(calibrate, "NETWORKS", (network,))
+    with jax.numpy_rank_promotion("allow"):  # as users have it
+        specs = calibrate.well_known()
+    assert len(specs) == len(set(specs)) > 150
+    assert {True, False} == {spec.weight_gradient for spec in specs}
+    # The network's step, of one image and of eight: forward, and the gradient of its kernel.
+    own = [spec for spec in specs if spec.out_channels == 13]
+    assert [spec.weight_gradient for spec in own] == [False, True] * 2
+    assert {layer.spec for layer in calibrate.LAYERS if "forward" in layer.directions} <= set(specs)
+
+
+# A user's own
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
+    """A machine on which everything takes three times as long as predicted; what was measured."""
+    if PLATFORM != "cpu":
+        pytest.skip("the package has no rows to learn from")
+    specs: list[ConvSpec] = []
+
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
+        specs.append(spec)
+        with jaxconv.config.set(use_cache=False):
+            times = {name: 3 * predicted(name, prepared(spec), platform).seconds for name in names}
+        return Row(spec, here(platform), times, {})
+
+    monkeypatch.setattr(calibrate, "timed", timed)
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:8]))
+    return specs
+
+
+def test_tuning_teaches_predictions(slow: list[ConvSpec], folder: Path) -> None:
+    near = [prepared(spec.replace(lhs_shape=(3, *spec.lhs_shape[1:]))) for spec in SPECS[:8]]
+    before = [predicted("xla", spec, PLATFORM) for spec in near]
+    shown: list[str] = []
+    tuned = calibrate.tune(60, shown.append)
+    assert slow == SPECS[:8]
+    assert shown == list(map(str, SPECS[:8]))
+    assert (tuned.platform, tuned.convolutions) == (PLATFORM, 8)
+    assert len(tuned.before["xla"]) == len(tuned.after["xla"]) == 8
+    np.testing.assert_allclose(tuned.before["xla"], 3)
+    # Each half is predicted without its own rows: better, and not exactly.
+    assert max(tuned.after["xla"]) < 3
+    assert min(tuned.after["xla"]) != pytest.approx(1, abs=1e-6)
+    after = [predicted("xla", spec, PLATFORM) for spec in near]
+    pairs = list(zip(after, before, strict=True))
+    assert np.median([one.seconds / other.seconds for one, other in pairs]) > 1.3
+    assert all(one.sigma < other.sigma for one, other in pairs)
+    assert [row.spec for row in measured.own_rows(PLATFORM).values()] == SPECS[:8]
+    assert tuned.file is not None
+    assert list(folder.glob("rows-*.json")) == [tuned.file]
+    with jaxconv.config.set(use_cache=False):
+        assert [predicted("xla", spec, PLATFORM) for spec in near] == before
+
+
+def test_tuned_again_it_times_others(slow: list[ConvSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrate.tune(60)
+    slow.clear()
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:10]))
+    assert calibrate.tune(60).convolutions == 2
+    assert slow == SPECS[8:10]
+    assert len(measured.own_rows(PLATFORM)) == 10
+
+
+def test_the_sample_never_ends_and_is_small() -> None:
+    sample = calibrate._sample()
+    specs = [next(sample) for _ in range(60)]  # more than one seed's
+    assert len(set(specs)) > 50
+    for spec in specs:
+        assert spec.flops <= calibrate.FLOPS
+        assert spec.dtype == np.float32
+    names = calibrate._fastest(specs[0])
+    assert "xla" in names
+    assert len(names) == len(set(names)) <= calibrate.FASTEST + 2
+
+
+def test_an_interrupted_tuning_keeps_what_it_has(
+    slow: list[ConvSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(text: str) -> None:
+        if len(slow) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate.tune(60, interrupted)
+    assert [row.spec for row in measured.own_rows(PLATFORM).values()] == SPECS[:3]
+    xla = [predicted("xla", prepared(spec), PLATFORM).seconds for spec in SPECS[:3]]
+    with jaxconv.config.set(use_cache=False):
+        untuned = [predicted("xla", prepared(spec), PLATFORM).seconds for spec in SPECS[:3]]
+    assert all(np.greater(xla, untuned))
+
+
+def test_the_report_prints_medians_and_quartiles(tmp_path: Path) -> None:
+    before, after = {"xla": [1.0, 3.0, 2.0]}, {"xla": [0.5, 1.0, 1.5], "im2col": [4.0]}
+    tuned = calibrate.Tuned("cpu", 3, before, after, tmp_path / "rows.json")
+    *_, head, im2col, xla, kept, undo = str(tuned).splitlines()
+    assert head.split() == ["algorithm", "convolutions", "before", "after"]
+    assert im2col.split() == ["im2col", "1", "–", "4.00", "(4.00–4.00)"]
+    assert xla.split() == ["xla", "3", "2.00", "(1.50–2.50)", "1.00", "(0.75–1.25)"]
+    assert kept == f"Kept in {tmp_path / 'rows.json'}."
+    assert "jaxconv tune --forget" in undo
+    assert "Kept in this process only." in str(calibrate.Tuned("cpu", 0, {}, {}, None))
+
+
+def test_the_command_line_tunes_and_forgets(
+    slow: list[ConvSpec], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "60"])
+    assert result.exit_code == 0, result.output
+    assert "Timed 8 random convolutions" in result.stdout
+    (file,) = folder.glob("rows-*.json")
+    assert str(file) in result.stdout
+    for count in (8, 0):
+        result = CliRunner().invoke(cli.app, ["tune", "--forget"])
+        assert result.exit_code == 0, result.output
+        assert result.stdout.startswith(f"Dropped {count} convolutions")
+        assert json.loads(file.read_text())["document"]["rows"] == {}
+    assert len(slow) == 8
+
+
+def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "package_rows", lambda: ())
+    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("jaxconv: tune: it takes a platform with measured predictions")
+
+
+def test_tuning_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    if PLATFORM != "cpu":
+        pytest.skip("the package has no rows to learn from")
+    monkeypatch.setattr(calibrate, "EACH", 0.0)
+    small = min(SPECS, key=lambda spec: spec.flops)
+    monkeypatch.setattr(calibrate, "_sample", lambda: iter([small]))
+    assert calibrate.tune(60).convolutions == 1
+    (row,) = measured.own_rows(PLATFORM).values()
+    assert "xla" in row.seconds
+    assert all(time > 0 for time in row.seconds.values())
