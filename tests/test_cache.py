@@ -419,10 +419,11 @@ def test_rows_are_dropped_on_demand(name: str) -> None:
 
 
 def test_a_row_of_what_can_not_run_is_ignored() -> None:
-    rules = choose(SPEC, "cpu")
     # One refuses; one is never picked; one is not there.
     keep(row(SPEC, pointwise=1e-9, naive=1e-9, magic=1e-9))
-    assert quietly(choose, SPEC, "cpu") == rules
+    taken, why = quietly(choose, SPEC, "cpu")
+    assert taken not in ("pointwise", "naive", "magic")
+    assert "predicted" in why or "likely" in why
     with config.set(workspace_limit=0):
         keep(row(SPEC, im2col=1e-9))
         assert choose(SPEC, "cpu")[0] != "im2col"
@@ -442,9 +443,10 @@ def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
         precision=(DEFAULT, DEFAULT), rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm]
     )
     assert refusal(ALGORITHMS[algorithm], spec) is None
-    planned = choose(spec, "cpu")
     keep(row(spec, **{algorithm: 1e-9}))
-    assert choose(spec, "cpu") == planned
+    taken, why = choose(spec, "cpu")
+    assert taken != algorithm
+    assert "predicted" in why or "likely" in why
     assert algorithm not in autotuning.candidates(spec, "cpu")
 
 
