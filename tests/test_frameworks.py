@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,12 +17,14 @@ import networks_haiku
 import networks_linen
 import networks_nnx
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 from jax import Array
 from networks import STEPS, Training, numbers
 
 import jaxconv
+from jaxconv.tools import autotune
 
 NETWORKS: dict[str, Callable[[], Training]] = {
     "nnx residual": networks_nnx.residual,
@@ -253,6 +256,61 @@ def test_both_ways_compile_the_same(network: str) -> None:
     by_lax, accelerated = operations("lax"), operations("inside jit")
     with jaxconv.enabled():
         assert operations("lax") == accelerated != by_lax
+
+
+# The convolutions that explain and autotune find
+
+
+@trained_networks
+def test_explain_lists_what_accelerate_plans(network: str) -> None:
+    training, static, arrays = started(network)
+    step = WAYS["lax"](training)
+
+    def without_gradients(state: Any, batch: Any) -> Any:
+        state, (value, *_) = training.advance(step, state, batch)
+        return value if training.jit is nnx.jit else (state, value)  # NNX changes it in place
+
+    state = training.merge(static, arrays)
+    found = jaxconv.explain(without_gradients)(state, training.batches[0])
+    assert found.count == len(convolutions(network, WAYS["inside jit"](training)))
+
+
+def nnx_step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array) -> Array:
+    loss, gradients = nnx.value_and_grad(lambda model, x: jnp.sum(model(x) ** 2))(model, x)
+    optimizer.update(model, gradients)
+    return loss
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["arguments", "closed over"])
+@pytest.mark.parametrize("jit", [lambda f: f, nnx.jit], ids=["plain", "jit"])
+def test_nnx_objects_are_left_alone(
+    jit: Any, closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(autotune, "_compiled", lambda *_: SimpleNamespace(call=lambda: 1.0))
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs))
+    optimizer = nnx.Optimizer(model, optax.sgd(1e-4), wrt=nnx.Param)
+    step, state, x = jit(nnx_step), (model, optimizer), IMAGE.astype(np.float32)
+    before = numbers(nnx.state(state))
+    args = (x,) if closed else (*state, x)
+    fn = (lambda x: step(*state, x)) if closed else step
+    assert jaxconv.explain(fn)(*args).count == 2
+    assert len(jaxconv.autotune(fn, *args).rows) == 2
+    np.testing.assert_equal(numbers(nnx.state(state)), before)
+    assert step(*state, x) > step(*state, x)
+
+
+def test_nnx_variables_of_refs() -> None:
+    with nnx.var_defaults(ref=True):
+        layer = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+    static, params = nnx.split(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)))
+
+    def step(layer: nnx.Conv, x: Array) -> None:
+        gradients = jax.grad(lambda params: jnp.sum(nnx.merge(static, params)(x) ** 2))(params)
+        layer.kernel[...] -= gradients["kernel"][...]
+
+    for fn in (step, nnx.jit(step)):
+        assert jaxconv.explain(fn)(layer, IMAGE.astype(np.float32)).count == 2
 
 
 # A part of a network

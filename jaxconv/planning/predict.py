@@ -124,6 +124,7 @@ def position(spec: ConvSpec) -> tuple[float, ...]:
         1.5 * (10 * image > SPLIT),
         float(spec.flops > 10 * SPLIT),
         1.5 * spec.weight_gradient,
+        (path == "swapped") * (_log(spec.taps) - _log(math.prod(spec.lhs_spatial))) / 2,
         *(3.0 * (path == name) for name in xla.REGIMES),
         *(2.0 * (dtype == name) for name in DTYPES),
     )

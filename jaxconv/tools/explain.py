@@ -123,7 +123,9 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
 
     lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
     ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
-    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
+    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA; what
+    ``fn`` leaves in a ``jax.Ref`` or an object, as NNX's ``optimizer.update`` does, is used. The
+    objects themselves stay as they are.
     Inside ``shard_map`` the shapes are those on one device.
 
     Args:

@@ -18,6 +18,7 @@ from jaxconv.compat import (
 )
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p, plannable
+from jaxconv.transforms.state import results_and_changes
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 BY_NAME = "it was asked for by name"
@@ -33,7 +34,7 @@ def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = jax.tree.unflatten(
             tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
         )
-        return [x for x in jax.tree.leaves(fn(*args, **kwargs)) if isinstance(x, jax.Array)]
+        return results_and_changes(fn, args, kwargs)
 
     return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
 
