@@ -305,6 +305,22 @@ def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins
     assert [time for _, time in row.seconds] == sorted(time for _, time in row.seconds)
     assert row.ratio == 1 / dict(row.seconds)[row.chosen]
     assert not row.known
+    assert ("im2col 990.000 ms (not clearly faster)" in str(Tuning("cpu", (row,)))) == (
+        seconds == 0.99
+    )
+
+
+def test_an_fft_must_be_twice_as_fast(times: Times) -> None:
+    image, kernel = struct(1, 64, 64, 16), struct(15, 15, 16, 16)
+
+    def f(x: Any, w: Any) -> Any:
+        return jaxconv.conv(x, w)
+
+    for seconds, wins in ((0.6, False), (0.4, True)):
+        times["fft"] = seconds
+        tuning = jaxconv.autotune(f, image, kernel, force=True)
+        assert (tuning.rows[0].chosen == "fft") == wins
+        assert ("fft 600.000 ms (not 2 times as fast)" in str(tuning)) == (not wins)
 
 
 def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:

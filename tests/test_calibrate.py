@@ -21,6 +21,7 @@ from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
 from jaxconv.planning.measured import Row, here
+from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import predicted
 from jaxconv.spec import ConvSpec
 
@@ -145,6 +146,8 @@ def test_what_is_not_measured_is_said(
     spec = SPECS[0]
     reasons = calibrate.reasons(spec)
     assert reasons["xla"] is None
+    times = {c.name: c.seconds for c in plan_spec(spec, PLATFORM).candidates}
+    assert list(reasons) == sorted(reasons, key=lambda name: times[name])
     assert not {"naive", "winograd4"} & set(reasons)
     timing = [name for name, reason in reasons.items() if reason is None]
     refused = next(name for name in timing if name != "xla")

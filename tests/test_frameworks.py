@@ -286,7 +286,9 @@ def nnx_step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array) -> Array:
 def test_nnx_objects_are_left_alone(
     jit: Any, closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autotune, "_compiled", lambda *_: SimpleNamespace(call=lambda: 1.0))
+    monkeypatch.setattr(
+        autotune, "_compiled", lambda *_: SimpleNamespace(call=lambda: 1.0, compile_seconds=0.1)
+    )
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Conv(3, 8, (3, 3), rngs=rngs), nnx.BatchNorm(8, rngs=rngs))
     optimizer = nnx.Optimizer(model, optax.sgd(1e-4), wrt=nnx.Param)

@@ -236,7 +236,11 @@ def test_an_error_leaves_objects_alone() -> None:
 
 def test_autotune_measures_them_too(monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree()
-    monkeypatch.setattr(autotuning, "_compiled", lambda spec, *_: SimpleNamespace(call=lambda: 1.0))
+    monkeypatch.setattr(
+        autotuning,
+        "_compiled",
+        lambda spec, *_: SimpleNamespace(call=lambda: 1.0, compile_seconds=0.1),
+    )
     tuning = jaxconv.autotune(tree.step, X)
     assert [row.spec.weight_gradient for row in tuning.rows] == [False, True]
     np.testing.assert_array_equal(tree.w, W)

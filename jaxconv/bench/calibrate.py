@@ -78,13 +78,15 @@ def in_order(count: int) -> list[ConvSpec]:
 
 
 def reasons(spec: ConvSpec) -> dict[str, str | None]:
-    """Why each algorithm that "auto" may take is not timed; None for those that are."""
+    """Why each algorithm that "auto" may take is not timed; None for those that are. In the order
+    of their predicted times."""
     possible = [
         c
         for c in plan_spec(spec, jax.default_backend()).candidates
         if c.reason is None and not ALGORITHMS[c.name].by_name_only
     ]
-    best = min(c.seconds for c in possible)
+    possible.sort(key=lambda c: c.seconds)
+    best = possible[0].seconds
     found: dict[str, str | None] = {}
     for c in possible:
         found[c.name] = None

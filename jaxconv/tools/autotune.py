@@ -94,7 +94,11 @@ def _cells(row: Measurement) -> tuple[str, ...]:
 
     def other(name: str) -> str:
         text = f"{name} {tables.milliseconds(seconds[name])}"
-        return f"{text} (not clearly faster)" if time and seconds[name] < time else text
+        if time is None or seconds[name] >= time:
+            return text
+        margin = ALGORITHMS[name].margin
+        faster = "clearly faster" if margin == 1 else f"{1 / margin:g} times as fast"
+        return f"{text} (not {faster})"
 
     return (
         row.planned,
