@@ -333,7 +333,7 @@ def test_str_is_a_table(name: str) -> None:
     assert f"{m}×{k} · {k}×{n}" in product
     assert (f"{groups} times" in product) == (groups > 1)
     assert choice == f"on cpu: {plan.algorithm}, since {plan.why}"
-    assert {"algorithm", "MFLOP", "workspace", "predicted"} <= set(head.split())
+    assert {"algorithm", "MFLOP", "workspace", "time"} <= set(head.split())
     assert len(rows) == len(ALGORITHMS)
     for row, candidate in zip(rows, plan.candidates, strict=True):
         mark, name, *_ = ("", *row.split()) if row.startswith(" ") else row.split()

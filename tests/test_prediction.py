@@ -1,110 +1,108 @@
-"""Predicted times: the data they rest on, and how they choose."""
+"""Predicted times: the rows that they rest on, how sure they are, and how they choose."""
 
 import dataclasses
-import gzip
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
-from typer.testing import CliRunner
+from jax import lax
 
 import jaxconv
-from jaxconv import cli
-from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms import ALGORITHMS, xla
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.bench import calibrate, networks
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
 from jaxconv.planning import predict as prediction
-from jaxconv.planning.choose import choose
-from jaxconv.planning.choose import predicted_seconds as predict
-from jaxconv.planning.fit import Measured, document, fit
+from jaxconv.planning.choose import choose, decide
+from jaxconv.planning.measured import Machine, Row, package_rows
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.predict import calibrated
+from jaxconv.planning.predict import Model, Time, predicted
+from jaxconv.spec import ConvSpec
 
 # The algorithms that only their names select.
 NEVER = {"naive", "winograd4"}
-DOCUMENTS = prediction.documents()
 SPECS = [spec for spec in random_specs(11, 60) if spec.flops < 1e6]
+# Many alike: small images, of which rows can be made up.
+LIKE = [
+    ConvSpec(
+        (1, n, n, c), (3, 3, c, 8), *((1, 1), ((1, 1),) * 2, (1, 1), (1, 1)), *(np.dtype("f4"),) * 2
+    )
+    for n in (8, 12, 16, 20, 24, 32)
+    for c in (4, 8, 16, 32)
+]
+HERE = Machine("cpu", "a", 2, "0.12.0", own=True)
+THERE = dataclasses.replace(HERE, own=False)
 
 
-@pytest.fixture
-def _own_cache(tmp_path: Path) -> Iterator[None]:
-    with jaxconv.config.set(cache_dir=tmp_path):
-        yield
-    forget()
+def rows_of(seconds: dict[str, float], machine: Machine = THERE) -> list[Row]:
+    """Rows of ``LIKE``: each algorithm takes a multiple of the roofline."""
+    return [
+        Row(spec, machine, {name: time * floor(spec) for name, time in seconds.items()})
+        for spec in LIKE
+    ]
 
 
-# The data
+def floor(spec: ConvSpec) -> float:
+    return prediction.roofline(spec.flops, spec.operand_bytes)
 
 
-@pytest.mark.parametrize(
-    "document", DOCUMENTS, ids=lambda d: "{device}, JAX {jax}".format(**d["origin"])
-)
-def test_calibrations_say_where_they_come_from(document: dict) -> None:
-    told = {"platform", "device", "cores", "jax", "date", "command", "convolutions"}
-    assert told <= set(document["origin"])
-    assert document["origin"]["convolutions"] == len(document["points"])
-    calibration = prediction.from_document(document, {})
-    width = len(prediction.position(prepared(CASES["3x3"].spec(np.float32))))
-    assert calibration.points.shape[1] == width
-    named = {name.removesuffix(" gradient") for name in calibration.kinds}
-    # One that is newer than the measurements is predicted without them; these are not.
-    assert {"im2col", "xla"} <= named <= set(ALGORITHMS) - set(NEVER)
-    for known in calibration.kinds.values():
-        assert (known.constants >= 0).all()
-        assert known.constants.any()
-        assert np.isfinite(known.weights).all()
+# The rows
 
 
-@pytest.fixture
-def _elsewhere() -> Iterator[None]:
-    prediction.document_for.cache_clear()
-    yield
-    prediction.document_for.cache_clear()
+def test_rows_say_where_they_come_from() -> None:
+    machines = {row.machine for row in package_rows()}
+    assert {m.platform for m in machines} == {"cpu"}
+    assert {prediction.version(m.jax) for m in machines} == {(0, 10), (0, 12)}
+    assert {m.cores for m in machines} == {1, 2}
+    assert all(m.processor and m.note and not m.own for m in machines)
+    for row in package_rows():
+        assert set(row.seconds) <= set(ALGORITHMS) - NEVER
+        assert all(0 < time < 100 for time in row.seconds.values())
 
 
-def _origin(monkeypatch: pytest.MonkeyPatch, version: str, device: str) -> tuple[str, str]:
-    """JAX and device of the calibration that is taken there."""
-    monkeypatch.setattr(jax, "__version__", version)
-    monkeypatch.setattr(prediction, "device_class", lambda: device)
-    prediction.document_for.cache_clear()
-    document = prediction.document_for("cpu")
-    assert document is not None
-    return document["origin"]["jax"], document["origin"]["device"]
+def test_data_are_small() -> None:
+    folder = Path(measured.__file__).parent / "data"
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 300_000
 
 
-DEVICES = {document["origin"]["device"] for document in DOCUMENTS}
+EVERY = [
+    *random_specs(12, 40),
+    *(case.spec(np.float32) for case in CASES.values()),
+    LIKE[0].replace(dtype=np.dtype(jnp.bfloat16), precision=(lax.Precision.HIGHEST,) * 2),
+    LIKE[0].replace(dtype=np.dtype(jnp.int4), out_dtype=np.dtype(np.int32), batch_group_count=1),
+]
 
 
-@pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.parametrize("device", sorted(DEVICES))
-def test_the_calibration_is_that_of_version_and_processor(
-    monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
-    for version in ("0.10.2", "0.11.1"):
-        assert _origin(monkeypatch, version, device) == ("0.10.2", device)
-    for version in ("0.12.0.1", "1.0"):
-        assert _origin(monkeypatch, version, device) == ("0.12.0.1", device)
+def test_a_spec_is_kept_as_it_is() -> None:
+    for spec in EVERY:
+        assert measured.spec_of(json.loads(measured.key(spec))) == spec
+    assert len({measured.key(spec) for spec in set(EVERY)}) == len(set(EVERY))
+    assert measured.key(LIKE[0]) == (
+        '{"lhs_shape": [1, 8, 8, 4], "rhs_shape": [3, 3, 4, 8], "padding": [[1, 1], [1, 1]]}'
+    )
 
 
-@pytest.mark.usefixtures("_elsewhere")
-def test_elsewhere_the_calibration_is_of_another_processor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for device in ("x86_64 GenuineIntel 6 with AVX-512", "aarch64", "x86_64"):
-        jax_version, taken = _origin(monkeypatch, "0.11.1", device)
-        assert jax_version == "0.10.2"
-        assert taken in DEVICES
-    assert prediction.document_for("tpu") is None
+def test_rows_are_read_as_they_were_written() -> None:
+    rows = [
+        Row(spec, machine, {"xla": 1.23e-3 * (i + 1), "im2col": 4.56e-7}, {"xla": 0.12})
+        for i, spec in enumerate(LIKE[:3])
+        for machine in (THERE, dataclasses.replace(THERE, cores=1, note="yesterday"))
+    ]
+    again = list(measured.read(measured.written(rows)))
+    assert [(row.spec, row.machine) for row in again] == [(row.spec, row.machine) for row in rows]
+    assert again[1].machine.note == "yesterday"
+    for one, other in zip(rows, again, strict=True):
+        chex.assert_trees_all_close(dict(other.seconds), dict(one.seconds), rtol=5e-3)
+        chex.assert_trees_all_close(dict(other.compile_seconds), dict(one.compile_seconds))
 
 
 CPUINFO = """processor\t: 0
@@ -131,12 +129,109 @@ def test_the_class_of_a_processor(
     monkeypatch: pytest.MonkeyPatch, text: str, expected: str
 ) -> None:
     monkeypatch.setattr("builtins.open", lambda *args, **kwargs: io.StringIO(text))
-    monkeypatch.setattr(prediction.system, "machine", lambda: "x86_64")
-    prediction.device_class.cache_clear()
-    found = prediction.device_class()
+    monkeypatch.setattr(measured.system, "machine", lambda: "x86_64")
+    measured._cpuinfo.cache_clear()
+    found = measured.processor_class()
     monkeypatch.undo()
-    prediction.device_class.cache_clear()
+    measured._cpuinfo.cache_clear()
     assert found == f"x86_64 {expected}".strip()
+
+
+# The interpolation
+
+
+def test_what_was_measured_is_predicted_as_it_was() -> None:
+    """However far it is from what its neighbours take."""
+    rows = rows_of({"xla": 2.0, "im2col": 3.0})
+    odd = rows[9]
+    rows[9] = dataclasses.replace(odd, seconds={"xla": 6.0 * floor(odd.spec)})
+    model = Model(rows, HERE)
+    for row in rows:
+        for name, seconds in row.seconds.items():
+            time = model.predict(name, row.spec)
+            assert time is not None
+            assert abs(math.log(time.seconds / seconds)) < 0.25
+    assert model.predict("shift", LIKE[0]) is None
+
+
+def test_between_rows_it_is_as_there() -> None:
+    model = Model(rows_of({"xla": 2.0}), HERE)
+    for n, c in ((10, 6), (14, 24), (28, 12)):
+        spec = LIKE[0].replace(lhs_shape=(1, n, n, c), rhs_shape=(3, 3, c, 8))
+        time = model.predict("xla", spec)
+        assert time is not None
+        assert abs(math.log(time.seconds / (2 * floor(spec)))) < 0.15
+
+
+def test_it_is_less_sure_away_from_rows() -> None:
+    model = Model(rows_of({"xla": 2.0}), HERE)
+    row, near = LIKE[5], LIKE[5].replace(lhs_shape=(1, 14, 14, 8))
+    far = ConvSpec(
+        (8, 4000, 512), (31, 1, 512), (4,), ((0, 0),), (1,), (1,), *(np.dtype("f4"),) * 2, 512
+    )
+    sigmas = [model.predict("xla", spec).sigma for spec in (row, near, far)]  # type: ignore[union-attr]
+    assert sigmas == sorted(sigmas)
+    assert sigmas[0] < 0.5 * sigmas[2]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"processor": "b"}, {"jax": "0.13.0"}, {"cores": 4}],
+    ids=["processor", "version", "cores"],
+)
+def test_it_is_less_sure_on_other_machines(changes: dict[str, Any]) -> None:
+    rows = rows_of({"xla": 2.0})
+    here = Model(rows, HERE).predict("xla", LIKE[5])
+    there = Model(rows, dataclasses.replace(HERE, **changes)).predict("xla", LIKE[5])
+    assert here is not None
+    assert there is not None
+    assert there.sigma > 1.1 * here.sigma
+
+
+def test_it_is_less_sure_the_more_cores_there_are() -> None:
+    rows = [*rows_of({"xla": 2.0}), *rows_of({"xla": 3.0}, dataclasses.replace(THERE, cores=1))]
+    machines = [dataclasses.replace(HERE, cores=n) for n in (2, 4, 16, 64)]
+    sigmas = [Model(rows, m).predict("xla", LIKE[5]).sigma for m in machines]  # type: ignore[union-attr]
+    assert sigmas == sorted(set(sigmas))
+
+
+def test_what_gains_by_cores_gains_by_more() -> None:
+    one = dataclasses.replace(THERE, cores=1)
+    rows = [*rows_of({"xla": 4.0, "shift": 3.0}, one), *rows_of({"xla": 2.0, "shift": 3.0})]
+    for spec in LIKE[3:20:4]:
+        times = [
+            {
+                name: Model(rows, dataclasses.replace(HERE, cores=n)).predict(name, spec)
+                for name in ("xla", "shift")
+            }
+            for n in (1, 2, 8)
+        ]
+        ratios = [t["xla"].seconds / t["shift"].seconds for t in times]  # type: ignore[union-attr]
+        assert ratios[0] > 1.2 > 0.85 > ratios[1] > 1.5 * ratios[2]
+
+
+def test_the_users_rows_say_more_than_the_packages() -> None:
+    """A machine on which one algorithm is slow: half of its convolutions are measured."""
+    own = rows_of({"xla": 2.0, "shift": 4.0}, HERE)[::2]
+    model = Model([*rows_of({"xla": 2.0, "shift": 1.0}), *own], HERE)
+    for spec in LIKE[1::2]:
+        shift, by_xla = model.predict("shift", spec), model.predict("xla", spec)
+        assert shift is not None
+        assert by_xla is not None
+        assert shift.seconds > 0.75 * by_xla.seconds  # by the package's rows, 0.5
+
+
+def test_relations_are_a_covariance() -> None:
+    machines = [
+        Machine("cpu", processor, cores, version, own)
+        for processor in "ab"
+        for cores in (1, 2, 16)
+        for version in ("0.10.2", "0.12.0.1")
+        for own in (True, False)
+    ]
+    matrix = np.array([[prediction.relation(a, b) for b in machines] for a in machines])
+    np.testing.assert_allclose(matrix, matrix.T)
+    assert np.linalg.eigvalsh(matrix).min() > -1e-9
 
 
 # What is predicted
@@ -144,15 +239,16 @@ def test_the_class_of_a_processor(
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_algorithm_has_a_time(case: object, platform: str) -> None:
-    spec = prepared(case.spec(np.float32))  # type: ignore[attr-defined]
+def test_every_algorithm_has_a_time(case: Any, platform: str) -> None:
+    spec = prepared(case.spec(np.float32))
     if spec.is_empty:
         return
     for name, algorithm in ALGORITHMS.items():
         if refusal(algorithm, spec) is None:
-            seconds = predict(name, spec, platform)
-            assert 0 < seconds < 1
-            assert predict(name, spec, platform) == seconds
+            time = predicted(name, spec, platform)
+            assert 0 < time.seconds < 1
+            assert 0 < time.sigma < 3
+            assert predicted(name, spec, platform) == time
 
 
 def test_more_work_takes_longer() -> None:
@@ -161,7 +257,7 @@ def test_more_work_takes_longer() -> None:
     large = small.replace(lhs_shape=shape)
     for name, algorithm in ALGORITHMS.items():
         if refusal(algorithm, small) is None:
-            assert predict(name, large, "cpu") > predict(name, small, "cpu")
+            assert predicted(name, large, "cpu").seconds > predicted(name, small, "cpu").seconds
 
 
 def test_what_is_chosen_is_predicted_to_be_fast() -> None:
@@ -182,172 +278,77 @@ def test_highest_precision_leaves_out_other_products() -> None:
     assert choose(spec, "cpu")[0] not in ("winograd", "fft")
 
 
-# How the data is made
+DENSE = ("NHWC", "HWIO", "NHWC")
 
 
-def test_what_was_measured_is_kept_as_a_line() -> None:
-    spec = SPECS[0]
-    found = Measured(spec, {"xla": 1e-3}, {"xla": 0.01})
-    assert calibrate.of_line(calibrate.as_line(found)) == found
-
-
-def test_measuring_times_what_can_do_it() -> None:
-    spec = min(SPECS, key=lambda spec: spec.flops)
-    found = calibrate.measure(spec)
-    able = {name for name, a in ALGORITHMS.items() if refusal(a, spec) is None}
-    assert set(found.seconds) == able - set(NEVER)
-    assert all(seconds > 0 for seconds in found.seconds.values())
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_a_calibration_goes_on_where_it_was(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, compressed: bool
+@pytest.mark.parametrize(
+    ("shape", "kernel", "params", "expected"),
+    [
+        ((1, 6, 6, 4), (5, 5, 4, 3), {"padding": "SAME"}, False),
+        ((1, 6, 4, 4), (5, 5, 4, 3), {"padding": "SAME"}, True),
+        ((1, 5, 5, 4), (5, 5, 4, 3), {"padding": "VALID"}, False),
+        ((1, 5, 4, 4), (5, 5, 4, 3), {"padding": ((0, 0), (1, 1))}, True),
+        ((1, 1, 1, 4), (3, 3, 4, 3), {"padding": ((2, 2), (2, 2))}, False),
+        ((1, 3, 3, 4), (5, 5, 1, 8), {"padding": "SAME", "feature_group_count": 4}, False),
+    ],
+)
+def test_xla_exchanges_operands_where_predictions_say(
+    shape: tuple[int, ...], kernel: tuple[int, ...], params: dict[str, Any], expected: bool
 ) -> None:
-    specs = random_specs(11, 6)
-    monkeypatch.setattr(calibrate, "random_specs", lambda seed, count: specs[:count])
-    monkeypatch.setattr(calibrate, "well_known", lambda: [])
-    asked: list[object] = []
+    operands = [jax.ShapeDtypeStruct(s, np.float32) for s in (shape, kernel)]
 
-    def measure(spec: object) -> Measured:
-        asked.append(spec)
-        return Measured(spec, {"xla": 1e-3, "im2col": 2e-3}, {"xla": 0.1})  # type: ignore[arg-type]
+    def convolved(lhs: Any, rhs: Any) -> Any:
+        return lax.conv_general_dilated(lhs, rhs, (1, 1), dimension_numbers=DENSE, **params)
 
-    monkeypatch.setattr(calibrate, "measure", measure)
-    file = tmp_path / "made.json"
-    for count in (4, 6):
-        calibrate.main([str(file), "--convolutions", str(count)])
-    assert asked == specs
-    document = json.loads(file.read_text(encoding="utf-8"))
-    assert document["origin"]["convolutions"] == len(document["points"]) == 6
-
-    kept, again = tmp_path / "made.json.measured", tmp_path / "again.json"
-    if compressed:
-        packed = tmp_path / "measured.jsonl.gz"
-        packed.write_bytes(gzip.compress(kept.read_bytes()))
-        kept = packed
-    calibrate.main([str(again), "--measured", str(kept)])
-    assert json.loads(again.read_text(encoding="utf-8")) == document
-    assert asked == specs
+    plan = jaxconv.plan(*operands, (1, 1), dimension_numbers=DENSE, **params)
+    assert xla.swapped(prepared(plan.spec)) == expected
+    text = jax.jit(convolved).lower(*operands).compile().as_text()
+    assert ("rhs_reversal" in text) == expected
 
 
-def test_well_known_convolutions_are_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def layers(net: Any, x: Any) -> Any:
-        return net.logits(net.conv(x, 13, 3, 2), 5)
-
-    # Tracing the steps of whole ones takes half a minute.
-    network = networks.Network("two layers", layers, (12, 12, 2))
-    monkeypatch.setattr(calibrate, "NETWORKS", (network,))
-    with jax.numpy_rank_promotion("allow"):  # as users have it
-        specs = calibrate.well_known()
-    assert len(specs) == len(set(specs)) > 150
-    assert {True, False} == {spec.weight_gradient for spec in specs}
-    # The network's step, of one image and of eight: forward, and the gradient of its kernel.
-    own = [spec for spec in specs if spec.out_channels == 13]
-    assert [spec.weight_gradient for spec in own] == [False, True] * 2
-    assert {layer.spec for layer in calibrate.LAYERS if "forward" in layer.directions} <= set(specs)
+# The decision
 
 
-def test_a_fit_gives_back_what_it_was_given() -> None:
-    """Times that are the formula's own are predicted within 10 %, and the file holds them."""
-    truth = prediction.calibrated("cpu")
-    rows = []
-    for spec in map(prepared, random_specs(12, 150)):
-        seconds = {
-            name: truth.seconds(algorithm, spec)
-            for name, algorithm in ALGORITHMS.items()
-            if name in ("im2col", "xla") and refusal(algorithm, spec) is None
-        }
-        rows.append(Measured(spec, seconds, dict.fromkeys(seconds, 0.1)))
-    made = fit(rows)
-    read = prediction.from_document(document(made, calibrate.origin()), {})
-    misses = []
-    for row in rows:
-        for name, seconds in row.seconds.items():
-            again = read.seconds(ALGORITHMS[name], row.spec)
-            assert math.isclose(again, made.seconds(ALGORITHMS[name], row.spec), rel_tol=0.05)
-            misses.append(abs(math.log(again / seconds)))
-    assert np.median(misses) < 0.1
+def decided(keep: str = "xla", **times: tuple[float, float]) -> str:
+    return decide({n: Time(*t) for n, t in times.items()}, "cpu", keep)[0]
 
 
-def test_what_was_measured_is_predicted_as_it_was() -> None:
-    """However far it is from what its neighbours take."""
-    truth = prediction.calibrated("cpu")
-    xla = ALGORITHMS["xla"]
-    specs = [s for s in map(prepared, random_specs(12, 150)) if refusal(xla, s) is None]
-    seconds = [truth.seconds(xla, spec) for spec in specs]
-    odd = 17
-    seconds[odd] *= 3
-    made = fit(
-        [Measured(spec, {"xla": taken}, {}) for spec, taken in zip(specs, seconds, strict=True)]
+def test_xla_is_left_only_for_a_likely_gain() -> None:
+    assert decided(xla=(1.0, 0.1), shift=(0.8, 0.1)) == "shift"
+    assert decided(xla=(1.0, 1.0), shift=(0.8, 1.0)) == "xla"
+    assert decided(xla=(1.0, 1.0), shift=(0.05, 1.0)) == "shift"
+    assert decided(xla=(1.0, 0.01), shift=(0.99, 0.01)) == "xla"
+    assert decided(im2col=(1.0, 1.0), shift=(0.9, 1.0)) == "shift"
+    assert decided("im2col", im2col=(1.0, 1.0), shift=(0.9, 1.0)) == "im2col"
+
+
+def test_it_says_how_sure_it_is() -> None:
+    name, why = decide({"xla": Time(2e-3, 0.1), "shift": Time(1e-3, 0.2)}, "cpu")
+    assert (name, why) == (
+        "shift",
+        "it is predicted to be the fastest (1.000 ms ×/÷ 1.2, XLA's own 2.000 ms ×/÷ 1.1)",
     )
-    assert math.isclose(made.seconds(xla, specs[odd]), seconds[odd], rel_tol=0.2)
-    others = [
-        abs(math.log(made.seconds(xla, spec) / taken))
-        for i, (spec, taken) in enumerate(zip(specs, seconds, strict=True))
-        if i != odd
-    ]
-    assert np.median(others) < 0.1
+    name, why = decide({"xla": Time(1e-3, 0.5), "shift": Time(9e-4, 0.5)}, "cpu")
+    assert (name, why) == (
+        "xla",
+        "no other is likely to be faster (1.000 ms ×/÷ 1.6, shift 0.900 ms ×/÷ 1.6)",
+    )
+    measured_times = {"xla": Time(1e-3, 0.03, True), "shift": Time(9.9e-4, 0.03, True)}
+    assert "no other was measured to be clearly faster" in decide(measured_times, "cpu")[1]
+    assert decide({"xla": Time(1.0, 1.0)}, "cpu") == ("xla", "no other can be taken")
 
 
-# A machine's own
-
-
-@pytest.mark.usefixtures("_own_cache")
-def test_tuning_scales_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = prepared(SPECS[0])
-    before = predict("xla", spec, "cpu")
-    slow = Measured(spec, {"xla": 3 * before}, {})
-    monkeypatch.setattr(calibrate, "_sample", lambda: iter([spec] * 3))
-    monkeypatch.setattr(calibrate, "measure", lambda spec, names: slow)
-    shown: list[str] = []
-    tuned = calibrate.tune(60, shown.append)
-    assert shown == [str(spec)] * 3
-    ((kind, ratios),) = tuned.ratios.items()
-    assert len(ratios) == 3
-    assert math.isclose(tuned.factors[kind], 3)
-    assert "measured over predicted" in str(tuned)
-    assert math.isclose(predict("xla", spec, "cpu"), 3 * before)
-    # Tuned again, the factor is of the package's prediction, not of the tuned one.
-    assert math.isclose(calibrate.tune(60).factors[kind], 3)
-    with jaxconv.config.set(use_cache=False):
-        assert math.isclose(predict("xla", spec, "cpu"), before)
-
-
-@pytest.mark.usefixtures("_own_cache")
-def test_a_slower_machine_has_slower_parts_once() -> None:
-    spec = prepared(CASES["transposed"].spec(np.float32))
-    before = {name: predict(name, spec, "cpu") for name in ("phase", "xla", "im2col")}
-    measured.record_scales("cpu", dict.fromkeys(calibrated("cpu").kinds, 2.0))
+def test_unknown_machines_take_only_large_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choices elsewhere are those of here, or XLA's own."""
+    specs = [s for s in map(prepared, random_specs(5, 40)) if refusal(ALGORITHMS["xla"], s) is None]
     forget()
-    for name, seconds in before.items():
-        assert 1.5 * seconds < predict(name, spec, "cpu") <= 2.001 * seconds, name
-    assert all(ALGORITHMS[name].parts is None for name in calibrate._fastest(spec))
-
-
-def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "document_for", lambda platform: None)
-    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
-    assert result.exit_code == 2
-    assert "jaxconv.autotune" in result.stderr
-
-
-def test_factors_of_few_samples_are_drawn_to_what_all_have_in_common() -> None:
-    many, few = calibrate.factors({"im2col": [2.0] * 99, "shift": [4.0] * 2}).values()
-    assert math.isclose(many, 2)
-    assert 2 < few < 2.3
-
-
-@pytest.mark.usefixtures("_own_cache")
-def test_factors_of_no_use_are_ignored() -> None:
-    measured.record_scales("cpu", {"xla": 2.0, "im2col": -1.0, "shift": "fast"})  # type: ignore[dict-item]
-    with pytest.warns(UserWarning, match="invalid factors"):
-        assert measured.scales("cpu") == {"xla": 2.0}
-
-
-@pytest.mark.usefixtures("_own_cache")
-def test_the_command_line_tunes(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = dataclasses.replace(SPECS[0])
-    monkeypatch.setattr(calibrate, "_sample", lambda: iter([small]))
-    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
-    assert result.exit_code == 0, result.output
-    assert "Timed 1 random convolutions" in result.output
+    here = {spec: choose(spec, "cpu")[0] for spec in specs}
+    machine = Machine("cpu", "an unknown one", 64, "0.99", own=True)
+    monkeypatch.setattr(prediction, "here", lambda platform: machine)
+    forget()
+    there = {spec: choose(spec, "cpu")[0] for spec in specs}
+    monkeypatch.undo()
+    forget()
+    of_xla = [sum(name == "xla" for name in choices.values()) for choices in (here, there)]
+    assert of_xla[1] > of_xla[0]
+    assert of_xla[1] < len(specs)

@@ -56,7 +56,7 @@ CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
 # The Gaussian process.
 SMOOTH, SLOPE, LEVEL, ALONE, DISTANCE, NOISE = 0.8, 0.3, 1.0, 0.28, 5.0, 0.1
 # Shares of the variance between machines.
-SHARED, PROCESSOR, VERSION, OWN, CORES = 0.6, 0.2, 0.1, 0.1, 0.1
+SHARED, PROCESSOR, VERSION, OWN, CORES = 0.7, 0.12, 0.06, 0.12, 0.1
 NEAREST = 128  # rows that a prediction takes into account
 OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut
 UNKNOWN = 1.0  # sigma of an algorithm without rows
