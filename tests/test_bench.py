@@ -19,7 +19,7 @@ from jax import lax
 import jaxconv
 from jaxconv import cli, layout
 from jaxconv.arguments import parse
-from jaxconv.bench import calibrate, cases, measure, networks, programs, regret, report
+from jaxconv.bench import cases, measure, networks, programs, regret, report
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
 from jaxconv.bench.report import SUITES, Selection, Suite, summary
@@ -106,7 +106,7 @@ def test_each_settles_before_it_is_timed() -> None:
 def test_one_alone_has_no_ratio() -> None:
     steady = SimpleNamespace(call=lambda: 1.0, output=None)
     assert alternate((steady,), 7) == [(1.0,)] * 7
-    for effort in (report.QUICK, regret.ENOUGH, calibrate.ENOUGH):  # one algorithm may be left
+    for effort in (report.QUICK, regret.ENOUGH):  # one algorithm may be left
         assert set(effort.times((steady,))) == {(1.0,)}
 
 
