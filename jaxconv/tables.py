@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import math
 from collections.abc import Collection, Sequence
 
 Rows = Sequence[Sequence[str]]
@@ -47,6 +48,11 @@ class Report:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:,.3f} ms"
+
+
+def factor(sigma: float) -> str:
+    """A standard deviation of a logarithm as a factor."""
+    return f"×/÷ {math.exp(sigma):.1f}"
 
 
 def mebibytes(size: int) -> str:

@@ -624,7 +624,7 @@ def test_settings_refuse(match: str) -> None:
 
 def tune_without_predictions() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "package_rows", lambda: ())
+        patch.setattr(calibrate, "package_machines", lambda: [])
         calibrate.tune(1)
 
 

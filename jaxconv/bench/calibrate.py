@@ -20,6 +20,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache as once
 from pathlib import Path
 
 import jax
@@ -36,9 +37,9 @@ from jaxconv.bench.programs import convolutions
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify
 from jaxconv.planning import measured
-from jaxconv.planning.measured import Machine, Row, here, own_rows, package_rows, record
+from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, record
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.predict import Model
+from jaxconv.planning.predict import Model, known_rows, place
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import timed
 
@@ -103,6 +104,9 @@ def origin() -> Machine:
     return dataclasses.replace(here(jax.default_backend()), own=False, note=note)
 
 
+_place = once(place)  # a file is written again with each row
+
+
 def load(path: Path) -> list[Row]:
     """The rows in a file, which may be compressed; none where there is no file."""
     if not path.exists():
@@ -114,7 +118,7 @@ def load(path: Path) -> list[Row]:
 
 def save(path: Path, rows: Iterable[Row]) -> None:
     """Writes the file that ``load`` reads, at once, so that an interrupt leaves the old one."""
-    data = "".join(f"{line}\n" for line in measured.written(rows)).encode()
+    data = "".join(f"{line}\n" for line in measured.written(list(rows), _place)).encode()
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     os.replace(temporary, path)
@@ -213,16 +217,14 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
       ValueError: the package has no rows for this platform, which could predict the time of others.
     """
     platform = jax.default_backend()
-    known = [row for row in package_rows() if row.machine.platform == platform]
-    if not known:
+    if not any(machine.platform == platform for machine in package_machines()):
         fail(
             "tune",
             "it takes a platform with measured predictions, the CPU",
             platform,
             "use jaxconv.autotune, which measures a program's own convolutions",
         )
-    own = own_rows(platform)
-    known += own.values()
+    known, own = known_rows(platform), own_rows(platform)
     end = time.perf_counter() + seconds
     rows: list[Row] = []
     try:
@@ -243,7 +245,7 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
     return Tuned(platform, len(rows), _ratios(rows, known), after, measured.file(platform))
 
 
-def _ratios(rows: Iterable[Row], known: Iterable[Row]) -> dict[str, list[float]]:
+def _ratios(rows: Sequence[Row], known: Sequence[Row]) -> dict[str, list[float]]:
     """Measured over predicted times of ``rows`` by algorithm, as ``known`` ones predict them."""
     model = Model(known, here(jax.default_backend()))
     ratios: dict[str, list[float]] = defaultdict(list)

@@ -1,9 +1,10 @@
 """Measured convolutions: how long each algorithm took, on which machine. Predictions rest on them.
 
 The package has its rows in ``data/rows.jsonl.gz``, readable by ``zcat``: the machines, then a line
-for each convolution with the milliseconds of each algorithm on each machine. ``python -m
-jaxconv.bench.calibrate`` adds to them. The user's own rows, from ``autotune`` and ``jaxconv tune``,
-are in the cache, in a document for each device, version of JAX and version of jaxconv.
+for each convolution with its place (see ``predict.place``) and, for each machine, milliseconds and
+seconds to compile by algorithm. ``python -m jaxconv.bench.calibrate`` adds to them. The user's own
+rows, from ``autotune`` and ``jaxconv tune``, are in the cache, in a document for each device,
+version of JAX and version of jaxconv.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import math
 import os
 import platform as system
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache as once
 from functools import lru_cache
 from importlib import metadata, resources
@@ -62,12 +63,14 @@ class Row:
       spec: the convolution, in the canonical layout.
       seconds: of each algorithm that was measured, the median.
       compile_seconds: likewise.
+      place: where it is among others, see ``predict.place``; None where it was not computed yet.
     """
 
     spec: ConvSpec
     machine: Machine
     seconds: Mapping[str, float]
     compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    place: Sequence[float] | None = dataclasses.field(default=None, compare=False)
 
 
 # A spec as JSON
@@ -123,21 +126,18 @@ def key(spec: ConvSpec) -> str:
 # The package's rows
 
 
-def read(lines: Iterable[str]) -> Iterator[Row]:
-    """The rows in a file of the package."""
-    first, *rest = lines
-    machines = [Machine(**fields) for fields in json.loads(first)]
-    for line in rest:
-        fields, *measured = json.loads(line)
-        spec = spec_of(fields)
-        for which, times, compiling in measured:
+def read(lines: Sequence[str], wanted: Collection[Machine] | None = None) -> Iterator[Row]:
+    """The rows in a file of the package, of the ``wanted`` machines only."""
+    machines = read_machines(lines)
+    for fields, place, *measured in map(json.loads, lines[1:]):
+        taken = [entry for entry in measured if wanted is None or machines[entry[0]] in wanted]
+        for which, times, compiling in taken:
             seconds = {name: time / 1e3 for name, time in times.items()}
-            yield Row(spec, machines[which], seconds, compiling)
+            yield Row(spec_of(fields), machines[which], seconds, compiling, place)
 
 
-def written(rows: Iterable[Row]) -> Iterator[str]:
-    """The lines that ``read`` reads."""
-    rows = list(rows)
+def written(rows: Sequence[Row], place: Callable[[ConvSpec], Sequence[float]]) -> Iterator[str]:
+    """The lines that ``read`` reads; ``place`` as in ``predict``."""
     machines = list(dict.fromkeys(row.machine for row in rows))
     yield json.dumps([dataclasses.asdict(machine) for machine in machines])
     lines: dict[ConvSpec, list[Any]] = {}
@@ -145,7 +145,10 @@ def written(rows: Iterable[Row]) -> Iterator[str]:
         times = {name: _rounded(1e3 * time, 3) for name, time in row.seconds.items()}
         compiling = {name: _rounded(time, 2) for name, time in row.compile_seconds.items()}
         entry = [machines.index(row.machine), times, compiling]
-        lines.setdefault(row.spec, [fields_of(row.spec)]).append(entry)
+        if row.spec not in lines:
+            # To seven digits: two convolutions at the same place count as the same one.
+            lines[row.spec] = [fields_of(row.spec), [_rounded(x, 7) for x in place(row.spec)]]
+        lines[row.spec].append(entry)
     yield from map(json.dumps, lines.values())
 
 
@@ -153,11 +156,26 @@ def _rounded(value: float, digits: int) -> float:
     return float(f"{value:.{digits}g}")
 
 
+def read_machines(lines: Sequence[str]) -> list[Machine]:
+    """The machines in a file of the package."""
+    return [Machine(**fields) for fields in json.loads(lines[0])]
+
+
 @once
-def package_rows() -> tuple[Row, ...]:
-    """The rows that the package comes with."""
+def _package_lines() -> list[str]:
     file = resources.files("jaxconv.planning") / "data" / "rows.jsonl.gz"
-    return tuple(read(gzip.decompress(file.read_bytes()).decode().splitlines()))
+    return gzip.decompress(file.read_bytes()).decode().splitlines()
+
+
+def package_machines() -> list[Machine]:
+    """The machines that the package has rows of."""
+    return read_machines(_package_lines())
+
+
+@lru_cache
+def package_rows(wanted: tuple[Machine, ...] | None = None) -> tuple[Row, ...]:
+    """The rows that the package comes with, of the ``wanted`` machines only."""
+    return tuple(read(_package_lines(), wanted))
 
 
 # This machine
@@ -269,10 +287,12 @@ def own_rows(platform: str) -> Mapping[ConvSpec, Row]:
 def _own_row(text: str, entry: Any, machine: Machine) -> Row | None:
     """The row in an entry of the document; None if the entry is invalid."""
     try:
-        times = [dict(entry[name]) for name in ("seconds", "compile_seconds")]
-        if not times[0] or not all(0 < time < math.inf for t in times for time in t.values()):
+        seconds, compiling = (dict(entry[name]) for name in ("seconds", "compile_seconds"))
+        if not seconds or not all(
+            0 < t < math.inf for t in (*seconds.values(), *compiling.values())
+        ):
             return None
-        return Row(spec_of(json.loads(text)), machine, *times)
+        return Row(spec_of(json.loads(text)), machine, seconds, compiling)
     except (TypeError, ValueError, KeyError, AttributeError):
         return None
 

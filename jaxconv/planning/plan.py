@@ -152,8 +152,18 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
         return Candidate(algorithm.name, rejection(algorithm, spec))
     name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
     doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
-    time = dataclasses.astuple(time_of(name, spec, platform))
-    return Candidate(name, reason, doubted, *time, cost.flops, cost.workspace, cost.gemm)
+    time = time_of(name, spec, platform)
+    return Candidate(
+        name,
+        reason,
+        doubted,
+        time.seconds,
+        time.sigma,
+        time.measured,
+        cost.flops,
+        cost.workspace,
+        cost.gemm,
+    )
 
 
 listeners.append(plan_spec.cache_clear)

@@ -48,7 +48,7 @@ from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS, xla
 from jaxconv.algorithms.base import prepared
 from jaxconv.config import listeners
-from jaxconv.planning.measured import Machine, Row, here, own_rows, package_rows
+from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, package_rows
 from jaxconv.spec import ConvSpec, dilate
 
 # The roofline, of two cores: seconds of a call and of a step of a loop, FLOP/s, bytes/s.
@@ -84,7 +84,7 @@ class Time:
 
     def __str__(self) -> str:
         """ "0.300 ms, measured" or "0.300 ms ×/÷ 1.4"."""
-        sure = ", measured" if self.measured else f" ×/÷ {math.exp(self.sigma):.1f}"
+        sure = ", measured" if self.measured else f" {tables.factor(self.sigma)}"
         return tables.milliseconds(self.seconds) + sure
 
 
@@ -93,7 +93,12 @@ def roofline(flops: float, traffic: float, steps: int = 1) -> float:
     return CALL + flops / RATE + traffic / BANDWIDTH + STEP * (steps - 1)
 
 
-@lru_cache(maxsize=8192)
+def place(spec: ConvSpec) -> tuple[float, ...]:
+    """The logarithm of the roofline of any ``spec``, and its position."""
+    spec = prepared(spec)
+    return math.log(roofline(spec.flops, spec.operand_bytes)), *position(spec)
+
+
 def position(spec: ConvSpec) -> tuple[float, ...]:
     """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one."""
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
@@ -165,9 +170,8 @@ class Model:
     """
 
     def __init__(self, rows: Sequence[Row], machine: Machine) -> None:
-        specs = [prepared(row.spec) for row in rows]
-        self.points = np.array([position(spec) for spec in specs])
-        floor = np.log([roofline(spec.flops, spec.operand_bytes) for spec in specs])
+        places = [row.place or place(row.spec) for row in rows]
+        floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
         self._machine = np.array([machines[row.machine] for row in rows], int)
         self._between = np.array([[relation(a, b) for b in machines] for a in machines])
@@ -175,7 +179,7 @@ class Model:
         self._here = relation(machine, machine)
         self.corrections, self.levels, self.compile_seconds = {}, {}, {}
         for name in dict.fromkeys(name for row in rows for name in row.seconds):
-            above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor
+            above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor[:, 0]
             self.levels[name] = level = float(np.nanmedian(above))
             self.corrections[name] = np.clip(above - level, -OUTLIER, OUTLIER)
             compiling = [row.compile_seconds[name] for row in rows if name in row.compile_seconds]
@@ -232,9 +236,21 @@ def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.nd
 
 @lru_cache
 def model(platform: str) -> Model:
-    """The model for this machine: of the package's rows for ``platform`` and the user's."""
-    rows = [row for row in package_rows() if row.machine.platform == platform]
-    return Model([*rows, *own_rows(platform).values()], here(platform))
+    """The model for this machine."""
+    return Model(known_rows(platform), here(platform))
+
+
+def known_rows(platform: str) -> list[Row]:
+    """The rows that predictions rest on: the package's for ``platform``, and the user's.
+
+    Of the package's rows only those of one version of JAX: the newest that is not newer than the
+    installed one, else the oldest. Others are of the same convolutions and would take time to read.
+    """
+    machines = [m for m in package_machines() if m.platform == platform]
+    versions = sorted({m.jax for m in machines}, key=version)
+    older = [v for v in versions if version(v) <= version(here(platform).jax)]
+    wanted = [m for m in machines if [m.jax] == [*versions[:1], *older][-1:]]
+    return [*package_rows(tuple(wanted)), *own_rows(platform).values()]
 
 
 @lru_cache(maxsize=8192)

@@ -28,8 +28,10 @@ class Row:
         ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
       algorithm: the one that runs.
       why: the reason for it.
-      seconds: predicted time of one of them, an order of magnitude: measure before you trust it.
-      lax_seconds: likewise, of lax's convolution.
+      seconds: time of one of them, measured or predicted.
+      sigma: standard deviation of its logarithm; see ``Candidate``.
+      measured: whether exactly this convolution was measured on this machine, by ``autotune``.
+      lax_seconds: time of lax's convolution, measured or predicted.
       workspace: bytes of intermediate arrays of one of them.
       count: how often it is run; in a scan, once for each step.
       within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
@@ -42,6 +44,8 @@ class Row:
     algorithm: str
     why: str
     seconds: float
+    sigma: float
+    measured: bool
     lax_seconds: float
     workspace: int
     count: int = 1
@@ -53,14 +57,15 @@ HEADER: tuple[str, ...] = (
     "direction",
     "algorithm",
     "count",
-    "predicted",
+    "time",
+    "sure",
     "lax",
     "× lax",
     "workspace",
     "convolution",
 )
-FIGURES = range(3, 8)
-CAUTION = "Predicted times are for one of each, orders of magnitude: measure before you trust them."
+FIGURES = range(3, 9)
+CAUTION = "Times are for one of each, measured or else predicted, likely within the factor ×/÷."
 WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 
@@ -83,12 +88,12 @@ class Explanation(tables.Report):
 
     @property
     def seconds(self) -> float:
-        """The total predicted time."""
+        """The total time."""
         return sum(row.count * row.seconds for row in self.rows)
 
     @property
     def lax_seconds(self) -> float:
-        """The total predicted time by lax."""
+        """The total time by lax."""
         return sum(row.count * row.lax_seconds for row in self.rows)
 
     @property
@@ -99,7 +104,7 @@ class Explanation(tables.Report):
     def _table(self) -> tables.Table:
         if not self.rows:
             return tables.Table(["There is no convolution in this function."], [])
-        figures = _figures(self.seconds, self.lax_seconds, self.workspace)
+        figures = _figures(self.seconds, "", self.lax_seconds, self.workspace)
         rows = [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
         above = [f"Planned for {self.platform}. {CAUTION}"]
         below = [WITHIN] if any(row.within for row in self.rows) else []
@@ -108,14 +113,15 @@ class Explanation(tables.Report):
 
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
-    figures = _figures(row.seconds, row.lax_seconds, row.workspace)
+    sure = "measured" if row.measured else tables.factor(row.sigma)
+    figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
     return row.where, row.direction, row.algorithm, count, *figures, str(row.spec)
 
 
-def _figures(seconds: float, lax_seconds: float, workspace: int) -> tuple[str, ...]:
+def _figures(seconds: float, sure: str, lax_seconds: float, workspace: int) -> tuple[str, ...]:
     times = f"{lax_seconds / seconds:.1f}" if seconds else "–"
-    predicted = map(tables.milliseconds, (seconds, lax_seconds))
-    return *predicted, times, tables.mebibytes(workspace)
+    own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
+    return own, sure, by_lax, times, tables.mebibytes(workspace)
 
 
 def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P, Explanation]:
@@ -134,9 +140,9 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
 
     Returns:
       A function of the arguments of ``fn`` that returns an ``Explanation``, a table of the
-      convolutions: source line, direction, algorithm, predicted times, workspace. Arrays may also
-      be ``jax.ShapeDtypeStruct``s. Other arguments (numbers, strings, …) are passed to ``fn``
-      unchanged, so that static arguments stay static.
+      convolutions: source line, direction, algorithm, times and how sure they are, workspace.
+      Arrays may also be ``jax.ShapeDtypeStruct``s. Other arguments (numbers, strings, …) are passed
+      to ``fn`` unchanged, so that static arguments stay static.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -220,7 +226,7 @@ def _row(
         algorithm, why = plan.algorithm, plan.why
     candidates = {candidate.name: candidate for candidate in plan.candidates}
     cost, lax_cost = candidates[algorithm], candidates["xla"]
-    costs = cost.seconds, lax_cost.seconds, cost.workspace
+    costs = cost.seconds, cost.sigma, cost.measured, lax_cost.seconds, cost.workspace
     return Row(spec, where, direction, algorithm, why, *costs, count, within)
 
 
