@@ -19,7 +19,7 @@ from jaxconv.algorithms.base import prepared
 from jaxconv.config import config
 from jaxconv.config import notify as forget
 from jaxconv.planning import cache
-from jaxconv.planning.measured import here
+from jaxconv.planning.measured import Row, here, record
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.timing import quickest
 from jaxconv.spec import ConvSpec
@@ -404,6 +404,24 @@ def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.M
     # And where the cache is not used, each time.
     with config.set(use_cache=False):
         assert not jaxconv.autotune(loss, X, W).rows[0].known
+
+
+def test_what_is_known_of_the_same_work_is_taken() -> None:
+    """Groups of the batch are run as groups of channels."""
+    case = CASES["batch groups"]
+    spec = case.spec("float32")
+    assert prepared(spec) != spec
+    record([Row(prepared(spec), here(PLATFORM), {"im2col": 0.001, "xla": 0.5})], PLATFORM)
+    forget()
+    operands = struct(*case.lhs_shape), struct(*case.rhs_shape)
+
+    def f(lhs: Any, rhs: Any) -> Any:
+        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments)
+
+    (row,) = jaxconv.autotune(f, *operands).rows
+    assert row.known
+    assert row.spec == spec
+    assert row.chosen == "im2col"
 
 
 def test_what_was_measured_but_can_not_be_taken_now_is_not_listed(times: Times) -> None:

@@ -180,14 +180,15 @@ def autotune(
             fail("autotune", constraint, f"none on {platform}", remedy)
     elif callable(fn):
         choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
-        specs = [spec for spec, name, _ in choices if name == "auto" and not spec.is_empty]
-        specs = list(dict.fromkeys(specs))
+        by_auto = (spec for spec, name, _ in choices if name == "auto" and not spec.is_empty)
+        specs = list(dict.fromkeys(by_auto))
     else:
         given, remedy = type(fn).__name__, "pass the function itself"
         fail("autotune", "fn must be a function", given, remedy, TypeError)
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     found = {} if force else {spec: own_row(prepared(spec), platform) for spec in specs}
-    known = {spec: row for spec, row in found.items() if row is not None}
+    # It may be of another spec that is prepared to the same one.
+    known = {spec: dataclasses.replace(row, spec=spec) for spec, row in found.items() if row}
     rows = dict(known)
     todo = [spec for spec in specs if spec not in known]
     try:
