@@ -57,7 +57,7 @@ CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
 SMOOTH, SLOPE, LEVEL, ALONE, DISTANCE, NOISE = 0.8, 0.3, 1.0, 0.28, 5.0, 0.1
 # Shares of the variance between machines.
 SHARED, PROCESSOR, VERSION, OWN, CORES = 0.7, 0.12, 0.06, 0.12, 0.1
-NEAREST = 128  # rows that a prediction takes into account
+NEAREST, OWN_NEAREST = 128, 32  # rows that a prediction takes into account, the user's besides
 OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut
 UNKNOWN = 1.0  # sigma of an algorithm without rows
 REPEATED = 0.03  # sigma of a measurement that is repeated
@@ -174,6 +174,8 @@ class Model:
         floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
         self._machine = np.array([machines[row.machine] for row in rows], int)
+        own = np.array([row.machine.own for row in rows], bool)
+        self._packages, self._users = np.flatnonzero(~own), np.flatnonzero(own)
         self._between = np.array([[relation(a, b) for b in machines] for a in machines])
         self._to_here = np.array([relation(machine, other) for other in machines])
         self._here = relation(machine, machine)
@@ -204,10 +206,9 @@ class Model:
         related = self._to_here[self._machine]
         distances = np.sqrt(((self.points - x) ** 2).sum(1))
         far = -related * np.exp(-distances / DISTANCE)
-        near = (
-            np.argpartition(far, NEAREST - 1)[:NEAREST]
-            if len(far) > NEAREST
-            else np.arange(len(far))
+        # The user's rows have their own places: far ones too tell how this machine differs.
+        near = np.append(
+            _smallest(far, self._packages, NEAREST), _smallest(far, self._users, OWN_NEAREST)
         )
         points, machines = self.points[near] - x, self._machine[near]
         products = points @ points.T
@@ -216,6 +217,11 @@ class Model:
         covariance = _alike(between, products) * self._between[np.ix_(machines, machines)]
         covariance[np.diag_indices_from(covariance)] += NOISE**2
         return near, covariance, _alike(squares, np.zeros(len(near))) * related[near]
+
+
+def _smallest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
+    """The indices ``among`` which ``values`` are the ``count`` smallest."""
+    return among[np.argpartition(values[among], count)[:count]] if len(among) > count else among
 
 
 def _alike(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
