@@ -13,7 +13,6 @@ import math
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
@@ -83,7 +82,10 @@ def lower_on_cpu(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
 mlir.register_lowering(xla_conv_p, lower_on_cpu, platform="cpu")
 
 
-REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "loop", "swapped")
+REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "multiply", "loop")
+REGIMES += ("loop in groups", "swapped")
+EIGEN = ("float32", "float16", "bfloat16")  # dtypes that the older library takes
+PACKED = ("float32", "int8", "float64")  # dtypes that the newer one takes
 FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves separately
 
 
@@ -92,27 +94,28 @@ def regime(spec: ConvSpec) -> str:
 
     "packed": a library that packs patches in cache; "eigen": the older library; "dilated",
     "volume": its slower paths for a dilated image and for three dimensions; "grouped": a product
-    for each group; "depthwise", "loop": a scalar loop; "swapped": a scalar loop too, over the image
-    as if it were the kernel.
+    for each group; "multiply": one product for each element; "depthwise", "loop", "loop in groups":
+    a scalar loop; "swapped": a scalar loop too, over the image as if it were the kernel.
     """
     if swapped(spec):
         return "swapped"
-    if not jnp.issubdtype(spec.dtype, np.inexact) and spec.dtype != np.int8:
-        return "loop"
     if spec.groups > 1:
+        if spec.taps == 1 and spec.out_channels == spec.groups:
+            return "multiply"
+        if spec.spatial_ndim == 3:
+            return "loop in groups"
         return "depthwise" if spec.rhs_shape[-2] == 1 else "grouped"
-    if spec.spatial_ndim == 3:
-        return "volume"
-    packed = (
+    if (
         spec.spatial_ndim == 2
-        and spec.dtype in (np.float32, np.int8)
+        and spec.dtype.name in PACKED
         and max(spec.lhs_shape[-1], spec.out_channels) > EIGEN_CHANNELS
         and max(spec.lhs_dilation) == 1
-    )
-    if packed:
+    ):
         return "packed"
-    if spec.dtype == np.int8:
+    if spec.dtype.name not in EIGEN:
         return "loop"
+    if spec.spatial_ndim == 3:
+        return "volume"
     return "dilated" if max(spec.lhs_dilation, default=1) > 1 else "eigen"
 
 
