@@ -49,7 +49,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
 
 # XLA's own convolution is kept unless another's time is likely below this share of its time:
 # the logarithm of their ratio, plus CAUTION standard deviations, must be below that of MARGIN.
-MARGIN, CAUTION = 0.95, 0.5
+MARGIN, CAUTION = 0.95, 0.4
 # Calls over which compile time is spread where two algorithms are almost equally fast.
 CALLS = 100_000
 
