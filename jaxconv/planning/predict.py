@@ -177,6 +177,9 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
 
 
+Weights = dict[bytes, np.ndarray]
+
+
 class Model:
     """Predictions for one machine from measured rows.
 
@@ -210,17 +213,21 @@ class Model:
         """The time of an algorithm for a prepared ``spec``; None where it has no rows."""
         if name not in self.corrections:
             return None
-        near, covariance, towards = _around(self, spec)
+        near, covariance, towards, solved = _around(self, spec)
         corrections = self.corrections[name][near]
-        (known,) = np.nonzero(~np.isnan(corrections))
-        weights = np.linalg.solve(covariance[np.ix_(known, known)], towards[known])
+        known = np.flatnonzero(~np.isnan(corrections))
+        key = known.tobytes()  # most algorithms were measured in the same rows
+        if key not in solved:
+            solved[key] = np.linalg.solve(covariance[np.ix_(known, known)], towards[known])
+        weights = solved[key]
         correction = self.levels[name] + float(weights @ corrections[known])
         variance = self._here * VARIANCE - float(weights @ towards[known]) + NOISE**2
         floor = roofline(spec.flops, spec.operand_bytes)
         return Time(floor * math.exp(correction), math.sqrt(variance))
 
-    def around(self, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nearest rows, the covariances between them, and those with ``spec`` itself."""
+    def around(self, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
+        """The nearest rows, the covariances between them, those with ``spec`` itself, and a place
+        for the weights of those in which an algorithm was measured."""
         x = np.array(position(spec))
         related = self._to_here[self._machine]
         distances = np.sqrt(((self.points - x) ** 2).sum(1))
@@ -235,7 +242,7 @@ class Model:
         between = squares[:, None] + squares - 2 * products
         covariance = _alike(between) * self._between[np.ix_(machines, machines)]
         covariance[np.diag_indices_from(covariance)] += NOISE**2
-        return near, covariance, _alike(squares) * related[near]
+        return near, covariance, _alike(squares) * related[near], {}
 
 
 def _smallest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
@@ -253,7 +260,7 @@ VARIANCE = SMOOTH**2 + ALONE**2  # of a correction, before there are rows
 
 
 @lru_cache(maxsize=64)
-def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
     """``model.around(spec)``, the same for all algorithms."""
     return model.around(spec)
 
