@@ -151,6 +151,15 @@ def test_the_class_of_a_processor(
     assert found == f"x86_64 {expected}".strip()
 
 
+@pytest.mark.parametrize(("limit", "wide"), [("AVX2", False), ("avx", False), ("AMX", True)])
+def test_the_class_is_of_what_xla_may_use(
+    monkeypatch: pytest.MonkeyPatch, limit: str, wide: bool
+) -> None:
+    monkeypatch.setattr(measured, "_cpuinfo", lambda: {"flags": "fpu avx512f"})
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_max_isa={limit} --xla_dump_to=/tmp")
+    assert ("with AVX-512" in measured.processor_class()) == wide
+
+
 # The interpolation
 
 

@@ -205,11 +205,18 @@ def processor() -> str:
 
 def processor_class() -> str:
     """What decides which algorithm is fast: architecture, vendor and family of the processor, where
-    the system reports them, and whether it has AVX-512."""
+    the system reports them, and whether it has AVX-512 and XLA may use it."""
     facts = _cpuinfo()
     known = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
-    wide = ["with AVX-512"] if "avx512f" in facts.get("flags", "").split() else []
+    has = "avx512f" in facts.get("flags", "").split()
+    wide = ["with AVX-512"] if has and _limit() not in ("SSE4_2", "AVX", "AVX2") else []
     return " ".join([system.machine().lower(), *known, *wide])
+
+
+def _limit() -> str:
+    """The instruction set that ``XLA_FLAGS`` limit XLA:CPU to; empty where they do not."""
+    match = re.search(r"--xla_cpu_max_isa=(\w+)", os.environ.get("XLA_FLAGS", ""))
+    return match[1].upper() if match else ""
 
 
 @once
@@ -251,7 +258,8 @@ def version() -> str:
 def fingerprint(platform: str) -> Mapping[str, str] | None:
     """Device and versions that the user's rows are valid for; None if there is no such device."""
     # JAX calls every processor "cpu".
-    device = f"{processor()}, {cores()} cores" if platform == "cpu" else _device(platform)
+    limit = f", up to {_limit()}" if _limit() else ""
+    device = f"{processor()}, {cores()} cores{limit}" if platform == "cpu" else _device(platform)
     if device is None:
         return None
     return {"device": device, "jax": jax.__version__, "jaxconv": version()}
