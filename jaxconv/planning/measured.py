@@ -305,9 +305,8 @@ def _own_row(text: str, entry: Any, machine: Machine) -> Row | None:
     """The row in an entry of the document; None if the entry is invalid."""
     try:
         seconds, compiling = (dict(entry[name]) for name in ("seconds", "compile_seconds"))
-        if not seconds or not all(
-            0 < t < math.inf for t in (*seconds.values(), *compiling.values())
-        ):
+        times = (*seconds.values(), *compiling.values())
+        if not seconds or not all(0 < time < math.inf for time in times):
             return None
         return Row(spec_of(json.loads(text)), machine, seconds, compiling)
     except (TypeError, ValueError, KeyError, AttributeError):

@@ -153,17 +153,8 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate
     name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
     doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
     time = time_of(name, spec, platform)
-    return Candidate(
-        name,
-        reason,
-        doubted,
-        time.seconds,
-        time.sigma,
-        time.measured,
-        cost.flops,
-        cost.workspace,
-        cost.gemm,
-    )
+    times = time.seconds, time.sigma, time.measured
+    return Candidate(name, reason, doubted, *times, cost.flops, cost.workspace, cost.gemm)
 
 
 listeners.append(plan_spec.cache_clear)
