@@ -24,7 +24,8 @@ class Cost:
     Attributes:
       flops: floating-point operations, a multiply and an add counted as two.
       traffic: bytes read and written, intermediate arrays included.
-      workspace: peak bytes of intermediate arrays, besides operands and output.
+      workspace: peak bytes of intermediate arrays, besides operands, output and what the parts that
+        it delegates take.
       gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
         there is none.
       steps: iterations of a loop that can't run in parallel.
@@ -78,6 +79,8 @@ class Algorithm:
         ``apply`` handles them for all algorithms.
       gradient: computes a ``spec.weight_gradient``, (kernel…, c, O), given the image, the output's
         cotangent and the spec of the forward convolution. None: ``run`` computes it.
+      parts: the smaller convolutions that it delegates, which XLA may compute side by side; None
+        where there are none.
       by_name_only: why "auto" never takes it; None for those that "auto" may take.
       inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
         that "auto" promises, or why NaN and infinity spread further than lax's at precision
@@ -97,6 +100,7 @@ class Algorithm:
     cost: Callable[[ConvSpec], Cost]
     run: Callable[[Array, Array, ConvSpec, Convolve], Array]
     gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
+    parts: Callable[[ConvSpec], list[ConvSpec]] | None = None
     by_name_only: str | None = None
     inaccurate: Callable[[ConvSpec], str | None] = no_reason
     doubt: Callable[[ConvSpec], str | None] = no_reason

@@ -146,6 +146,7 @@ PHASE = Algorithm(
     supports,
     cost,
     run,
+    parts=parts,
     doubt=doubt,
     largest_index=no_index,
 )

@@ -38,6 +38,10 @@ def part(spec: ConvSpec) -> ConvSpec:
     )
 
 
+def parts(spec: ConvSpec) -> list[ConvSpec]:
+    return [part(spec)] * spec.kernel_shape[0]
+
+
 def cost(spec: ConvSpec) -> Cost:
     one = part(spec)
     return Cost(
@@ -78,6 +82,7 @@ SLICES = Algorithm(
     supports,
     cost,
     run,
+    parts=parts,
     inaccurate=zeros_between,
     doubt=doubt,
     largest_index=no_index,

@@ -30,7 +30,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         for name, algorithm in ALGORITHMS.items()
         if name not in without
         and algorithm.breach(spec) is None
-        and rejection(algorithm, spec) is None
+        and rejection(algorithm, spec, platform) is None
     ]
     row = own_row(spec, platform)
     if row is not None:
@@ -87,12 +87,25 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
     return [name for name in seconds if ALGORITHMS[name].margin == 1 or worth(name)]
 
 
-def rejection(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+def rejection(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
     """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
     reason = refusal(algorithm, spec)
     if reason is not None or spec.is_empty or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
-    return over_limit(algorithm.cost(spec).workspace)
+    return over_limit(workspace(algorithm, spec, platform))
+
+
+def workspace(
+    algorithm: Algorithm, spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()
+) -> int:
+    """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included; these
+    are planned by any algorithm but those in ``without``."""
+    total = algorithm.cost(spec).workspace
+    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
+        if not part.is_empty:
+            name, _ = choose(part, platform, without)
+            total += workspace(ALGORITHMS[name], part, platform, without)
+    return total
 
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.arguments import SIGNATURE, parse
 from jaxconv.config import listeners
-from jaxconv.planning.choose import checked_platform, choose, rejection
+from jaxconv.planning.choose import checked_platform, choose, rejection, workspace
 from jaxconv.planning.predict import Time, time_of
 from jaxconv.spec import ConvSpec
 
@@ -149,12 +149,13 @@ def plan_spec(spec: ConvSpec, platform: str) -> Plan:
 
 def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
     if spec.is_empty or refusal(algorithm, spec) is not None:
-        return Candidate(algorithm.name, rejection(algorithm, spec))
-    name, cost, reason = algorithm.name, algorithm.cost(spec), rejection(algorithm, spec)
+        return Candidate(algorithm.name, rejection(algorithm, spec, platform))
+    name, cost = algorithm.name, algorithm.cost(spec)
+    reason, memory = rejection(algorithm, spec, platform), workspace(algorithm, spec, platform)
     doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
     time = time_of(name, spec, platform)
     times = time.seconds, time.sigma, time.measured
-    return Candidate(name, reason, doubted, *times, cost.flops, cost.workspace, cost.gemm)
+    return Candidate(name, reason, doubted, *times, cost.flops, memory, cost.gemm)
 
 
 listeners.append(plan_spec.cache_clear)

@@ -210,7 +210,7 @@ def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurem
         name: time
         for name, time in row.seconds.items()
         # The limit of workspace may have changed since it was measured.
-        if name in ALGORITHMS and rejection(ALGORITHMS[name], todo) is None
+        if name in ALGORITHMS and rejection(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
     ranked = sorted(possible.items(), key=lambda item: item[1])
