@@ -199,8 +199,7 @@ def here(platform: str) -> Machine:
 
 def processor() -> str:
     """The processor's model."""
-    facts = _cpuinfo()
-    return facts.get("model name") or system.processor() or system.machine()
+    return _cpuinfo().get("model name") or system.processor() or system.machine()
 
 
 def processor_class() -> str:
@@ -305,10 +304,9 @@ def _own_row(text: str, entry: Any, machine: Machine) -> Row | None:
     """The row in an entry of the document; None if the entry is invalid."""
     try:
         seconds, compiling = (dict(entry[name]) for name in ("seconds", "compile_seconds"))
-        times = (*seconds.values(), *compiling.values())
-        if not seconds or not all(0 < time < math.inf for time in times):
-            return None
-        return Row(spec_of(json.loads(text)), machine, seconds, compiling)
+        good = all(0 < time < math.inf for time in (*seconds.values(), *compiling.values()))
+        row = Row(spec_of(json.loads(text)), machine, seconds, compiling)
+        return row if good and seconds else None
     except (TypeError, ValueError, KeyError, AttributeError):
         return None
 

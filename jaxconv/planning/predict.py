@@ -26,15 +26,13 @@ of JAX, or are the user's own. Cores enter as a gain: a correction proportional 
 their number, learned for each shape from rows on one core and on two. A loop that runs block after
 block gains nothing, a large matrix product all of it.
 
-**Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm. It is
-small beside rows of this machine, larger away from all rows, on a processor or a version of JAX
-without rows, and it grows with the number of cores beyond those measured. ``choose`` leaves XLA's
-own convolution only where the gain is likely. A row of exactly this convolution on this machine,
-from ``autotune``, is no prediction: it decides.
+**Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm: small
+beside rows of this machine, larger away from all rows, on a processor or a version of JAX without
+rows, and with more cores than were measured. ``choose`` leaves XLA's own convolution only where the
+gain is likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
 
-The constants, factors of coordinates included, are those of the largest likelihood of the package's
-rows, rounded; they are the same for all algorithms and machines. In cross-validation a prediction
-was off by the factor 1.27 in the median, and ``sigma`` was true within a fifth.
+The constants are those of the largest likelihood of the package's rows, the same for all algorithms
+and machines. In cross-validation a prediction was off by the factor 1.27 in the median.
 """
 
 import dataclasses
@@ -287,13 +285,11 @@ def known_rows(platform: str) -> list[Row]:
 @lru_cache(maxsize=8192)
 def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
     """The time of an algorithm that supports the prepared ``spec``, from rows of others too."""
-    prediction = model(platform).predict(name, spec)
-    if prediction is None:
-        cost = ALGORITHMS[name].cost(spec)
-        scale = 1.0 if platform == "cpu" else ACCELERATOR
-        seconds = scale * roofline(cost.flops, cost.traffic, cost.steps)
-        prediction = Time(seconds, UNKNOWN)
-    return prediction
+    if prediction := model(platform).predict(name, spec):
+        return prediction
+    cost = ALGORITHMS[name].cost(spec)
+    scale = 1.0 if platform == "cpu" else ACCELERATOR
+    return Time(scale * roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
 
 
 def time_of(name: str, spec: ConvSpec, platform: str) -> Time:
@@ -309,5 +305,4 @@ def own_row(spec: ConvSpec, platform: str) -> Row | None:
     return own_rows(platform).get(spec)
 
 
-for _derived in (model, predicted):
-    listeners.append(_derived.cache_clear)
+listeners += model.cache_clear, predicted.cache_clear
