@@ -27,7 +27,7 @@ from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 from jaxconv.transforms.primitive import planned_here
 
-# Multiples of the best prediction, which is an order of magnitude, and of the fastest of a few
+# Multiples of the best prediction, which may be far off, and of the fastest of a few
 # first calls, above which an algorithm is not measured further.
 HOPELESS_PREDICTED, HOPELESS_MEASURED = 20, 4
 ROUNDS, FEWEST_ROUNDS = 50, 5
