@@ -251,7 +251,7 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
       seconds: after which no further round is begun.
     """
     planned, *others = names
-    with jax.enable_x64(jax.config.jax_enable_x64 or spec.dtype.name in WIDE):
+    with jax.enable_x64(jax.config.read("jax_enable_x64") or spec.dtype.name in WIDE):
         arrays = operands(spec)
         subjects = {planned: _compiled(spec, planned, platform, arrays)}
         first = {planned: quickest(subjects[planned].call)}
