@@ -55,7 +55,7 @@ class Case:
         )
 
 
-def _case(
+def make_case(
     name: str,
     lhs_shape: tuple[int, ...],
     rhs_shape: tuple[int, ...],
@@ -75,32 +75,34 @@ def _case(
 CASES = {
     case.name: case
     for case in (
-        _case("matmul", (3, 4), (4, 5)),
-        _case("1d", (2, 9, 3), (3, 3, 4)),
-        _case(
+        make_case("matmul", (3, 4), (4, 5)),
+        make_case("1d", (2, 9, 3), (3, 3, 4)),
+        make_case(
             "1d causal depthwise", (2, 9, 4), (4, 1, 4), padding=((3, 0),), feature_group_count=4
         ),
-        _case("1d long kernel", (1, 80, 2), (70, 2, 3), padding="VALID"),
-        _case("3x3", (2, 6, 7, 3), (3, 3, 3, 4)),
-        _case("3x3 stride 2", (2, 7, 8, 3), (3, 3, 3, 4), (2, 2)),
-        _case("5x4 lower", (1, 7, 6, 2), (5, 4, 2, 3), (2, 1), "SAME_LOWER"),
-        _case("1x1", (2, 5, 4, 6), (1, 1, 6, 3)),
-        _case("1x1 on many positions", (2, 8, 9, 16), (1, 1, 16, 5)),
-        _case("1x1 stride 2", (2, 5, 4, 6), (1, 1, 6, 3), (2, 2), "VALID"),
-        _case("1x1 padded", (2, 5, 4, 6), (1, 1, 6, 3), padding=((1, 0), (0, 2))),
-        _case("patchify", (2, 9, 8, 3), (4, 4, 3, 5), (4, 4), "VALID"),
-        _case("whole image", (2, 4, 5, 3), (4, 5, 3, 2), padding="VALID"),
-        _case("depthwise", (2, 6, 7, 4), (3, 3, 1, 4), feature_group_count=4),
-        _case("depthwise multiplier", (1, 6, 7, 3), (3, 3, 1, 6), (2, 2), feature_group_count=3),
-        _case("grouped", (2, 6, 5, 6), (3, 3, 3, 4), feature_group_count=2),
-        _case("grouped 1x1", (2, 6, 5, 6), (1, 1, 3, 4), feature_group_count=2),
-        _case("batch groups", (6, 5, 6, 3), (3, 3, 3, 4), batch_group_count=2),
-        _case("atrous", (1, 9, 9, 2), (3, 3, 2, 3), rhs_dilation=(2, 3)),
-        _case("negative padding", (1, 8, 7, 2), (3, 3, 2, 3), padding=((-1, 2), (0, -2))),
-        _case(
+        make_case("1d long kernel", (1, 80, 2), (70, 2, 3), padding="VALID"),
+        make_case("3x3", (2, 6, 7, 3), (3, 3, 3, 4)),
+        make_case("3x3 stride 2", (2, 7, 8, 3), (3, 3, 3, 4), (2, 2)),
+        make_case("5x4 lower", (1, 7, 6, 2), (5, 4, 2, 3), (2, 1), "SAME_LOWER"),
+        make_case("1x1", (2, 5, 4, 6), (1, 1, 6, 3)),
+        make_case("1x1 on many positions", (2, 8, 9, 16), (1, 1, 16, 5)),
+        make_case("1x1 stride 2", (2, 5, 4, 6), (1, 1, 6, 3), (2, 2), "VALID"),
+        make_case("1x1 padded", (2, 5, 4, 6), (1, 1, 6, 3), padding=((1, 0), (0, 2))),
+        make_case("patchify", (2, 9, 8, 3), (4, 4, 3, 5), (4, 4), "VALID"),
+        make_case("whole image", (2, 4, 5, 3), (4, 5, 3, 2), padding="VALID"),
+        make_case("depthwise", (2, 6, 7, 4), (3, 3, 1, 4), feature_group_count=4),
+        make_case(
+            "depthwise multiplier", (1, 6, 7, 3), (3, 3, 1, 6), (2, 2), feature_group_count=3
+        ),
+        make_case("grouped", (2, 6, 5, 6), (3, 3, 3, 4), feature_group_count=2),
+        make_case("grouped 1x1", (2, 6, 5, 6), (1, 1, 3, 4), feature_group_count=2),
+        make_case("batch groups", (6, 5, 6, 3), (3, 3, 3, 4), batch_group_count=2),
+        make_case("atrous", (1, 9, 9, 2), (3, 3, 2, 3), rhs_dilation=(2, 3)),
+        make_case("negative padding", (1, 8, 7, 2), (3, 3, 2, 3), padding=((-1, 2), (0, -2))),
+        make_case(
             "transposed", (2, 4, 5, 3), (3, 3, 3, 2), None, ((1, 2), (2, 2)), lhs_dilation=(2, 2)
         ),
-        _case(
+        make_case(
             "all dilations",
             (2, 5, 4, 4),
             (3, 2, 2, 6),
@@ -110,18 +112,20 @@ CASES = {
             rhs_dilation=(3, 2),
             feature_group_count=2,
         ),
-        _case("nchw", (2, 3, 6, 5), (4, 3, 3, 3), dimension_numbers=None),
-        _case("odd layout", (5, 2, 6, 3), (3, 3, 4, 3), dimension_numbers=("HNWC", "HIOW", "CWHN")),
-        _case("weight gradient", (3, 6, 6, 4), (5, 5, 4, 2), padding=((1, 1), (0, 1))),
-        _case("3d", (1, 4, 5, 4, 2), (3, 2, 3, 2, 3), (1, 2, 1)),
-        _case(
+        make_case("nchw", (2, 3, 6, 5), (4, 3, 3, 3), dimension_numbers=None),
+        make_case(
+            "odd layout", (5, 2, 6, 3), (3, 3, 4, 3), dimension_numbers=("HNWC", "HIOW", "CWHN")
+        ),
+        make_case("weight gradient", (3, 6, 6, 4), (5, 5, 4, 2), padding=((1, 1), (0, 1))),
+        make_case("3d", (1, 4, 5, 4, 2), (3, 2, 3, 2, 3), (1, 2, 1)),
+        make_case(
             "3d transposed",
             (1, 3, 2, 3, 2),
             (2, 2, 2, 2, 2),
             padding=((1, 1),) * 3,
             lhs_dilation=(2,) * 3,
         ),
-        _case(
+        make_case(
             "patchify transposed",
             (2, 3, 2, 4),
             (4, 2, 2, 6),
@@ -129,10 +133,10 @@ CASES = {
             lhs_dilation=(4, 2),
             feature_group_count=2,
         ),
-        _case("1d five taps", (3, 13, 3), (5, 3, 2)),
-        _case("3d dense", (1, 5, 4, 7, 2), (3, 1, 5, 2, 3), padding=((1, 1), (0, 1), (-1, 2))),
-        _case("9x9", (1, 12, 11, 1), (9, 9, 1, 2)),
-        _case("no output", (2, 2, 5, 3), (3, 3, 3, 4), padding="VALID"),
-        _case("no channels", (2, 5, 5, 0), (3, 3, 0, 4)),
+        make_case("1d five taps", (3, 13, 3), (5, 3, 2)),
+        make_case("3d dense", (1, 5, 4, 7, 2), (3, 1, 5, 2, 3), padding=((1, 1), (0, 1), (-1, 2))),
+        make_case("9x9", (1, 12, 11, 1), (9, 9, 1, 2)),
+        make_case("no output", (2, 2, 5, 3), (3, 3, 3, 4), padding="VALID"),
+        make_case("no channels", (2, 5, 5, 0), (3, 3, 0, 4)),
     )
 }

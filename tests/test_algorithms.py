@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, LAST, Case
+from cases import CASES, LAST, Case, make_case
 from hypothesis import strategies as st
 from jax import Array, lax
 
 import jaxconv
-from jaxconv import layout, loops
+from jaxconv import compat, layout, loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.arguments import parse
@@ -100,6 +100,8 @@ pytestmark = pytest.mark.usefixtures("compile_quickly")
 def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops take over from what is written out after four terms, so that small cases meet them."""
     monkeypatch.setattr(loops, "UNROLL", 4)
+    monkeypatch.setattr(shift, "UNROLL", 4)
+    monkeypatch.setattr(compat, "TERMS_OF_BLOCK", 4)
 
 
 def conv_by(name: str, case: Case, **arguments: Any) -> Conv:
@@ -203,14 +205,29 @@ def test_pointwise_multiplies_kernel_gradients_either_way() -> None:
     assert not pointwise.turned(CASES["1x1"].spec())
 
 
-def test_shift_sums_a_power_of_two_of_taps_by_a_loop() -> None:
-    case = dataclasses.replace(CASES["1d long kernel"], rhs_shape=(64, 2, 3))
-    terms = case.spec().taps * 2
-    assert shift.unroll(case.spec()) == shift.UNROLL_ALIGNED < terms
+@pytest.mark.parametrize(
+    "case",
+    [
+        make_case("one axis", (2, 140, 1), (131, 1, 1), padding=((3, 4),)),
+        make_case("strided", (1, 90, 3), (64, 3, 2), (2,), "VALID"),
+        make_case(
+            "rows", (2, 15, 17, 4), (9, 11, 1, 8), rhs_dilation=(1, 2), feature_group_count=4
+        ),
+        make_case("columns", (1, 20, 9, 2), (19, 4, 2, 1), (2, 1)),
+        make_case("3d", (1, 6, 7, 8, 4), (3, 4, 3, 4, 2)),
+    ],
+    ids=lambda case: case.name,
+)
+def test_shift_sums_many_taps_by_blocks(case: Case) -> None:
+    spec = case.spec()
+    terms = spec.taps * spec.rhs_shape[-2]
+    _, blocks = shift.blocks_of(spec)
+    assert terms > shift.UNROLL
+    assert all(math.prod(taps) * spec.rhs_shape[-2] <= compat.TERMS_OF_BLOCK for *_, taps in blocks)
     lhs, rhs = case.operands()
-    value = oracles.lax_conv(lhs, rhs, **case.arguments)
-    magnitude = oracles.lax_conv(np.abs(lhs), np.abs(rhs), **case.arguments)
-    Expected(value, magnitude, terms).check(conv_by("shift", case)(lhs, rhs))
+    value = case.loop(lhs, rhs)
+    magnitude = case.loop(np.abs(lhs), np.abs(rhs))
+    Expected(value, magnitude, terms).check(jax.jit(conv_by("shift", case))(lhs, rhs))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -542,7 +559,6 @@ def test_inf_stays_where_it_belongs_in_gradients(
 ) -> None:
     """No zeros that fill a block or a tile meet it: their product would be NaN."""
     monkeypatch.setattr(shift, "ROWS", 2)
-    monkeypatch.setattr(shift, "WIDTH", 2)
     monkeypatch.setattr(im2col_tiled, "tile_rows", lambda spec: min(2, spec.out_spatial[0]))
     conv = conv_by(name, CASES[case])
     lhs, rhs = CASES[case].operands(np.float64)

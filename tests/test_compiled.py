@@ -372,7 +372,6 @@ def test_blocks_of_shifted_rows(
 ) -> None:
     """Several blocks of an image, rows that are left over, images by twos and at one time."""
     monkeypatch.setattr(shift, "ROWS", rows)
-    monkeypatch.setattr(shift, "WIDTH", 2)
     monkeypatch.setattr(layout, "LANES", lanes)
     four = (4, *CASES[case].lhs_shape[1:])
     spec = CASES[case].spec().replace(lhs_shape=four)

@@ -1,11 +1,11 @@
 """Multiply-add of shifted views, no GEMM: for few input channels a group."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout, loops
@@ -15,11 +15,9 @@ from jaxconv.spec import ConvSpec, dilate
 # Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
 # channels runs at 0.4 times lax's speed here, at 0.8 times by im2col_tiled.
 MAX_CHANNELS = 16
-# Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 s, 147 took 3 s.
+# Terms that one fused loop adds up. 49 (a 7×7 kernel) compile in 0.1 to 0.3 s, 147 took 3 s. More
+# are added by a loop over blocks of neighbouring taps.
 UNROLL = 64
-# With several channels and a power of two of taps, JAX 0.10.2 compiles a fast loop only for this
-# many terms: 16×16 taps of 3 channels on 4×28×28 took 24 ms by 64 or 48 terms, 1.4 by 32.
-UNROLL_ALIGNED = 32
 # Bytes of all padded images from which they are convolved one at a time: glibc maps memory of this
 # size anew for each call, which took longer than the convolution (3×3 stride 2 on 8×112×112×96:
 # 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). Such a loop runs on one core, which
@@ -31,8 +29,6 @@ COPIED, LIGHT = 32 << 20, 13
 ROWS, PRODUCTS = 14, 100
 # Bytes of the images in a block where an image has no more rows than that.
 IMAGE_BYTES = 5 << 20
-# Minimum of outputs in a row where there is only one axis.
-WIDTH = 64
 
 
 def supports(spec: ConvSpec) -> str | None:
@@ -52,26 +48,22 @@ def cost(spec: ConvSpec) -> Cost:
     if spec.weight_gradient:
         return gradient_cost(spec)
     terms = spec.taps * spec.rhs_shape[-2]
-    looped = -(-terms // unroll(spec))
+    steps = 1 if terms <= UNROLL else -(-terms // compat.TERMS_OF_BLOCK)
     output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
     padded = layout.padded_bytes(spec)
-    steps = spec.lhs_shape[0] if image_by_image(spec) else 1
+    images = spec.lhs_shape[0] if image_by_image(spec) else 1
     return Cost(
         flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * padded + 2 * output * (looped - 1),
-        workspace=padded // steps,
+        traffic=spec.operand_bytes + 2 * padded + 2 * output * (steps - 1),
+        workspace=padded // images,
         gemm=None,
-        steps=steps,
+        steps=images * steps,
     )
 
 
 def gradient_cost(spec: ConvSpec) -> Cost:
     forward = layout.forward_of(spec)
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
-    if forward.spatial_ndim == 1:
-        width = width_of(forward)
-        forward = cut_in_rows(forward, -(-forward.positions // width), width)
-        copied = 2 * math.prod(forward.lhs_shape) * spec.dtype.itemsize
     rows, images = block_of(forward)
     steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
     size = spec.accumulator_dtype.itemsize
@@ -109,35 +101,72 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     # A single output channel per group gets no axis: with an axis of length 1, depthwise 7×7 on
     # 8×56×56×96 is 17 times as fast as lax, without it 25.
     channels = (g,) if o == g else (g, o // g)
-    kernel = rhs.reshape(spec.taps * c, *channels)
     shape = (x.shape[0], *spec.out_spatial, *channels)
     dtype = spec.accumulator_dtype
 
-    def term(i: Any) -> Array:
-        offsets = loops.unravel(i // c, spec.kernel_shape)
-        starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-        view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
-        if c > 1:
-            view = layout.split_groups(view, -1, g)[..., i % c]
-        if o > g:
-            view = jnp.broadcast_to(view[..., None], shape)
-        return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
+    def sum_of_taps(x: Array, rhs: Array, taps: Sequence[int]) -> Array:
+        kernel = rhs.reshape(-1, *channels)
 
-    out = loops.sum_of(spec.taps * c, term, unroll(spec))  # out: (n, out spatial…, g, o / g)
-    return out.reshape(spec.out_shape)
+        def term(i: int) -> Array:
+            offsets = loops.unravel(i // c, taps)
+            starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
+            view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
+            if c > 1:
+                view = layout.split_groups(view, -1, g)[..., i % c]
+            if o > g:
+                view = jnp.broadcast_to(view[..., None], shape)
+            return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
+
+        return loops.sum_of(len(kernel), term, len(kernel))
+
+    if spec.taps * c <= UNROLL:
+        out = sum_of_taps(x, rhs, spec.kernel_shape)
+        return loops.in_one_loop(out).reshape(spec.out_shape)
+
+    def sum_of_block(first: Sequence[Any], taps: Sequence[int]) -> Array:
+        ones = (1,) * spec.spatial_ndim
+        starts = [t * d for t, d in zip(first, spec.rhs_dilation, strict=True)]
+        window = [dilate(k, d) for k, d in zip(taps, spec.rhs_dilation, strict=True)]
+        outputs = map(dilate, spec.out_spatial, spec.window_strides)
+        spans = [size + k - 1 for size, k in zip(outputs, window, strict=True)]
+        kernel = loops.strided(rhs[None], first, taps, ones)[0]
+        return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
+
+    total = jnp.zeros(shape, dtype)
+    for operand in (x, rhs):
+        total, _ = compat.auto_insert_reshard(total, operand)
+    axis, blocks = blocks_of(spec)
+    outer, rest = spec.kernel_shape[:axis], (0,) * (spec.spatial_ndim - axis - 1)
+    for start, count, taps in blocks:
+
+        def block(i: Any, start: int = start, count: int = count, taps: Any = taps) -> Array:
+            *first, block = loops.unravel(i, (*outer, count))
+            return sum_of_block((*first, start + block * taps[axis], *rest), taps)
+
+        total = loops.sum_over(math.prod(outer) * count, total, block)
+    return total.reshape(spec.out_shape)
 
 
-def unroll(spec: ConvSpec) -> int:
-    """Terms that are unrolled: all of them, or those of a step of the loop."""
-    terms, channels = spec.taps * spec.rhs_shape[-2], spec.rhs_shape[-2]
-    aligned = channels > 1 and any(k > 1 and k & (k - 1) == 0 for k in spec.kernel_shape)
-    return UNROLL_ALIGNED if aligned and terms > UNROLL else UNROLL
+def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]]]]:
+    """The axis that is cut into blocks of taps, and (first tap, blocks, taps of a block) along it.
+
+    A block has all taps of the axes behind; it begins at a computed position, and its taps lie at
+    fixed ones from there. With a position computed for each tap, 15×15 took 3 s to compile; so it
+    takes 0.2 to 0.4, and runs as fast.
+    """
+    axis, inner = spec.spatial_ndim - 1, spec.rhs_shape[-2]
+    while inner * spec.kernel_shape[axis] <= compat.TERMS_OF_BLOCK:
+        inner *= spec.kernel_shape[axis]
+        axis -= 1
+    size = max(1, compat.TERMS_OF_BLOCK // inner)
+    count, left = divmod(spec.kernel_shape[axis], size)
+    ahead, behind = (1,) * axis, spec.kernel_shape[axis + 1 :]
+    blocks = [(0, count, (*ahead, size, *behind)), (size * count, 1, (*ahead, left, *behind))]
+    return axis, [block for block in blocks if 0 not in (block[1], block[2][axis])]
 
 
 def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """Sums products of shifted rows, by blocks of rows that stay in cache."""
-    if spec.spatial_ndim == 1:
-        return rows_of_one(image, cotangent, spec)
     if any(d > 1 for d in spec.lhs_dilation):
         image, spec = layout.pad_and_dilate(image, spec)
     g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
@@ -220,55 +249,6 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     return out.sum((1, *range(first, first + len(widths))), dtype=out.dtype)
 
 
-def rows_of_one(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """``gradient`` along one axis, cut into rows that overlap as windows do."""
-    x, spec = layout.pad_and_dilate(image, spec)
-    width = width_of(spec)
-    rows, left = divmod(spec.positions, width)
-    step = width * spec.window_strides[0]
-    cut = cut_in_rows(spec, rows, width)
-    n, _, span, _ = cut.lhs_shape
-    if rows == 1:
-        images = x[:, None, :span]
-    else:
-        shared = (rows + 1) * step - x.shape[1]
-        images = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), (0, shared, 0), (0, 0, 0)])
-        images = images.reshape(n, rows + 1, step, -1)
-        images = jnp.concatenate([images[:, :-1, :span], images[:, 1:, : max(0, span - step)]], 2)
-    y = cotangent[:, : rows * width].reshape(n, rows, width, -1)
-    total = gradient(images, y, cut)
-    if left:  # apart, since filling a row with zeros would turn Inf into NaN
-        rest = cut_in_rows(spec, 1, left)
-        first = rows * step
-        images = x[:, None, first : first + rest.lhs_shape[2]]
-        total += gradient(images, cotangent[:, None, rows * width :], rest)
-    return total[0]
-
-
-def width_of(spec: ConvSpec) -> int:
-    """Outputs in a row of an image cut into rows: where possible, a divisor of all outputs."""
-    (k,), (d,) = spec.kernel_shape, spec.rhs_dilation
-    least = max(WIDTH, (k - 1) * d)
-    if spec.positions <= least:
-        return spec.positions
-    most = least + least // 2
-    return next((w for w in range(least, most + 1) if spec.positions % w == 0), least)
-
-
-def cut_in_rows(spec: ConvSpec, rows: int, width: int) -> ConvSpec:
-    """``rows`` times ``width`` outputs along one axis, as the outputs of an image."""
-    (k,), (stride,), (d,) = spec.kernel_shape, spec.window_strides, spec.rhs_dilation
-    span = (width - 1) * stride + dilate(k, d)
-    return spec.replace(
-        lhs_shape=(spec.lhs_shape[0], rows, span, spec.lhs_shape[-1]),
-        rhs_shape=(1, *spec.rhs_shape),
-        window_strides=(1, stride),
-        padding=((0, 0), (0, 0)),
-        lhs_dilation=(1, 1),
-        rhs_dilation=(1, d),
-    )
-
-
 # Input times output channels per group up to which shifting is worth its compile time: the first,
 # or the second where an output has few terms. In a network XLA fuses the preceding operations into
 # each term: with 3×3 on 3→32 and 1×1 on 16→32 channels by shift, a step of MobileNetV2 took 77 s to
@@ -294,7 +274,7 @@ def indices(spec: ConvSpec) -> int:
     if spec.weight_gradient:
         return largest_index(spec)
     terms = spec.taps * spec.rhs_shape[-2]
-    looped = terms > unroll(spec) or image_by_image(spec)
+    looped = terms > UNROLL or image_by_image(spec)
     return max(terms, largest_index(spec)) if looped else 0
 
 
