@@ -227,7 +227,7 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases, a moment each.")] = False,
     specs: Annotated[
-        int, typer.Option(min=1, help="Random convolutions of the suite regret.")
+        int, typer.Option(min=1, help="Random convolutions of regret and relatives.")
     ] = Selection.specs,
     file: Annotated[
         Path | None,
@@ -241,7 +241,8 @@ def bench(
 
     layers: single convolutions of well-known networks and filters, forward and gradients.
     loops: convolutions inside scan and vmap. models: whole networks, forward and training step.
-    regret: what the choice of "auto" costs, on random convolutions.
+    regret: what the choice of "auto" costs, on random convolutions. relatives: on random relatives
+    of convolutions of users.
     Every result is checked against lax's; a wrong one makes the exit code 1.
     """
     selection = _selection(suites or [], case, direction, quick, specs)

@@ -309,6 +309,17 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
     assert forward is None or forward.rhs_shape == layer.rhs_shape
 
 
+def test_relatives_are_alike() -> None:
+    specs = programs.convolutions_of(cases.FIELD)
+    found = regret.relatives(specs, 1, 2 * len(specs))
+    assert found == regret.relatives(specs, 1, 2 * len(specs))
+    assert not set(found) & set(specs)
+    assert {spec.spatial_ndim for spec in found} == {1, 2, 3}
+    assert any(spec.weight_gradient for spec in found)
+    assert any(spec.groups > 1 for spec in found)
+    assert all(spec.operand_bytes <= regret.OPERANDS and not spec.is_empty for spec in found)
+
+
 def test_regret_is_over_the_best_candidate() -> None:
     found = regret.measure_regret(TINY.spec, "", Effort(3))
     assert found.wrong is None
@@ -346,6 +357,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
         "loops": programs.LOOPS[-1:] * 3,
         "models": (model,),
         "regret": (TINY.spec,) * 2,
+        "relatives": (TINY.spec,) * 2,
     }
     for name, few in tiny.items():
         suite = dataclasses.replace(SUITES[name], cases=lambda _, few=few: few, few=slice(None))

@@ -18,6 +18,8 @@ from jaxconv import cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.bench import calibrate, networks
+from jaxconv.bench.cases import FIELD
+from jaxconv.bench.programs import convolutions_of
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
@@ -182,15 +184,18 @@ def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: pytest.MonkeyP
     drawn = random_specs(12, 7)
     monkeypatch.setattr(calibrate, "well_known", lambda: list(known))
     monkeypatch.setattr(calibrate, "random_specs", lambda seed, count: drawn[:count])
+    monkeypatch.setattr(calibrate, "FIELD", FIELD[:1])
+    users = convolutions_of(FIELD[:1])
     order = calibrate.in_order(7)
-    assert set(order) == {*known, *drawn}
-    assert len(order) == 12
-    assert [spec in known for spec in order[:6]] == [False, False, True] * 2
+    assert set(order) == {*known, *drawn, *users}
+    assert len(order) == 15
+    kinds = ["random" if s in drawn else "known" if s in known else "users" for s in order]
+    assert kinds[:8] == ["random", "random", "users", "known"] * 2
     assert [spec for spec in order if spec in drawn] == drawn
     assert [spec for spec in order if spec in known] != known
     assert calibrate.in_order(7) == order
     # Fewer begin alike.
-    assert calibrate.in_order(4)[:6] == order[:6]
+    assert calibrate.in_order(4)[:8] == order[:8]
 
 
 def test_well_known_convolutions_are_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:

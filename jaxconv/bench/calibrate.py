@@ -1,9 +1,9 @@
 """Measurements behind predictions: the package's rows, and those of one machine.
 
-``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, those of the suite
-``layers`` and those of the networks' training steps on this machine, in an order that makes an
-interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.measured``, has each row as
-soon as it is measured; called again, it goes on where it ended. ``python -m
+``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, relatives of users'
+ones, those of the suite ``layers`` and of the networks' training steps on this machine, in an order
+that makes an interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.measured``,
+has each row as soon as it is measured; called again, it goes on where it ended. ``python -m
 jaxconv.bench.calibrate FILE… --into jaxconv/planning/data/rows.jsonl.gz`` merges such files into
 the package's rows.
 
@@ -25,16 +25,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax import lax
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
 from jaxconv.arguments import fail
-from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.networks import NETWORKS
-from jaxconv.bench.programs import convolutions
-from jaxconv.bench.regret import random_specs
+from jaxconv.bench.programs import convolutions, convolutions_of
+from jaxconv.bench.regret import random_specs, relatives
 from jaxconv.config import notify
 from jaxconv.planning import measured
 from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, record
@@ -57,12 +56,7 @@ FASTEST = 4  # algorithms timed for each convolution of ``tune``, besides XLA's
 
 def well_known() -> list[ConvSpec]:
     """The most common convolutions: those of well-known networks, forward and backward."""
-    specs: list[ConvSpec] = []
-    for layer in LAYERS:
-        shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
-        operands = [jax.ShapeDtypeStruct(shape, layer.dtype) for shape in shapes]
-        for direction in layer.directions:
-            specs += convolutions(layer.function(lax.conv_general_dilated, direction), *operands)
+    specs = convolutions_of(LAYERS)
     for network in NETWORKS:
         for batch in (1, 8):
             params = jax.eval_shape(network.init)
@@ -71,11 +65,14 @@ def well_known() -> list[ConvSpec]:
 
 
 def in_order(count: int) -> list[ConvSpec]:
-    """``count`` random convolutions and the known ones, shuffled: two of those, one of these."""
+    """``count`` random convolutions, half as many relatives of users' ones, and the known ones,
+    shuffled: two, one, one."""
     drawn, known = random_specs(SEED, count), well_known()
+    users = convolutions_of(FIELD)
+    users += relatives(users, SEED, max(0, count // 2 - len(users)))
     np.random.default_rng(SEED).shuffle(known)
-    thirds = itertools.zip_longest(drawn[::2], drawn[1::2], known)
-    return list(dict.fromkeys(spec for third in thirds for spec in third if spec is not None))
+    fourths = itertools.zip_longest(drawn[::2], drawn[1::2], users, known)
+    return list(dict.fromkeys(spec for fourth in fourths for spec in fourth if spec is not None))
 
 
 def reasons(spec: ConvSpec) -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 """The programs timed by lax, by jaxconv and by PyTorch: layers, loops, and whole networks."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,18 @@ from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 def convolutions(function: Callable[..., Any], *args: Any) -> list[ConvSpec]:
     """The convolutions of a function with these arguments, in program order."""
     return [choice("bench", eqn)[0] for eqn, *_ in walk(fn_jaxpr(function, args, {}))]
+
+
+def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
+    """The convolutions of layers, in all their directions."""
+    found: list[ConvSpec] = []
+    for layer in layers:
+        shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
+        operands = [jax.ShapeDtypeStruct(shape, layer.dtype) for shape in shapes]
+        for direction in layer.directions:
+            function = layer.function(lax.conv_general_dilated, direction)
+            found += convolutions(function, *operands)
+    return found
 
 
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:

@@ -16,10 +16,10 @@ import numpy as np
 
 from jaxconv import tables
 from jaxconv.bench import programs, regret
-from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
 from jaxconv.bench.programs import LOOPS, MODELS
-from jaxconv.bench.regret import SEED, measure_regret, random_specs
+from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.measured import processor, version
 from jaxconv.planning.timing import Compiled, alternate
 
@@ -36,7 +36,7 @@ class Selection:
       case: a regular expression to search for in the names; None for all.
       direction: one of the suite's; None for all.
       quick: only a few cases, each timed briefly.
-      specs: the number of random convolutions for ``regret``.
+      specs: the number of random convolutions for ``regret`` and ``relatives``.
     """
 
     case: re.Pattern[str] | None = None
@@ -80,6 +80,12 @@ SUITES = {
     "loops": Suite(programs.measure_loop, lambda _: LOOPS, slice(1, 3), ENOUGH),
     "models": Suite(programs.measure_model, lambda _: MODELS, slice(1), programs.MODEL_EFFORT),
     "regret": Suite(measure_regret, lambda s: random_specs(SEED, s.specs), slice(4), regret.ENOUGH),
+    "relatives": Suite(
+        measure_regret,
+        lambda s: relatives(programs.convolutions_of(FIELD), SEED, s.specs),
+        slice(4),
+        regret.ENOUGH,
+    ),
 }
 DIRECTIONS = tuple(dict.fromkeys(d for case in (*LAYERS, *LOOPS, *MODELS) for d in case.directions))
 
