@@ -309,6 +309,20 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
     assert forward is None or forward.rhs_shape == layer.rhs_shape
 
 
+@pytest.mark.parametrize(
+    "program",
+    {program.what: program for program in programs.PROGRAMS}.values(),
+    ids=lambda program: program.what,
+)
+def test_programs_hold_their_layer(program: programs.Program) -> None:
+    operands = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.layer.operands()[:2]]
+    with jax.numpy_rank_promotion("allow"):
+        (forward, *_) = programs.convolutions(program.function("forward"), *operands)
+        both = programs.convolutions(program.function("gradients"), *operands)
+    assert forward.rhs_shape[:-2] == program.layer.rhs_shape[:-2]
+    assert len(both) >= 2
+
+
 def test_relatives_are_alike() -> None:
     specs = programs.convolutions_of(cases.FIELD)
     found = regret.relatives(specs, 1, 2 * len(specs))
@@ -356,6 +370,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
         "layers": (TINY,) * 7,
         "loops": programs.LOOPS[-1:] * 3,
         "models": (model,),
+        "programs": programs.PROGRAMS[-1:],
         "regret": (TINY.spec,) * 2,
         "relatives": (TINY.spec,) * 2,
     }

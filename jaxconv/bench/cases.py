@@ -96,7 +96,7 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
     }
 
 
-def _conv(
+def layer_of(
     network: str,
     batch: int,
     size: int | tuple[int, ...],
@@ -149,11 +149,11 @@ def _conv(
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
     """The layer for a batch of 1 and of 8."""
-    return _conv(network, 1, *layer), _conv(network, 8, *layer)
+    return layer_of(network, 1, *layer), layer_of(network, 8, *layer)
 
 
-_signal = partial(_conv, ndim=1)
-_volume = partial(_conv, ndim=3)
+_signal = partial(layer_of, ndim=1)
+_volume = partial(layer_of, ndim=3)
 
 FLOAT32 = (
     *_both("ResNet-50", 224, (3, 64), 7, 2),
@@ -165,30 +165,30 @@ FLOAT32 = (
     *_both("ResNet-50", 56, (64, 256), 1),
     *_both("ResNet-50", 7, (512, 2048), 1),
     *_both("ResNet-50", 56, (256, 512), 1, 2),
-    _conv("MobileNetV2", 8, 224, (3, 32), 3, 2),
-    _conv("MobileNetV2", 1, 112, (32, 32), 3, 1, 32),
-    _conv("MobileNetV2", 8, 112, (96, 96), 3, 2, 96),
+    layer_of("MobileNetV2", 8, 224, (3, 32), 3, 2),
+    layer_of("MobileNetV2", 1, 112, (32, 32), 3, 1, 32),
+    layer_of("MobileNetV2", 8, 112, (96, 96), 3, 2, 96),
     *_both("MobileNetV2", 56, (144, 144), 3, 1, 144),
-    _conv("MobileNetV2", 8, 14, (576, 576), 3, 1, 576),
-    _conv("MobileNetV2", 8, 7, (960, 960), 3, 1, 960),
-    _conv("MobileNetV2", 8, 56, (24, 144), 1),
+    layer_of("MobileNetV2", 8, 14, (576, 576), 3, 1, 576),
+    layer_of("MobileNetV2", 8, 7, (960, 960), 3, 1, 960),
+    layer_of("MobileNetV2", 8, 56, (24, 144), 1),
     *_both("MobileNetV2", 7, (320, 1280), 1),
     *_both("EfficientNet-B0", 28, (240, 240), 5, 1, 240),
-    _conv("EfficientNet-B0", 8, 14, (672, 672), 5, 2, 672),
-    _conv("EfficientNet-B0", 8, 1, (672, 28), 1),
+    layer_of("EfficientNet-B0", 8, 14, (672, 672), 5, 2, 672),
+    layer_of("EfficientNet-B0", 8, 1, (672, 28), 1),
     *_both("ConvNeXt-T", 224, (3, 96), 4, 4),
-    _conv("ConvNeXt-T", 8, 56, (96, 192), 2, 2),
+    layer_of("ConvNeXt-T", 8, 56, (96, 192), 2, 2),
     *_both("ConvNeXt-T", 56, (96, 96), 7, 1, 96),
-    _conv("ConvNeXt-T", 8, 14, (384, 384), 7, 1, 384),
-    _conv("ConvNeXt-T", 8, 56, (96, 384), 1),
-    _conv("ResNeXt-50", 1, 56, (128, 128), 3, 1, 32),
-    _conv("ResNeXt-50", 8, 28, (256, 256), 3, 1, 32),
-    _conv("ResNeXt-50", 1, 14, (512, 512), 3, 1, 32),
-    _conv("ResNeXt-50", 8, 14, (1024, 1024), 3, 2, 32),
-    _conv("VGG-16", 1, 224, (3, 64), 3),
-    _conv("VGG-16", 1, 224, (64, 64), 3),
-    _conv("VGG-16", 1, 56, (256, 256), 3),
-    _conv("VGG-16", 8, 14, (512, 512), 3),
+    layer_of("ConvNeXt-T", 8, 14, (384, 384), 7, 1, 384),
+    layer_of("ConvNeXt-T", 8, 56, (96, 384), 1),
+    layer_of("ResNeXt-50", 1, 56, (128, 128), 3, 1, 32),
+    layer_of("ResNeXt-50", 8, 28, (256, 256), 3, 1, 32),
+    layer_of("ResNeXt-50", 1, 14, (512, 512), 3, 1, 32),
+    layer_of("ResNeXt-50", 8, 14, (1024, 1024), 3, 2, 32),
+    layer_of("VGG-16", 1, 224, (3, 64), 3),
+    layer_of("VGG-16", 1, 224, (64, 64), 3),
+    layer_of("VGG-16", 1, 56, (256, 256), 3),
+    layer_of("VGG-16", 8, 14, (512, 512), 3),
     _volume("3-D U-Net", 1, 32, (1, 32), 3),
     _volume("3-D U-Net", 1, 32, (32, 64), 3),
     _volume("3-D U-Net", 1, 16, (64, 128), 3),
@@ -204,15 +204,15 @@ FLOAT32 = (
     _signal("Mamba", 1, 2048, (1536, 1536), 4, 1, 1536, causal=1),
     _signal("Mamba", 8, 1024, (768, 768), 4, 1, 768, causal=1),
     *_both("ViT-B/16", 224, (3, 768), 16, 16),
-    _conv("Sobel", 1, 1024, (1, 2), 3),
-    _conv("RGB filter", 1, 512, (3, 3), 5, 1, 3),
-    _conv("blur", 1, 1024, (1, 1), 11),
-    _conv("large kernel", 1, 512, (1, 1), 31),
-    _conv("large kernel", 1, 512, (1, 1), 65),
+    layer_of("Sobel", 1, 1024, (1, 2), 3),
+    layer_of("RGB filter", 1, 512, (3, 3), 5, 1, 3),
+    layer_of("blur", 1, 1024, (1, 1), 11),
+    layer_of("large kernel", 1, 512, (1, 1), 31),
+    layer_of("large kernel", 1, 512, (1, 1), 65),
     # lax takes too long for its gradients.
     _signal("FIR filter", 1, 1 << 20, (1, 1), 4096, causal=1, directions=("forward",)),
-    _conv("segmentation", 1, 64, (64, 32), 2, up=True),
-    _conv("GAN", 8, 16, (256, 128), 4, up=True),
+    layer_of("segmentation", 1, 64, (64, 32), 2, up=True),
+    layer_of("GAN", 8, 16, (256, 128), 4, up=True),
 )
 LAYERS = FLOAT32 + tuple(
     dataclasses.replace(layer, name=f"{dtype} {layer.name}", dtype=dtype, **changes)
@@ -221,22 +221,22 @@ LAYERS = FLOAT32 + tuple(
         ("int8", {"out_dtype": "int32", "directions": ("forward",)}),
     )
     for layer in (
-        _conv("ResNet-50", 1, 28, (128, 128), 3),
-        _conv("ResNet-50", 1, 28, (128, 512), 1),
-        _conv("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
+        layer_of("ResNet-50", 1, 28, (128, 128), 3),
+        layer_of("ResNet-50", 1, 28, (128, 512), 1),
+        layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
 )
 
 # From programs of users; LAYERS has the common networks'.
 FIELD = (
-    _conv("AlexNet", 2, 227, (3, 96), 11, 4, padding=(0, 0)),
-    _conv("upsampling", 1, 128, (64, 64), 4, up=True),
-    _conv("small filter", 1, (85, 128), (1, 2), 3),
-    _conv("filter", 1, 256, (1, 1), 15),
-    _conv("patches", 1, 256, (3, 147), 7, 2, 3, padding=(0, 0)),
-    _conv("multiplier", 1, 66, (16, 48), 3, 1, 16),
-    _conv("2-D CNN", 8, 28, (1, 16), 5),
-    _conv("DeepLab", 1, 33, (256, 256), 3, padding=(12, 12), rhs_dilation=12),
+    layer_of("AlexNet", 2, 227, (3, 96), 11, 4, padding=(0, 0)),
+    layer_of("upsampling", 1, 128, (64, 64), 4, up=True),
+    layer_of("small filter", 1, (85, 128), (1, 2), 3),
+    layer_of("filter", 1, 256, (1, 1), 15),
+    layer_of("patches", 1, 256, (3, 147), 7, 2, 3, padding=(0, 0)),
+    layer_of("multiplier", 1, 66, (16, 48), 3, 1, 16),
+    layer_of("2-D CNN", 8, 28, (1, 16), 5),
+    layer_of("DeepLab", 1, 33, (256, 256), 3, padding=(12, 12), rhs_dilation=12),
     _signal("STFT", 1, 51200, (1, 1026), 1024, 256, padding=(0, 0)),
     _signal("inverse STFT", 1, 200, (513, 1), 1024, padding=(1023, 1023), lhs_dilation=256),
     _signal("HiFi-GAN", 1, 256, (256, 128), 16, padding=(11, 11), lhs_dilation=8),

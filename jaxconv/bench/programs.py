@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 import jaxconv
-from jaxconv.bench.cases import Layer
+from jaxconv.bench.cases import Layer, arguments, layer_of
 from jaxconv.bench.measure import Effort, Result, measure, reference, torch_peer
 from jaxconv.bench.networks import LAYOUTS, NETWORKS, Network
 from jaxconv.planning.choose import choose
@@ -40,7 +40,7 @@ def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
     operands = layer.operands()
     by_lax = layer.function(lax.conv_general_dilated, direction)
-    peer, platform = torch_peer(), jax.default_backend()
+    peer = torch_peer()
     return measure(
         effort,
         Compiled(by_lax, *operands),
@@ -49,7 +49,7 @@ def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
         exact=partial(reference, layer, direction, *operands),
         name=layer.name,
         direction=direction,
-        how=", ".join(choose(spec, platform)[0] for spec in convolutions(by_lax, *operands)),
+        how=", ".join(_chosen(by_lax, *operands)),
         # Both sum thousands of products, in different orders.
         tolerance=2e-2 if layer.dtype == "bfloat16" else 1e-4,
     )
@@ -118,6 +118,127 @@ def measure_loop(loop: Loop, how: str, effort: Effort) -> Result:
             subject = Compiled(loop.function, *args)
     facts = {"name": loop.name, "direction": "", "how": how, "tolerance": 1e-4}
     return measure(effort, baseline, subject, **facts)
+
+
+# What follows a layer in a network, for its output and its input.
+
+
+def _normal(y: Array, axes: int | tuple[int, ...]) -> Array:
+    centred = y - y.mean(axes, keepdims=True)
+    return centred * lax.rsqrt((centred * centred).mean(axes, keepdims=True) + 1e-5)
+
+
+CONSUMERS: dict[str, Callable[[Array, Array], Array]] = {
+    "bias, ReLU": lambda y, _: jax.nn.relu(y + jnp.arange(y.shape[-1], dtype=y.dtype)),
+    "batch norm, ReLU": lambda y, _: jax.nn.relu(_normal(y, tuple(range(y.ndim - 1)))),
+    "layer norm, GELU": lambda y, _: jax.nn.gelu(_normal(y, -1)),
+    "residual sum": lambda y, x: jax.nn.relu(x + y),
+    "concatenation": lambda y, x: jnp.concatenate([x, y], -1),
+    "mean over positions": lambda y, _: y.mean(tuple(range(1, y.ndim - 1))),
+    "sum over channels": lambda y, _: y.sum(-1),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A layer in what surrounds it in a network: a function of its image and kernel.
+
+    Attributes:
+      around: makes the program, given the layer's convolution.
+    """
+
+    layer: Layer
+    what: str
+    around: Callable[[Callable[..., Array]], Callable[..., Array]]
+    directions: tuple[str, ...] = ("forward", "gradients")
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer.name}, {self.what}"
+
+    def function(self, direction: str) -> Callable[..., Any]:
+        def conv(x: Array, w: Array) -> Array:
+            return lax.conv_general_dilated(x, w, **arguments(self.layer.spec))
+
+        forward = self.around(conv)
+        if direction == "forward":
+            return forward
+        return jax.grad(lambda x, w: jnp.square(forward(x, w)).mean(), (0, 1))
+
+
+def _followed(by: Callable[[Array, Array], Array]) -> Any:
+    return lambda conv: lambda x, w: by(conv(x, w), x)
+
+
+def _channels_first(conv: Callable[..., Array]) -> Callable[..., Array]:
+    """The convolution of an image that another operation writes channels first, and reads so."""
+
+    def function(x: Array, w: Array) -> Array:
+        first = jnp.tanh(jnp.moveaxis(x, -1, 1))
+        return jnp.tanh(jnp.moveaxis(conv(jnp.moveaxis(first, 1, -1), w), -1, 1))
+
+    return function
+
+
+def _in_scan(conv: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda x, w: lax.scan(lambda x, _: (jnp.tanh(conv(x, w)), None), x, None, length=3)[0]
+
+
+def _in_threes(conv: Callable[..., Array]) -> Callable[..., Array]:
+    def function(x: Array, w: Array) -> Array:
+        y = conv(x, w)
+        return y.reshape(*y.shape[:-1], -1, 3).sum(-1)
+
+    return function
+
+
+def _patches(_: Callable[..., Array]) -> Callable[..., Array]:
+    """Patches as lax makes them, multiplied as users do."""
+
+    def function(x: Array, w: Array) -> Array:
+        patches = lax.conv_general_dilated_patches(
+            x, w.shape[:-2], (1,) * (x.ndim - 2), "SAME", dimension_numbers=LAYOUTS[x.ndim - 2]
+        )
+        return patches @ jnp.moveaxis(w, -2, 0).reshape(-1, w.shape[-1])
+
+    return function
+
+
+SURROUNDED = (
+    layer_of("dense", 8, 28, (64, 64), 3),
+    layer_of("depthwise", 8, 56, (144, 144), 3, 1, 144),
+    layer_of("depthwise", 8, 14, (384, 384), 7, 1, 384),
+    layer_of("pointwise", 8, 28, (192, 192), 1),
+    layer_of("grouped", 8, 28, (128, 128), 3, 1, 32),
+    layer_of("volume", 1, 16, (32, 32), 3, ndim=3),
+    layer_of("signal", 8, 1024, (256, 256), 4, 1, 256, ndim=1, causal=1),
+)
+PROGRAMS = (
+    *(Program(one, what, _followed(by)) for one in SURROUNDED for what, by in CONSUMERS.items()),
+    *(Program(one, "channels first around", _channels_first) for one in SURROUNDED),
+    *(Program(one, "in scan", _in_scan) for one in SURROUNDED),
+    Program(layer_of("multiplier", 1, 66, (16, 48), 3, 1, 16), "summed in threes", _in_threes),
+    Program(layer_of("dense", 8, 28, (32, 64), 3), "by patches", _patches),
+    Program(layer_of("dense", 1, 32, (3, 64), 7), "by patches", _patches),
+)
+
+
+def measure_program(program: Program, direction: str, effort: Effort) -> Result:
+    function, (x, w, _) = program.function(direction), program.layer.operands()
+    return measure(
+        effort,
+        Compiled(function, x, w),
+        Compiled(jaxconv.accelerate(function), x, w),
+        name=program.name,
+        direction=direction,
+        how=", ".join(_chosen(function, x, w)),
+        tolerance=1e-4 if direction == "forward" else 1e-3,
+    )
+
+
+def _chosen(function: Callable[..., Any], *args: Any) -> list[str]:
+    platform = jax.default_backend()
+    return [choose(spec, platform)[0] for spec in convolutions(function, *args)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxconv import tables
 from jaxconv.bench import programs, regret
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
-from jaxconv.bench.programs import LOOPS, MODELS
+from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.measured import processor, version
 from jaxconv.planning.timing import Compiled, alternate
@@ -78,6 +78,12 @@ class Suite:
 SUITES = {
     "layers": Suite(programs.measure_layer, lambda _: LAYERS, slice(1, None, 12), ENOUGH),
     "loops": Suite(programs.measure_loop, lambda _: LOOPS, slice(1, 3), ENOUGH),
+    "programs": Suite(
+        programs.measure_program,
+        lambda _: PROGRAMS,
+        slice(1, None, 11),
+        Effort(seconds=0.5, fewest=5),
+    ),
     "models": Suite(programs.measure_model, lambda _: MODELS, slice(1), programs.MODEL_EFFORT),
     "regret": Suite(measure_regret, lambda s: random_specs(SEED, s.specs), slice(4), regret.ENOUGH),
     "relatives": Suite(
@@ -87,7 +93,9 @@ SUITES = {
         regret.ENOUGH,
     ),
 }
-DIRECTIONS = tuple(dict.fromkeys(d for case in (*LAYERS, *LOOPS, *MODELS) for d in case.directions))
+DIRECTIONS = tuple(
+    dict.fromkeys(d for case in (*LAYERS, *LOOPS, *PROGRAMS, *MODELS) for d in case.directions)
+)
 
 
 # The columns of a table; figures are right-aligned.
