@@ -33,7 +33,8 @@ class ConvSpec:
 
     ``weight_gradient`` describes memory, not shape: the batch of ``lhs`` is not the outermost axis
     in memory, as in the weight gradients that JAX derives, whose batch axis was the channel axis.
-    See ``layout.as_forward``.
+    See ``layout.as_forward``. So does ``channels_first``: the image and the output are (N, C,
+    spatial…) in memory.
     """
 
     lhs_shape: tuple[int, ...]
@@ -48,6 +49,7 @@ class ConvSpec:
     batch_group_count: int = 1
     precision: Any = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
     weight_gradient: bool = False
+    channels_first: bool = False
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
@@ -57,7 +59,7 @@ class ConvSpec:
           lhs, rhs: anything with a ``shape`` and a ``dtype``.
           params: the primitive's parameters, as returned by ``parse``.
         """
-        lhs_spec, rhs_spec, _ = params["dimension_numbers"]
+        lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
         out_dtype = params["preferred_element_type"]
@@ -78,6 +80,8 @@ class ConvSpec:
             if isinstance(params["precision"], tuple)
             else (lax.Precision.DEFAULT, lax.Precision.DEFAULT),
             weight_gradient=lhs_spec[0] != 0,
+            channels_first=bool(lhs_spatial)
+            and tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec))),
         )
 
     def replace(self, **changes: Any) -> "ConvSpec":
@@ -196,4 +200,6 @@ class ConvSpec:
             parts.append(f"{self.feature_group_count} feature groups")
         if self.batch_group_count > 1:
             parts.append(f"{self.batch_group_count} batch groups")
+        if self.channels_first:
+            parts.append("channels first")
         return ", ".join(parts)

@@ -230,6 +230,45 @@ def test_shift_sums_many_taps_by_blocks(case: Case) -> None:
     Expected(value, magnitude, terms).check(jax.jit(conv_by("shift", case))(lhs, rhs))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        make_case("1d", (2, 3, 9), (3, 1, 4), dimension_numbers=None, feature_group_count=3),
+        make_case(
+            "2d",
+            (3, 4, 9, 8),
+            (4, 1, 3, 2),
+            (2, 1),
+            ((1, -1), (2, 0)),
+            None,
+            lhs_dilation=(1, 2),
+            rhs_dilation=(2, 1),
+            feature_group_count=4,
+        ),
+        make_case(
+            "3d", (1, 2, 5, 4, 6), (2, 1, 2, 3, 2), dimension_numbers=None, feature_group_count=2
+        ),
+        make_case(
+            "batch groups", (6, 3, 7, 6), (2, 3, 3, 3), dimension_numbers=None, batch_group_count=2
+        ),
+    ],
+    ids=lambda case: case.name,
+)
+@pytest.mark.parametrize("copied", [0, shift.COPIED], ids=["image by image", "at once"])
+def test_shift_by_planes(case: Case, copied: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shift, "COPIED", copied)
+    spec = prepared(case.spec())
+    assert spec.channels_first
+    assert shift.by_planes(spec) == (case.name != "batch groups")
+    args = case.operands()
+    cotangent = np.random.default_rng(1).standard_normal(jax.eval_shape(case.lax, *args).shape)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    _, pull_lax = jax.vjp(case.lax, *args)
+    by_shift, pull = jax.vjp(jax.jit(conv_by("shift", case)), *args)
+    assert_close(by_shift, case.loop(*args))
+    jax.tree.map(assert_close, pull(cotangent), pull_lax(cotangent))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_oracles_agree(case: str) -> None:
     args, expected = expected_derivatives(case)

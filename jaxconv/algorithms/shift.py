@@ -83,10 +83,42 @@ def gradient_cost(spec: ConvSpec) -> Cost:
 
 
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    if not image_by_image(spec):
-        return run_at_once(lhs, rhs, spec)
+    first = by_planes(spec)
+    if first:  # as it lies in memory: this undoes a transposition, which XLA then leaves out
+        lhs = jnp.moveaxis(lhs, -1, 1)
     one = spec.replace(lhs_shape=(1, *spec.lhs_shape[1:]))
-    return lax.map(lambda image: run_at_once(image[None], rhs, one)[0], lhs)
+    at_once = planes_at_once if first else run_at_once
+    if image_by_image(spec):
+        out = lax.map(lambda image: at_once(image[None], rhs, one)[0], lhs)
+    else:
+        out = at_once(lhs, rhs, spec)
+    return jnp.moveaxis(out, 1, -1) if first else out
+
+
+def by_planes(spec: ConvSpec) -> bool:
+    """Whether each channel of each image, a plane in memory, is convolved as it lies there."""
+    depthwise = spec.rhs_shape[-2] == 1 and spec.out_channels == spec.groups
+    return spec.channels_first and depthwise and spec.taps <= UNROLL
+
+
+def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…).
+
+    3×3 on 1×512×124×124 takes 10 to 12 ms, with channels last and two transpositions 63.
+    """
+    shape, g = (*x.shape[:2], *spec.out_spatial), spec.groups
+    one = spec.replace(lhs_shape=(math.prod(x.shape[:2]), *x.shape[2:], 1), feature_group_count=1)
+    x, one = layout.pad_and_dilate(x.reshape(one.lhs_shape), one)
+    dtype = spec.accumulator_dtype
+    kernel = rhs.reshape(spec.taps, 1, g, *(1 for _ in spec.kernel_shape)).astype(dtype)
+
+    def term(i: int) -> Array:
+        offsets = loops.unravel(i, spec.kernel_shape)
+        starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
+        view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
+        return view.reshape(shape).astype(dtype) * kernel[i]
+
+    return loops.in_one_loop(loops.sum_of(spec.taps, term, spec.taps))
 
 
 def image_by_image(spec: ConvSpec) -> bool:

@@ -149,6 +149,7 @@ def execute(
     """Computes ``spec`` by ``algorithm``; delegated parts by any but those in ``without``."""
 
     def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
+        part = part.replace(channels_first=False)
         return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
 
     return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)

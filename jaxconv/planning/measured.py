@@ -82,7 +82,8 @@ def fields_of(spec: ConvSpec) -> dict[str, Any]:
     ones, zeros = (1,) * spec.spatial_ndim, ((0, 0),) * spec.spatial_ndim
     usual = {"window_strides": ones, "padding": zeros, "lhs_dilation": ones, "rhs_dilation": ones}
     usual |= {"dtype": np.dtype("float32"), "out_dtype": spec.dtype, "precision": DEFAULT}
-    usual |= {"feature_group_count": 1, "batch_group_count": 1, "weight_gradient": False}
+    usual |= {"feature_group_count": 1, "batch_group_count": 1}
+    usual |= {"weight_gradient": False, "channels_first": False}
     values = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
     return {name: _json(value) for name, value in values if value != usual.get(name)}
 
@@ -106,6 +107,7 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
         fields.get("batch_group_count", 1),
         tuple(lax.Precision[name] for name in precision) if precision else DEFAULT,
         fields.get("weight_gradient", False),
+        fields.get("channels_first", False),
     )
 
 

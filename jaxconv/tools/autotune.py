@@ -278,6 +278,9 @@ def operands(spec: ConvSpec) -> tuple[Array, Array]:
         c, *lhs_spatial, n = lhs_shape
         *rhs_spatial, batch, o = rhs_shape
         lhs_shape, rhs_shape = (n, *lhs_spatial, c), (batch, *rhs_spatial, o)
+    if spec.channels_first:
+        n, *lhs_spatial, c = lhs_shape
+        lhs_shape = (n, c, *lhs_spatial)
     numbers = np.random.default_rng(0)
 
     def drawn(shape: tuple[int, ...]) -> Array:
@@ -293,8 +296,12 @@ def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs
     """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory.
 
     In memory the image and kernel of a weight gradient are channels-last; only its dimension
-    numbers exchange channels and batch. The transposition is timed too, as in the program.
+    numbers exchange channels and batch. So may be an image's channels before its positions. The
+    transposition is timed too, as in the program.
     """
+    if spec.channels_first:
+        out = execute(jnp.moveaxis(lhs, 1, -1), rhs, spec, algorithm, platform)
+        return jnp.moveaxis(out, -1, 1)
     if not spec.weight_gradient:
         return execute(lhs, rhs, spec, algorithm, platform)
     lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
