@@ -240,9 +240,9 @@ def bench(
     """Measure jaxconv against lax, and against PyTorch where it is installed.
 
     layers: single convolutions of well-known networks and filters, forward and gradients.
-    loops: convolutions inside scan and vmap. models: whole networks, forward and training step.
-    regret: what the choice of "auto" costs, on random convolutions. relatives: on random relatives
-    of convolutions of users.
+    loops: convolutions inside scan and vmap. programs: layers in what surrounds them in networks.
+    models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
+    random convolutions. relatives: on random relatives of users' convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
     """
     selection = _selection(suites or [], case, direction, quick, specs)
