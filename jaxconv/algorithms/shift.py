@@ -64,6 +64,9 @@ def cost(spec: ConvSpec) -> Cost:
 def gradient_cost(spec: ConvSpec) -> Cost:
     forward = layout.forward_of(spec)
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
+    if compat.SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
+        elements = math.prod(forward.lhs_shape) + math.prod(forward.out_shape)
+        copied += elements * spec.accumulator_dtype.itemsize
     rows, images = block_of(forward)
     steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
     size = spec.accumulator_dtype.itemsize
@@ -164,6 +167,8 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         kernel = loops.strided(rhs[None], first, taps, ones)[0]
         return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
 
+    if compat.SLICES_WIDEN:
+        x = x.astype(dtype)
     total = jnp.zeros(shape, dtype)
     for operand in (x, rhs):
         total, _ = compat.auto_insert_reshard(total, operand)
@@ -201,6 +206,8 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """Sums products of shifted rows, by blocks of rows that stay in cache."""
     if any(d > 1 for d in spec.lhs_dilation):
         image, spec = layout.pad_and_dilate(image, spec)
+    if compat.SLICES_WIDEN:
+        image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
     g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
     rows, images = block_of(spec)
     blocks, left = divmod(spec.out_spatial[0], rows)
@@ -232,9 +239,13 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
     """Output rows and images of a block: a divisor of all rows close to ``ROWS``, if there is one;
     several images only where the block has all their rows."""
     height, batch = spec.out_spatial[0], spec.lhs_shape[0]
-    most = min(ROWS, max(2, PRODUCTS * spec.kernel_shape[0] // spec.taps))
-    near = [rows for rows in range(most // 2 + 1, 2 * most + 1) if height % rows == 0]
-    rows = min(near, key=lambda rows: abs(rows - most), default=min(most, height))
+    if spec.spatial_ndim == 1:
+        rows = next((rows for rows in compat.ROWS_OF_LINE if height % rows == 0), 0)
+        rows = rows or min(compat.ROWS_OF_LINE[0], height)
+    else:
+        most = min(ROWS, max(2, PRODUCTS * spec.kernel_shape[0] // spec.taps))
+        near = [rows for rows in range(most // 2 + 1, 2 * most + 1) if height % rows == 0]
+        rows = min(near, key=lambda rows: abs(rows - most), default=min(most, height))
     if rows < height:
         return rows, 1
     size = spec.accumulator_dtype.itemsize * math.prod((*spec.padded_spatial, spec.lhs_shape[-1]))

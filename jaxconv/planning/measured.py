@@ -150,7 +150,7 @@ def written(rows: Sequence[Row], place: Callable[[ConvSpec], Sequence[float]]) -
         compiling = {name: _rounded(time, 2) for name, time in row.compile_seconds.items()}
         entry = [machines.index(row.machine), times, compiling]
         if row.spec not in lines:
-            rounded = [round(x, 5) if x % 1 else int(x) for x in place(row.spec)]
+            rounded = [round(x, 3) if x % 1 else int(x) for x in place(row.spec)]
             lines[row.spec] = [fields_of(row.spec), rounded]
         lines[row.spec].append(entry)
     yield from map(json.dumps, lines.values())
