@@ -598,6 +598,7 @@ def test_inf_stays_where_it_belongs_in_gradients(
 ) -> None:
     """No zeros that fill a block or a tile meet it: their product would be NaN."""
     monkeypatch.setattr(shift, "ROWS", 2)
+    monkeypatch.setattr(compat, "ROWS_OF_LINE", (2,))
     monkeypatch.setattr(im2col_tiled, "tile_rows", lambda spec: min(2, spec.out_spatial[0]))
     conv = conv_by(name, CASES[case])
     lhs, rhs = CASES[case].operands(np.float64)

@@ -177,8 +177,8 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     for start, count, taps in blocks:
 
         def block(i: Any, start: int = start, count: int = count, taps: Any = taps) -> Array:
-            *first, block = loops.unravel(i, (*outer, count))
-            return sum_of_block((*first, start + block * taps[axis], *rest), taps)
+            *ahead, number = loops.unravel(i, (*outer, count))
+            return sum_of_block((*ahead, start + number * taps[axis], *rest), taps)
 
         total = loops.sum_over(math.prod(outer) * count, total, block)
     return total.reshape(spec.out_shape)
