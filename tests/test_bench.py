@@ -1,6 +1,7 @@
 """The benchmark measures what it says, and notices a wrong result. Times are never asserted."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -332,6 +333,12 @@ def test_relatives_are_alike() -> None:
     assert any(spec.weight_gradient for spec in found)
     assert any(spec.groups > 1 for spec in found)
     assert all(spec.operand_bytes <= regret.OPERANDS and not spec.is_empty for spec in found)
+    for spec in found:
+        arrays = (jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape))
+        space = ("NWC", "WIO", "NWC"), ("NHWC", "HWIO", "NHWC"), ("NDHWC", "DHWIO", "NDHWC")
+        numbers = {"dimension_numbers": space[spec.spatial_ndim - 1]}
+        forward = functools.partial(jax.lax.conv_general_dilated, **cases.arguments(spec) | numbers)
+        assert jax.eval_shape(forward, *arrays).shape == spec.out_shape
 
 
 def test_regret_is_over_the_best_candidate() -> None:

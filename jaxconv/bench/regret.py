@@ -77,11 +77,9 @@ def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
     kernel *= spec.spatial_ndim
     sizes = [max(2, round(n * size)) for n in spec.lhs_spatial]
     groups, (c, o) = spec.groups, spec.rhs_shape[-2:]
+    o //= groups
     if groups > 4:
-        groups, o = (
-            max(1, round(groups * channels)),
-            max(1, round(groups * channels)) * (o // groups),
-        )
+        groups = max(1, round(groups * channels))
     else:
         c, o = (n if n < 5 else max(1, round(n * channels)) for n in (c, o))
     steps = [spec.window_strides, spec.lhs_dilation, spec.rhs_dilation]
@@ -100,7 +98,7 @@ def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
         dtype = np.dtype(jnp.bfloat16)
     return spec.replace(
         lhs_shape=(scaled(spec.lhs_shape[0]), *sizes, c * groups),
-        rhs_shape=(*kernel, c, o),
+        rhs_shape=(*kernel, c, groups * o),
         window_strides=strides,
         lhs_dilation=holes,
         rhs_dilation=dilations,
