@@ -434,4 +434,5 @@ def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
         return tuple(map(len, texts))
 
     for large, smaller in zip(lengths(65), lengths(33), strict=True):
-        assert large < min(1.1 * smaller, 1_000_000)
+        # The taps that are left over may be as many as those of a step.
+        assert large < min(2 * smaller, 1_000_000)
