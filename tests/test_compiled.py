@@ -433,6 +433,6 @@ def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
         texts = programs(functools.partial(convolve, case, algorithm), *shapes(case))
         return tuple(map(len, texts))
 
-    for large, smaller in zip(lengths(65), lengths(33), strict=True):
-        # The taps that are left over may be as many as those of a step.
-        assert large < min(2 * smaller, 1_000_000)
+    # Of both, 17 taps of a row or 1 are left over from steps of 48 or 16.
+    for large, smaller in zip(lengths(113), lengths(65), strict=True):
+        assert large < min(1.1 * smaller, 1_000_000)
