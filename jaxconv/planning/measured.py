@@ -80,12 +80,11 @@ class Row:
 def fields_of(spec: ConvSpec) -> dict[str, Any]:
     """``spec`` as JSON, without what is usual."""
     ones, zeros = (1,) * spec.spatial_ndim, ((0, 0),) * spec.spatial_ndim
-    usual = {"window_strides": ones, "padding": zeros, "lhs_dilation": ones, "rhs_dilation": ones}
-    usual |= {"dtype": np.dtype("float32"), "out_dtype": spec.dtype, "precision": DEFAULT}
-    usual |= {"feature_group_count": 1, "batch_group_count": 1}
-    usual |= {"weight_gradient": False, "channels_first": False}
-    values = ((f.name, getattr(spec, f.name)) for f in dataclasses.fields(spec))
-    return {name: _json(value) for name, value in values if value != usual.get(name)}
+    usual = {f.name: f.default for f in dataclasses.fields(ConvSpec)}
+    usual |= {"window_strides": ones, "padding": zeros, "lhs_dilation": ones, "rhs_dilation": ones}
+    usual |= {"dtype": np.dtype("float32"), "out_dtype": spec.dtype}
+    values = ((name, getattr(spec, name)) for name in usual)
+    return {name: _json(value) for name, value in values if value != usual[name]}
 
 
 def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
@@ -103,14 +102,12 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
         tuple(fields.get("rhs_dilation", ones)),
         dtype,
         _dtype(fields["out_dtype"]) if "out_dtype" in fields else dtype,
-        fields.get("feature_group_count", 1),
-        fields.get("batch_group_count", 1),
-        tuple(lax.Precision[name] for name in precision) if precision else DEFAULT,
-        fields.get("weight_gradient", False),
-        fields.get("channels_first", False),
+        precision=tuple(lax.Precision[name] for name in precision) if precision else DEFAULT,
+        **{name: fields[name] for name in AS_THEY_ARE if name in fields},
     )
 
 
+AS_THEY_ARE = "feature_group_count", "batch_group_count", "weight_gradient", "channels_first"
 DEFAULT = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
 _dtype = once(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does not know bfloat16
 
