@@ -91,11 +91,11 @@ PADDED_IS_FASTER = jax.__version_info__ < (0, 11)
 TERMS_OF_BLOCK = 48 if jax.__version_info__ < (0, 11) else 16
 
 # Positions along one axis whose products a step of a weight gradient adds up, the preferred first.
-# From 16 on, JAX 0.10.2 is twice to four times as fast as below; JAX 0.12 is slower by half: 7 taps
-# depthwise, 4×6720×64, by 15 and 16: 8.8 and 3.2 ms, 1.8 and 3.1 ms.
+# From 16 on, JAX 0.10.2 is twice to four times as fast as below, and JAX 0.12 is slower: 7 taps
+# depthwise, 4×6720×64, by 15 and by 16 take 8.8 and 3.2 ms there, 1.8 and 3.1 ms here.
 ROWS_OF_LINE = range(16, 33) if jax.__version_info__ < (0, 11) else range(15, 7, -1)
 # In a loop, JAX 0.10.2 widens the whole of a bfloat16 array to take a slice of it: the gradient of
-# 7 taps, 4×16006×64, takes 850 ms, with the array widened before 21.
+# 7 taps, 4×16006×64, takes 850 ms, with the array widened before 9.
 SLICES_WIDEN = jax.__version_info__ < (0, 11)
 
 # Part of the key of jit's caches; None unless set.

@@ -60,8 +60,8 @@ def in_one_loop(x: Array) -> Array:
 
     XLA:CPU hands a sum over ``x``, with the products and sums that make ``x``, to a library that
     writes each of them to memory: depthwise 3×3, 66×66×16 to 48 channels, then summed over threes,
-    takes 4.8 ms, so 0.8. ``lax.optimization_barrier`` would also keep an activation out of the
-    loop, and JAX 0.10.2 removes it too early.
+    takes 4.8 ms, so 0.8 to 1.0. ``lax.optimization_barrier`` would also keep an activation out of
+    the loop, and JAX 0.10.2 removes it too early.
     """
     if not jnp.issubdtype(x.dtype, np.floating):
         return x

@@ -107,7 +107,7 @@ def by_planes(spec: ConvSpec) -> bool:
 def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
     """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…).
 
-    3×3 on 1×512×124×124 takes 10 to 12 ms, with channels last and two transpositions 63.
+    3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1.
     """
     shape, g = (*x.shape[:2], *spec.out_spatial), spec.groups
     one = spec.replace(lhs_shape=(math.prod(x.shape[:2]), *x.shape[2:], 1), feature_group_count=1)

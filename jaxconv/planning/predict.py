@@ -32,7 +32,7 @@ rows, and with more cores than were measured. ``choose`` leaves XLA's own convol
 gain is likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
 
 The constants, the same for all algorithms and machines, are those of the largest likelihood of the
-package's rows. In cross-validation half of the predictions were off by a factor of 1.31 or less.
+package's rows. In cross-validation half of the predictions were off by a factor of 1.3 or less.
 """
 
 import dataclasses
