@@ -27,7 +27,7 @@ try:
 
     from jaxconv.bench import calibrate, draw, report
     from jaxconv.bench import compare as engine
-    from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
+    from jaxconv.bench.report import DIRECTIONS, PROFILED, SUITES, Selection
 except ModuleNotFoundError as error:
     # Not in main: without these packages the commands can't be defined.
     print(
@@ -215,7 +215,9 @@ def bench(
     suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}.", show_default="layers"
+            metavar="[profile] [SUITE]...",
+            help=f"Of {', '.join(SUITES)}; after profile of {', '.join(PROFILED)}.",
+            show_default="layers; models after profile",
         ),
     ] = None,
     case: Annotated[
@@ -244,8 +246,15 @@ def bench(
     models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
     random convolutions. relatives: on random relatives of users' convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
+
+    After the word profile it prints, for each case, the time of each operation of jaxconv's
+    compiled program.
     """
-    selection = _selection(suites or [], case, direction, quick, specs)
+    profiled = bool(suites) and suites[0] == "profile"
+    suites = list(suites or [])[profiled:] or ["models" if profiled else "layers"]
+    selection = _selection(suites, case, direction, quick, specs)
+    if profiled:
+        return _profile(suites, selection, file, folder)
     for parent in {path for path in (file and file.parent, folder) if path is not None}:
         try:
             tempfile.TemporaryFile(dir=parent).close()
@@ -254,9 +263,40 @@ def bench(
     if file is not None and file.is_dir():
         _fail(f"can't write {str(file)!r}: it is a folder")
     try:
-        _bench(suites or ["layers"], selection, file, folder)
+        _bench(suites, selection, file, folder)
     except KeyboardInterrupt:
         raise typer.Exit(scripts.INTERRUPTED) from None
+
+
+def _profile(
+    suites: list[str], selection: Selection, file: Path | None, folder: Path | None
+) -> None:
+    """Prints the profile of each selected case."""
+    for name in suites:
+        if name not in PROFILED:
+            _fail(f"can't profile the suite {name!r}; possible are {', '.join(PROFILED)}")
+    if file is not None or folder is not None:
+        _fail("profile only prints: it takes neither --json nor --plots")
+    _replace_unknown_signs()
+    count = 0
+    try:
+        for suite in suites:
+            with _progress(TimeElapsedColumn()) as progress:
+                task = progress.add_task("")
+                for step in SUITES[suite].profiles(selection):
+                    if isinstance(step, str):
+                        progress.update(task, description=escape(step))
+                    else:
+                        print(f"{step}\n", flush=True)
+                        count += 1
+    except KeyboardInterrupt:
+        raise typer.Exit(scripts.INTERRUPTED) from None
+    if not count:
+        _fail(NOTHING)
+
+
+# What a selection of nothing gets.
+NOTHING = "no case is selected; --case and --direction leave none"
 
 
 def _selection(
@@ -291,7 +331,7 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
         finally:  # also report partial results if the user interrupts
             results.end(suite)
     if not any(results.results.values()):
-        _fail("no case is selected; --case and --direction leave none")
+        _fail(NOTHING)
     written = [] if folder is None else draw.draw(folder, results.results)
     results.close(written, time.perf_counter() - start)
     if results.wrong:

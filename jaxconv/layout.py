@@ -29,6 +29,30 @@ def from_canonical(out: Array, dimension_numbers: lax.ConvDimensionNumbers) -> A
     return lax.transpose(out, np.argsort((n, *spatial, c)))
 
 
+def in_memory(kernel: Array, spec: ConvSpec) -> Array:
+    """A canonical kernel with its axes in the order of ``spec.kernel_order``: as it was handed
+    over, so that XLA moves nothing."""
+    return lax.transpose(kernel, memory_axes(spec))
+
+
+def from_memory(kernel: Array, spec: ConvSpec) -> Array:
+    """The inverse of ``in_memory``."""
+    return lax.transpose(kernel, np.argsort(memory_axes(spec)))
+
+
+def memory_axes(spec: ConvSpec) -> list[int]:
+    """The axes of a canonical kernel in the order of memory."""
+    ndim = spec.spatial_ndim
+    axes = {"x": range(ndim), "I": [ndim], "O": [ndim + 1]}
+    return [axis for letter in spec.kernel_order for axis in axes[letter]]
+
+
+def taps_last(spec: ConvSpec) -> bool:
+    """Whether products take the channels before the taps, as a forward ``spec``'s kernel has them
+    in memory: the patches are then gathered in that order, where they are fewer than kernels."""
+    return spec.kernel_order == "OIx" and spec.gemm[1] <= spec.out_channels
+
+
 def pad_and_dilate(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
     """``lhs`` with holes and borders filled with zeros, and the spec of its convolution."""
     zeros = ((0, 0),) * spec.spatial_ndim

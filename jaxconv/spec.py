@@ -23,6 +23,28 @@ def _integers(values: Iterable[Any]) -> Any:
     return tuple(map(operator.index, values))
 
 
+# The spatial axes (x), input channels and output channels of a kernel; the canonical order first.
+KERNEL_ORDERS = ("xIO", "OIx", "xOI", "IOx")
+
+
+def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
+    """The order in memory of the kernel, or of the kernel's gradient that ``spec`` computes.
+
+    In groups, and where it is none of ``KERNEL_ORDERS``, the canonical one: it is moved to it.
+    """
+    _, (o, i, *spatial), out_spec = dimension_numbers
+    taps = spec.taps
+    if spec.weight_gradient:
+        (i, o, *spatial), taps = out_spec, spec.positions
+    if spec.groups > 1:
+        return "xIO"
+    if taps == 1:
+        return "xIO" if i < o else "xOI"
+    letters = dict(zip((o, i, *spatial), "OI" + "x" * len(spatial), strict=True))
+    order = "".join(letters[axis] for axis in range(len(letters))).replace("x" * len(spatial), "x")
+    return order if spatial == sorted(spatial) and order in KERNEL_ORDERS else "xIO"
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
     """The static description of one convolution in the canonical, channels-last layout.
@@ -33,8 +55,9 @@ class ConvSpec:
 
     ``weight_gradient`` describes memory, not shape: the batch of ``lhs`` is not the outermost axis
     in memory, as in the weight gradients that JAX derives, whose batch axis was the channel axis.
-    See ``layout.as_forward``. So does ``channels_first``: the image and the output are (N, C,
-    spatial…) in memory.
+    See ``layout.as_forward``. So do ``channels_first``, the image and the output are (N, C,
+    spatial…) in memory, and ``kernel_order``, one of ``KERNEL_ORDERS``: the axes of the kernel in
+    memory, or those of a weight gradient's result, which is one.
     """
 
     lhs_shape: tuple[int, ...]
@@ -50,6 +73,7 @@ class ConvSpec:
     precision: Any = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
     weight_gradient: bool = False
     channels_first: bool = False
+    kernel_order: str = "xIO"
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
@@ -63,7 +87,7 @@ class ConvSpec:
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
         out_dtype = params["preferred_element_type"]
-        return cls(
+        spec = cls(
             lhs_shape=(n, *lhs_spatial, c),
             rhs_shape=(*rhs_spatial, i, o),
             # lax does not convert NumPy integers.
@@ -83,6 +107,7 @@ class ConvSpec:
             channels_first=bool(lhs_spatial)
             and tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec))),
         )
+        return spec.replace(kernel_order=_kernel_order(spec, params["dimension_numbers"]))
 
     def replace(self, **changes: Any) -> "ConvSpec":
         return dataclasses.replace(self, **changes)
@@ -202,4 +227,6 @@ class ConvSpec:
             parts.append(f"{self.batch_group_count} batch groups")
         if self.channels_first:
             parts.append("channels first")
+        if self.kernel_order != "xIO":
+            parts.append(f"kernel {self.kernel_order}")
         return ", ".join(parts)

@@ -269,6 +269,49 @@ def test_shift_by_planes(case: Case, copied: int, monkeypatch: pytest.MonkeyPatc
     jax.tree.map(assert_close, pull(cotangent), pull_lax(cotangent))
 
 
+# The kernel's spatial axes, input and output channels in the order of memory.
+ORDERS = {"HWIO": "xIO", "OIHW": "OIx", "HWOI": "xOI", "IOHW": "IOx", "HIWO": "xIO"}
+ORDERED = (
+    ("winograd", (2, 8, 9, 17), (3, 3, 17, 19), 1),
+    ("winograd", (1, 20, 6, 3), (3, 1, 3, 4), 1),
+    ("im2col", (1, 4, 3, 5), (3, 2, 5, 30), 1),  # fewer positions than output channels
+    ("im2col", (2, 8, 7, 5), (3, 2, 5, 4), 2),
+    ("pointwise", (2, 5, 4, 7), (1, 1, 7, 9), 1),
+    ("pointwise", (1, 6, 4, 5), (2, 2, 5, 20), 2),
+    ("pointwise", (3, 6, 8, 5), (2, 2, 5, 4), 2),
+    ("shift", (1, 6, 5, 2), (3, 3, 2, 4), 1),
+    ("implicit", (1, 6, 5, 4), (3, 3, 4, 5), 1),
+)
+
+
+@pytest.mark.parametrize(("name", "lhs", "rhs", "stride"), ORDERED)
+@pytest.mark.parametrize("letters", ORDERS)
+@pytest.mark.parametrize("image", ["NHWC", "NCHW"])
+def test_kernels_in_any_order_of_memory(
+    name: str,
+    lhs: tuple[int, ...],
+    rhs: tuple[int, ...],
+    stride: int,
+    letters: str,
+    image: str,
+) -> None:
+    shape = tuple(lhs["NHWC".index(letter)] for letter in image)
+    kernel = tuple(rhs["HWIO".index(letter)] for letter in letters)
+    numbers = (image, letters, image)
+    case = make_case("", shape, kernel, (stride, stride), ((0, 0), (0, 0)), numbers)
+    order = ORDERS[letters]
+    if math.prod(rhs[:2]) == 1:
+        order = "xIO" if letters.index("I") < letters.index("O") else "xOI"
+    assert case.spec().kernel_order == order
+    args = case.operands()
+    out, pull_lax = jax.vjp(case.lax, *args)
+    by_name, pull = jax.vjp(jax.jit(conv_by(name, case)), *args)
+    cotangent = np.random.default_rng(1).standard_normal(out.shape)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+    assert_close(by_name, case.loop(*args))
+    jax.tree.map(assert_close, pull(cotangent), pull_lax(cotangent))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_oracles_agree(case: str) -> None:
     args, expected = expected_derivatives(case)

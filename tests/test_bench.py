@@ -20,7 +20,7 @@ from jax import lax
 import jaxconv
 from jaxconv import cli, layout
 from jaxconv.arguments import parse
-from jaxconv.bench import cases, measure, networks, programs, regret, report
+from jaxconv.bench import cases, measure, networks, profile, programs, regret, report
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
 from jaxconv.bench.report import SUITES, Selection, Suite, summary
@@ -182,11 +182,13 @@ def test_loops_are_timed_by_accelerate_and_by_enable() -> None:
 
 
 # Millions of weights, those of the normalisation left out.
-PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6}
+# The 3-D U-Net has half the widths of its paper.
+PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6, "3-D U-Net": 1.29}
 
 
 def small(network: networks.Network) -> networks.Network:
-    return dataclasses.replace(network, shape=(64, 64, 3))
+    shape = (64, 64, 3) if len(network.shape) == 3 else (8, 8, 8, 1)
+    return dataclasses.replace(network, shape=shape)
 
 
 @pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
@@ -226,6 +228,93 @@ def test_networks_are_timed_forward_and_in_training(
     assert [result.name for result in found] == ["one layer, batch 2"] * 2
     assert [bool(result.torch) for result in found] == [torch] * 2
     assert not any(result.wrong for result in found)
+
+
+@pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
+def test_channels_first_a_network_computes_the_same(network: networks.Network) -> None:
+    last = small(network)
+    first = dataclasses.replace(last, first=True)
+    with jax.numpy_rank_promotion("allow"):
+        logits = [jax.jit(one.forward)(one.init(), one.data(2)[0]) for one in (last, first)]
+        (x, _), (moved, _) = last.data(2), first.data(2)
+    assert logits[0].shape == logits[1].shape
+    assert measure.difference(*logits) < 1e-5
+    np.testing.assert_array_equal(np.moveaxis(moved, 1, -1), x)
+
+
+@pytest.mark.usefixtures("alone")
+def test_channels_first_a_network_is_timed_beside_channels_last() -> None:
+    network = networks.Network("one", lambda net, x: net.logits(net.conv(x, 4, 3)), (6, 5, 2))
+    models = [
+        programs.Model(dataclasses.replace(network, first=first), 2) for first in (False, True)
+    ]
+    with jax.numpy_rank_promotion("allow"):
+        last, first = (programs.measure_model(model, "forward", Effort(3)) for model in models)
+    assert (last.name, first.name) == ("one, batch 2", "one, channels first, batch 2")
+    assert (len(last.twin), len(first.twin)) == (0, 3)
+    assert first.wrong is None
+    assert first.quartiles("twin")[0] > 0
+    assert "against the same channels last: " in "\n".join(summary([last, first]))
+    assert "× channels last" in report.table([last, first])
+
+
+# Profiles
+
+
+def test_a_profile_has_each_operation_of_the_program() -> None:
+    def step(carry: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.tanh(carry @ carry), None
+
+    def function(x: jax.Array) -> jax.Array:
+        with jax.named_scope("the loop"):
+            return lax.scan(step, x, None, length=30)[0]
+
+    found = profile.profile("thirty products", function, jnp.eye(64, dtype=jnp.float32))
+    operations = found.operations
+    assert [op.seconds for op in operations] == sorted(op.seconds for op in operations)[::-1]
+    assert all(op.seconds >= 0 for op in operations)
+    # Without the operations in the loop, which are listed themselves.
+    assert sum(op.seconds for op in operations) < 1.5 * found.seconds
+    inside = [op for op in operations if op.calls == 30]
+    assert any(op.result.startswith("f32[64,64]") for op in inside)
+    assert any("the loop" in op.origin for op in inside)
+    assert found.kinds.keys() == {op.kind for op in operations}
+    text = str(found)
+    assert text.startswith("thirty products: ")
+    assert all(op.kind in text for op in operations[:3])
+
+
+def test_a_profile_names_the_algorithm_and_the_convolution() -> None:
+    program = programs.Program(TINY, "alone", lambda conv: conv)
+    found = programs.profile_of(program, "forward")
+    algorithm = jaxconv.explain(program.function("forward"))(*program.operands("forward"))
+    scope = f"{algorithm.rows[0].algorithm} 2x6x6x4*3x3x1x4"
+    assert any(scope in op.origin for op in found.operations)
+
+
+def test_of_nested_operations_each_has_its_own_time() -> None:
+    def event(start: float, end: float, thread: int = 1, **args: str) -> dict[str, Any]:
+        times = {"ph": "X", "ts": start, "dur": end - start}
+        return {"pid": 1, "tid": thread, "args": args} | times
+
+    seconds, counts = profile.own_times(
+        [
+            event(100, 400, hlo_op="dot"),
+            event(0, 1000, hlo_op="while"),
+            event(400, 600, hlo_op="add"),
+            event(700, 900, hlo_op="dot"),
+            event(0, 800, thread=2, hlo_op="dot"),
+            event(0, 5000, other="not an operation"),
+            event(1000, 1500, hlo_op="add"),
+            {"ph": "M", "name": "process_name"},
+        ]
+    )
+    assert {k: round(1e6 * v) for k, v in seconds.items()} == {
+        "while": 300,
+        "dot": 1300,
+        "add": 700,
+    }
+    assert counts == {"while": 1, "dot": 3, "add": 2}
 
 
 # PyTorch
@@ -431,6 +520,17 @@ def test_bench_selects(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+def test_bench_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "profile", "--direction", "forward")
+    assert (code, err) == (0, "")
+    assert re.match(r"one, batch 1, forward: [\d.]+ ms a call", out)
+    assert "1x4x4x2*1x1x2x3" in out
+    code, out, _ = run(capsys, "profile", "programs", "models", "--direction", "gradients")
+    assert code == 0
+    assert out.count(" a call, its operations ") == 1
+
+
+@pytest.mark.usefixtures("tiny")
 def test_bench_tells_what_is_wrong(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -456,6 +556,12 @@ def test_bench_tells_what_is_wrong(
             "no case is selected; --case and --direction leave none",
         ),
         (("loops", "--direction", "forward"), "no case is selected"),
+        (("profile", "--case", "nothing"), "no case is selected"),
+        (
+            ("profile", "layers"),
+            "can't profile the suite 'layers'; possible are models, programs",
+        ),
+        (("profile", "--plots", "."), "profile only prints: it takes neither --json nor --plots"),
         (("--json", "missing/x.json"), "can't write into 'missing': No such file or directory"),
         (("--json", "."), "can't write '.': it is a folder"),
         (("--plots", "missing"), "can't write into 'missing': No such file or directory"),

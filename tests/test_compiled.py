@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -436,3 +437,65 @@ def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
     # Of both, 17 taps of a row or 1 are left over from steps of 48 or 16.
     for large, smaller in zip(lengths(113), lengths(65), strict=True):
         assert large < min(1.1 * smaller, 1_000_000)
+
+
+FIRST = ("NCHW", "OIHW", "NCHW")
+
+
+def moved_bytes(function: Any, *shapes: tuple[int, ...]) -> list[int]:
+    """Elements of each array that the compiled program writes in another order than it read it."""
+    args = [jnp.ones(shape, jnp.float32) for shape in shapes]
+    text = jax.jit(function).lower(*args).compile().as_text() or ""
+    entry = text[text.index("ENTRY") :]
+    found = re.findall(r"%\S*(?:copy|transpose)\S* = f32\[([\d,]+)\]", entry)
+    return [math.prod(map(int, sizes.split(","))) for sizes in found]
+
+
+@on_cpu
+@pytest.mark.parametrize(
+    ("name", "image", "kernel"),
+    [
+        ("winograd", (1, 32, 8, 8), (64, 32, 3, 3)),
+        ("im2col", (1, 64, 4, 4), (256, 64, 3, 3)),
+        ("pointwise", (1, 64, 4, 4), (256, 64, 1, 1)),
+        ("pointwise", (1, 64, 8, 8), (256, 64, 2, 2)),
+    ],
+)
+def test_kernels_output_channels_first_are_not_moved(
+    name: str, image: tuple[int, ...], kernel: tuple[int, ...]
+) -> None:
+    stride = 2 if kernel[2] == 2 else 1
+
+    def conv(x: Array, w: Array) -> Array:
+        return jaxconv.conv_general_dilated(
+            x, w, (stride, stride), "VALID", dimension_numbers=FIRST, algorithm=name
+        )
+
+    assert math.prod(kernel) not in moved_bytes(conv, image, kernel)
+    arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in (image, kernel)]
+    (row,) = jaxconv.explain(conv)(*arrays).rows
+    assert ALGORITHMS[name].moves(row.spec) == 0
+    assert ALGORITHMS["xla"].moves(row.spec) == 4 * math.prod(kernel)
+
+
+@on_cpu
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_between_products_a_depthwise_image_stays_channels_last(backward: bool) -> None:
+    def conv(x: Array, w: Array, groups: int = 1) -> Array:
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=FIRST, feature_group_count=groups
+        )
+
+    def block(x: Array, expand: Array, depthwise: Array, project: Array) -> Array:
+        y = jax.nn.relu6(conv(x, expand))
+        y = jax.nn.relu6(conv(y, depthwise, 96))
+        return conv(y, project)
+
+    shapes = (2, 16, 20, 20), (96, 16, 1, 1), (96, 1, 3, 3), (16, 96, 1, 1)
+    function = block
+    if backward:
+        function = jax.grad(lambda *args: block(*args).sum(), (0, 1, 2, 3))
+    assert 2 * 96 * 20 * 20 not in moved_bytes(jaxconv.accelerate(function), *shapes)
+    # Alone it is convolved as it lies.
+    alone = jaxconv.accelerate(lambda x, w: conv(x, w, 96))
+    assert 2 * 96 * 20 * 20 not in moved_bytes(alone, (2, 96, 20, 20), (96, 1, 3, 3))

@@ -1,6 +1,7 @@
 """The record that describes an algorithm, and how any algorithm is applied."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -60,7 +61,16 @@ def zeros_between(spec: ConvSpec) -> str | None:
     return None
 
 
-def no_index(spec: ConvSpec) -> int:
+def moved_kernel(spec: ConvSpec) -> int:
+    """For algorithms that take kernels in the canonical order."""
+    if spec.kernel_order == "xIO":
+        return 0
+    kernel = (layout.forward_of(spec) if spec.weight_gradient else spec).rhs_shape
+    return math.prod(kernel) * spec.dtype.itemsize
+
+
+def nothing(spec: ConvSpec) -> int:
+    """For algorithms that compute no index, or move no kernel."""
     return 0
 
 
@@ -90,6 +100,8 @@ class Algorithm:
       margin: "auto" takes it if its predicted or measured time is below this share of the fastest
         other algorithm's; 1 for those whose results are as accurate as any.
       caveat: how its results fall short of others', appended to the reason for choosing it.
+      moves: bytes of the kernel, or of the kernel's gradient, that XLA copies to or from the order
+        in which the algorithm takes it, for a ``spec`` whose ``kernel_order`` is another.
       largest_index: the largest int32 index computed at run time for a ``spec`` that it supports;
         0 where all of its slices are static.
     """
@@ -106,6 +118,7 @@ class Algorithm:
     doubt: Callable[[ConvSpec], str | None] = no_reason
     margin: float = 1.0
     caveat: str = ""
+    moves: Callable[[ConvSpec], int] = moved_kernel
     largest_index: Callable[[ConvSpec], int] = largest_index
 
     def refuses(self, spec: ConvSpec) -> str | None:

@@ -21,6 +21,12 @@ def gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
     return _dot(a, b, (((2,), (1,)), ((0,), (0,))), spec)
 
 
+def gemm_transposed(a: Array, b: Array, spec: ConvSpec) -> Array:
+    """a: (m, k), b: (n, k) → (m, n), as fast as ``gemm``. XLA:CPU transposes neither of two
+    matrices, but an operand with more than one axis summed over."""
+    return _dot(a, b, (((1,), (1,)), ((), ())), spec)
+
+
 def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
     """a: (G, m, k), rows of patches, b: (G, m, o), cotangents → (G, k, o), summed over m."""
     (groups, m, k), o = a.shape, b.shape[2]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_index
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing
 from jaxconv.spec import ConvSpec
 
 # Each phase is compiled as a convolution of its own.
@@ -148,5 +148,5 @@ PHASE = Algorithm(
     run,
     parts=parts,
     doubt=doubt,
-    largest_index=no_index,
+    largest_index=nothing,
 )

@@ -12,8 +12,15 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_index, zeros_between
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_of
+from jaxconv.algorithms.base import (
+    Algorithm,
+    Convolve,
+    Cost,
+    moved_kernel,
+    nothing,
+    zeros_between,
+)
+from jaxconv.algorithms.gemm import gemm, gemm_transposed, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
 
@@ -95,13 +102,23 @@ def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
     return x.reshape(*shape, x.shape[-1]), kernel_axes
 
 
+def in_order(spec: ConvSpec) -> bool:
+    """Whether a kernel (O, c), or (O, c, taps), is taken as it lies in memory."""
+    return layout.taps_last(spec) or (spec.taps == 1 and spec.kernel_order == "xOI")
+
+
 def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     if spreads(spec):
         return spread(lhs, rhs, spec)
     x, kernel_axes = windows(lhs, spec)
+    c = spec.rhs_shape[-2]
+    if in_order(spec):
+        x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
+        kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
+        out = gemm_transposed(x.reshape(-1, kernel.shape[1]), kernel, spec)
+        return out.reshape(-1, *spec.out_spatial, spec.out_channels)
     kernel = [k for k in spec.kernel_shape if k > 1]
     groups = [spec.groups] if spec.groups > 1 else []
-    c = spec.rhs_shape[-2]
     x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
     rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
     contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
@@ -143,8 +160,15 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
     cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
     out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
-    x = x.transpose(*out_axes, *kernel_axes, x.ndim - 1)
+    behind = layout.taps_last(spec)
+    x = x.transpose(
+        *out_axes, *((x.ndim - 1, *kernel_axes) if behind else (*kernel_axes, x.ndim - 1))
+    )
     matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
+    if behind or (not kernel_axes and spec.kernel_order == "xOI"):
+        out = gradient_gemm(cotangent, matrix, spec)  # out: (1, o, k)
+        shape = [spec.rhs_shape[axis] for axis in layout.memory_axes(spec)]
+        return layout.from_memory(out.reshape(shape), spec)
     if not turned(spec):
         return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
     out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
@@ -172,6 +196,11 @@ def inaccurate(spec: ConvSpec) -> str | None:
     return None if spreads(spec) else zeros_between(spec)
 
 
+def moves(spec: ConvSpec) -> int:
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    return 0 if in_order(forward) else moved_kernel(spec)
+
+
 POINTWISE = Algorithm(
     "pointwise",
     "one contraction: windows don't overlap, nothing to gather",
@@ -180,5 +209,6 @@ POINTWISE = Algorithm(
     run,
     gradient,
     inaccurate=inaccurate,
-    largest_index=no_index,
+    moves=moves,
+    largest_index=nothing,
 )

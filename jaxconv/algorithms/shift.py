@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout, loops
@@ -107,19 +108,22 @@ def by_planes(spec: ConvSpec) -> bool:
 def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
     """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…).
 
-    3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1.
+    3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1. Nothing
+    here is reshaped: where the image comes from a product, whose channels are last in memory, XLA
+    keeps that order for all of this, too. With a reshape it did not, and MobileNetV2 channels first
+    took 1.7 times as long as channels last.
     """
-    shape, g = (*x.shape[:2], *spec.out_spatial), spec.groups
-    one = spec.replace(lhs_shape=(math.prod(x.shape[:2]), *x.shape[2:], 1), feature_group_count=1)
-    x, one = layout.pad_and_dilate(x.reshape(one.lhs_shape), one)
-    dtype = spec.accumulator_dtype
+    g, dtype = spec.groups, spec.accumulator_dtype
+    edges = [(lo, hi, d - 1) for (lo, hi), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
+    if any(map(any, edges)):
+        x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
     kernel = rhs.reshape(spec.taps, 1, g, *(1 for _ in spec.kernel_shape)).astype(dtype)
 
     def term(i: int) -> Array:
         offsets = loops.unravel(i, spec.kernel_shape)
-        starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-        view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
-        return view.reshape(shape).astype(dtype) * kernel[i]
+        starts = (0, *(t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)))
+        view = loops.strided(x, starts, (g, *spec.out_spatial), (1, *spec.window_strides))
+        return view.astype(dtype) * kernel[i]
 
     return loops.in_one_loop(loops.sum_of(spec.taps, term, spec.taps))
 

@@ -7,7 +7,7 @@ fast path, 3 to 6 times as fast as its 3-D loop.
 from jax import Array
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_index, zeros_between
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing, zeros_between
 from jaxconv.spec import ConvSpec
 
 # Each is compiled as a convolution of its own.
@@ -85,5 +85,5 @@ SLICES = Algorithm(
     parts=parts,
     inaccurate=zeros_between,
     doubt=doubt,
-    largest_index=no_index,
+    largest_index=nothing,
 )

@@ -24,7 +24,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing
 from jaxconv.spec import ConvSpec
 
 Matrix = tuple[tuple[Fraction, ...], ...]
@@ -251,11 +251,28 @@ def kernel_transform(cut: Tiling) -> np.ndarray:
 
 def transformed_kernel(rhs: Array, cut: Tiling) -> list[Array]:
     """G w: (kernel…, c, g·o) → (frequencies·g, c, o) for each frequency of the last axis."""
-    w = jnp.moveaxis(layout.split_groups(rhs, -1, cut.spec.groups), -2, -3)
-    w = w.astype(cut.spec.accumulator_dtype)  # w: (kernel…, g, c, o)
-    taps = w.reshape(cut.spec.taps, -1)
-    outs = [jnp.matmul(g, taps, precision="highest") for g in kernel_transform(cut)]
-    return [out.reshape(-1, *w.shape[-2:]) for out in outs]
+    spec = cut.spec
+    if spec.groups > 1:
+        w = jnp.moveaxis(layout.split_groups(rhs, -1, spec.groups), -2, -3)
+        pairs = w.shape[-2:]  # w: (kernel…, g, c, o)
+    else:
+        w = layout.in_memory(rhs, spec)
+        pairs = w.shape[:2] if taps_behind(spec) else w.shape[-2:]
+    w = w.astype(spec.accumulator_dtype)
+    w = w.reshape(-1, spec.taps).T if taps_behind(spec) else w.reshape(spec.taps, -1)
+    outs = [jnp.matmul(g, w, precision="highest") for g in kernel_transform(cut)]
+    outs = [out.reshape(-1, *pairs) for out in outs]
+    return [out.swapaxes(1, 2) for out in outs] if outputs_first(spec) else outs
+
+
+def taps_behind(spec: ConvSpec) -> bool:
+    """Whether the kernel's taps come last in memory."""
+    return spec.kernel_order[-1] == "x"
+
+
+def outputs_first(spec: ConvSpec) -> bool:
+    """Whether the kernel's output channels come before its input channels in memory."""
+    return spec.kernel_order.index("O") < spec.kernel_order.index("I")
 
 
 def run(m: int, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
@@ -304,22 +321,32 @@ def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
             y = jnp.where(again.reshape(-1, *(1,) * (y.ndim - 2)), 0, y)
         x = jnp.concatenate(to_frequencies(whole_tiles(x, cut), inputs, cut))
         y = jnp.concatenate(to_frequencies(whole_tiles(y, cut), outputs, cut))
-        return lax.dot_general(x, y, (((1,), (1,)), ((0,), (0,))), spec.precision)
+        pair = (y, x) if outputs_first(spec) else (x, y)
+        return lax.dot_general(*pair, (((1,), (1,)), ((0,), (0,))), spec.precision)
 
     if cut.steps == 1:
         total = block(0)
     else:
         count, _, o, c = cut.gemm
-        total, _ = compat.auto_insert_reshard(
-            jnp.zeros((count, c, o), spec.accumulator_dtype), image
-        )
+        shape = (count, o, c) if outputs_first(spec) else (count, c, o)
+        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
         total = lax.fori_loop(
             np.int32(0), np.int32(cut.steps), lambda i, total: total + block(i), total
         )
-    # total: (frequencies·g, c, o)
+    # total: (frequencies·g, c, o), or o before c
     g = kernel_transform(cut).reshape(-1, spec.taps)
-    w = jnp.matmul(g.T, total.reshape(len(g), -1), precision="highest")
-    w = w.reshape(spec.taps, spec.groups, *total.shape[1:])
+    pairs, total = total.shape[1:], total.reshape(len(g), -1)
+    if spec.groups == 1:
+        behind = taps_behind(spec)
+        w = jnp.matmul(*((total.T, g) if behind else (g.T, total)), precision="highest")
+        w = (
+            w.reshape(*pairs, *spec.kernel_shape)
+            if behind
+            else w.reshape(*spec.kernel_shape, *pairs)
+        )
+        return layout.from_memory(w, spec)
+    w = jnp.matmul(g.T, total, precision="highest")
+    w = w.reshape(spec.taps, spec.groups, *pairs)
     return jnp.moveaxis(w, 1, 2).reshape(spec.rhs_shape)
 
 
@@ -392,6 +419,7 @@ def _record(name: str, m: int, by_name_only: str | None = None) -> Algorithm:
         by_name_only=by_name_only,
         inaccurate=inaccurate,
         doubt=doubt,
+        moves=nothing,
     )
 
 

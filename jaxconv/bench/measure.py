@@ -66,6 +66,8 @@ class Result:
       differing: whose result that is: jaxconv's, PyTorch's, or an algorithm's.
       tolerance: the upper limit of ``difference``.
       torch: seconds of PyTorch and of jaxconv; empty without PyTorch.
+      twin: seconds of the same channels last and of this, both by jaxconv; empty for what isn't
+        channels first.
       errors: root mean square error of lax and of jaxconv against float64, over the root mean
         square; None where it was not measured.
       gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
@@ -82,14 +84,15 @@ class Result:
     differing: str
     tolerance: float
     torch: Pairs = ()
+    twin: Pairs = ()
     errors: tuple[float, ...] | None = None
     gemm: tuple[int, int, int, int] | None = None
     best: str = ""
     regret: float | None = None
 
     def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
-        """First quartile, median and third quartile of the time of ``peer``, "lax" or "torch", over
-        jaxconv's: above 1 jaxconv is faster."""
+        """First quartile, median and third quartile of the time of ``peer``, "lax", "torch" or
+        "twin", over jaxconv's: above 1 jaxconv is faster."""
         ratios = [other / own for other, own in getattr(self, peer)]
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         return float(low), float(median), float(high)

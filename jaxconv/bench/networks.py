@@ -8,7 +8,7 @@ convolutions followed there by a normalisation have no bias.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ LAYOUTS = {
     2: ("NHWC", "HWIO", "NHWC"),
     3: ("NDHWC", "DHWIO", "NDHWC"),
 }
+CHANNELS_FIRST = {2: ("NCHW", "OIHW", "NCHW"), 3: ("NCDHW", "OIDHW", "NCDHW")}
 # For each layer: kernel (spatial…, in, out), and bias if any.
 Params = list[tuple[Any, ...]]
 # The learning rate: so large that gradients dominate the updated parameters, by which a step is
@@ -34,14 +35,27 @@ def padding(kernel: int) -> int:
 
 
 class Lax:
-    """Operations by JAX, channels last. Parameters are used in the order of the calls."""
+    """Operations by JAX. Parameters are used in the order of the calls.
+
+    Attributes:
+      first: channels first, with kernels (out, in, spatial…), instead of channels last.
+    """
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
     gelu = staticmethod(jax.nn.gelu)
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, first: bool = False) -> None:
         self._params = iter(params)
+        self.first = first
+
+    def axis(self, x: Any) -> int:
+        """That of the channels."""
+        return 1 if self.first else x.ndim - 1
+
+    def spatial(self, x: Any) -> tuple[int, ...]:
+        """The axes of the positions."""
+        return tuple(axis for axis in range(1, x.ndim) if axis != self.axis(x))
 
     def parameters(self, shape: tuple[int, ...], bias: bool) -> tuple[Any, ...]:
         """The next layer's parameters: a kernel of this shape, and a bias if any."""
@@ -59,23 +73,58 @@ class Lax:
         bias: bool = True,
     ) -> Any:
         """A convolution to ``channels``, padded by ``padding``."""
-        shape = (kernel, kernel, x.shape[-1] // groups, channels)
-        weights, *biases = self.parameters(shape, bias)
         pad = padding(kernel)
-        conv = partial(lax.conv_general_dilated, dimension_numbers=LAYOUTS[2])
-        y = conv(x, weights, (stride, stride), ((pad, pad), (pad, pad)), feature_group_count=groups)
-        return y + biases[0] if biases else y
+        return self._conv(x, channels, kernel, pad, bias, stride=stride, groups=groups)
+
+    def up(self, x: Any, channels: int) -> Any:
+        """A transposed convolution to ``channels`` and twice the size, kernel 2, stride 2."""
+        return self._conv(x, channels, 2, 1, True, hole=2)
+
+    def _conv(
+        self,
+        x: Any,
+        channels: int,
+        kernel: int,
+        pad: int,
+        bias: bool,
+        stride: int = 1,
+        groups: int = 1,
+        hole: int = 1,
+    ) -> Any:
+        ndim = x.ndim - 2
+        shape = (*(kernel,) * ndim, x.shape[self.axis(x)] // groups, channels)
+        weights, *biases = self.parameters(shape, bias)
+        y = lax.conv_general_dilated(
+            x,
+            weights,
+            (stride,) * ndim,
+            ((pad, pad),) * ndim,
+            (hole,) * ndim,
+            dimension_numbers=(CHANNELS_FIRST if self.first else LAYOUTS)[ndim],
+            feature_group_count=groups,
+        )
+        return (
+            y + jnp.expand_dims(biases[0], range(1, ndim + 1) if self.first else ()) if bias else y
+        )
+
+    def concatenation(self, x: Any, y: Any) -> Any:
+        """The channels of both."""
+        return jnp.concatenate([x, y], self.axis(x))
 
     def logits(self, x: Any, classes: int = 1000) -> Any:
-        """(N, h, w, channels) → (N, classes): the mean over all positions, and a linear layer."""
-        weights, bias = self.parameters((x.shape[-1], classes), True)
-        return x.mean((1, 2)) @ weights + bias
+        """(N, classes): the mean over all positions, and a linear layer."""
+        weights, bias = self.parameters((x.shape[self.axis(x)], classes), True)
+        return x.mean(self.spatial(x)) @ weights + bias
+
+    def logits_everywhere(self, x: Any, classes: int) -> Any:
+        """(N, spatial…, classes): a linear layer at each position."""
+        return jnp.moveaxis(self.conv(x, classes, 1), self.axis(x), -1)
 
     def max_pool(self, x: Any) -> Any:
         """3×3, stride 2, padded by one."""
         # Axis by axis, by slices: the gradient of lax.reduce_window with lax.max writes five arrays
         # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
-        for axis in (1, 2):
+        for axis in self.spatial(x):
             edges = [(1, 1, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
             x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
             last = x.shape[axis] - 2
@@ -87,6 +136,7 @@ class _Random(Lax):
     """Gives each layer random parameters that preserve the scale of activations."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__([])
         self.made: Params = []
         self._rng = np.random.default_rng(seed)
 
@@ -145,36 +195,59 @@ def convnext_t(net: Lax, x: Any) -> Any:
     return net.logits(x)
 
 
+def unet_3d(net: Lax, x: Any) -> Any:
+    """Çiçek et al. 2016, of half its widths, with strided convolutions instead of pooling."""
+    skips = []
+    for channels in (16, 32):
+        x = net.relu(net.conv(x, channels, 3))
+        x = net.relu(net.conv(x, 2 * channels, 3))
+        skips.append(x)
+        x = net.relu(net.conv(x, 2 * channels, 3, 2))
+    x = net.relu(net.conv(net.relu(net.conv(x, 64, 3)), 128, 3))
+    for channels, skip in ((64, skips[1]), (32, skips[0])):
+        x = net.concatenation(net.up(x, 2 * channels), skip)
+        x = net.relu(net.conv(net.relu(net.conv(x, channels, 3)), channels, 3))
+    return net.logits_everywhere(x, 3)
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network, as functions of its parameters.
 
     Attributes:
-      layers: x (N, spatial…, channels) → logits (N, …, classes).
+      layers: x → logits (N, …, classes).
       shape: (spatial…, channels) of one input.
+      first: as ``Lax.first``; the same values, in another order.
     """
 
     name: str
     layers: Callable[[Lax, Any], Any]
     shape: tuple[int, ...] = (224, 224, 3)
+    first: bool = False
 
     def init(self, seed: int = 0) -> Params:
         """Random parameters that preserve the scale of activations."""
         net = _Random(seed)
         jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape), jnp.float32))
-        return jax.tree.map(jnp.asarray, net.made)
+        made = net.made
+        if self.first:  # kernels only; biases and matrices of linear layers have no layout
+            made = jax.tree.map(
+                lambda x: np.moveaxis(x, (-1, -2), (0, 1)) if x.ndim > 2 else x, made
+            )
+        return jax.tree.map(jnp.asarray, made)
 
     def data(self, batch: int, seed: int = 1) -> tuple[Array, Array]:
-        """Random inputs (batch, *shape) and labels, one for each logit vector."""
+        """Random inputs and labels, one for each logit vector."""
         rng = np.random.default_rng(seed)
         x = jnp.asarray(rng.standard_normal((batch, *self.shape)), jnp.float32)
+        x = jnp.moveaxis(x, -1, 1) if self.first else x
         logits = jax.eval_shape(self.forward, self.init(), x)
         labels = rng.integers(0, logits.shape[-1], logits.shape[:-1])
         return x, jnp.asarray(labels, jnp.int32)
 
     def forward(self, params: Params, x: Array) -> Array:
         """The logits."""
-        return self.layers(Lax(params), x)
+        return self.layers(Lax(params, self.first), x)
 
     def step(self, params: Params, x: Array, labels: Array) -> tuple[Array, Params]:
         """A training step: the loss, and the parameters after one step of gradient descent."""
@@ -191,4 +264,5 @@ NETWORKS: Sequence[Network] = (
     Network("MobileNetV2", mobilenet_v2),
     Network("ResNet-50", resnet_50),
     Network("ConvNeXt-T", convnext_t),
+    Network("3-D U-Net", unet_3d, (32, 32, 32, 1)),
 )

@@ -15,6 +15,7 @@ import jaxconv
 from jaxconv.bench.cases import Layer, arguments, layer_of
 from jaxconv.bench.measure import Effort, Result, measure, reference, torch_peer
 from jaxconv.bench.networks import LAYOUTS, NETWORKS, Network
+from jaxconv.bench.profile import Profile, profile
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
@@ -166,6 +167,10 @@ class Program:
             return forward
         return jax.grad(lambda x, w: jnp.square(forward(x, w)).mean(), (0, 1))
 
+    def operands(self, direction: str) -> tuple[Array, Array]:
+        del direction  # image and kernel in both
+        return self.layer.operands()[:2]
+
 
 def _followed(by: Callable[[Array, Array], Array]) -> Any:
     return lambda conv: lambda x, w: by(conv(x, w), x)
@@ -231,14 +236,14 @@ PROGRAMS = (
 
 
 def measure_program(program: Program, direction: str, effort: Effort) -> Result:
-    function, (x, w, _) = program.function(direction), program.layer.operands()
+    function, args = program.function(direction), program.operands(direction)
     return measure(
         effort,
-        Compiled(function, x, w),
-        Compiled(jaxconv.accelerate(function), x, w),
+        Compiled(function, *args),
+        Compiled(jaxconv.accelerate(function), *args),
         name=program.name,
         direction=direction,
-        how=", ".join(_chosen(function, x, w)),
+        how=", ".join(_chosen(function, *args)),
         tolerance=1e-4 if direction == "forward" else 1e-3,
     )
 
@@ -258,33 +263,55 @@ class Model:
 
     @property
     def name(self) -> str:
-        return f"{self.network.name}, batch {self.batch}"
+        order = ", channels first" if self.network.first else ""
+        return f"{self.network.name}{order}, batch {self.batch}"
+
+    def function(self, direction: str) -> Callable[..., Any]:
+        return self.network.forward if direction == "forward" else self.network.step
+
+    def operands(self, direction: str) -> tuple[Any, ...]:
+        params, (x, labels) = self.network.init(), self.network.data(self.batch)
+        return (params, x) if direction == "forward" else (params, x, labels)
 
 
-MODELS = tuple(Model(network, batch) for network in NETWORKS for batch in (1, 8))
+IMAGES = [network for network in NETWORKS if len(network.shape) == 3]
+MODELS = tuple(
+    Model(network, batch)
+    for network in (*NETWORKS, *(dataclasses.replace(one, first=True) for one in IMAGES))
+    for batch in (1, 8)
+)
 # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch gave
 # a ratio of 1.02, seven pairs 0.88.
 MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
 
 
 def measure_model(model: Model, direction: str, effort: Effort) -> Result:
-    network = model.network
-    params, (x, labels) = network.init(), network.data(model.batch)
-
-    forward = direction == "forward"
-    function: Callable[..., Any] = network.forward if forward else network.step
-    args = (params, x) if forward else (params, x, labels)
-    peer = torch_peer()
+    """Beside lax; channels last also beside PyTorch, channels first beside itself channels last."""
+    function, args = model.function(direction), model.operands(direction)
+    subject, facts = Compiled(jaxconv.accelerate(function), *args), {}
+    peer = None if model.network.first else torch_peer()
     if peer is not None:
-        peer = (peer.forward if forward else peer.step)(network, *args)
+        peer = (peer.forward if direction == "forward" else peer.step)(model.network, *args)
+    if model.network.first:
+        last = dataclasses.replace(model, network=dataclasses.replace(model.network, first=False))
+        twin = Compiled(jaxconv.accelerate(last.function(direction)), *last.operands(direction))
+        facts["twin"] = effort.times((twin, subject))
     return measure(
         effort,
         Compiled(function, *args),
-        Compiled(jaxconv.accelerate(function), *args),
+        subject,
         peer,
         name=model.name,
         direction=direction,
         how="accelerate",
         # The smallest gradients of 50 layers suffer from cancellation.
-        tolerance=1e-4 if forward else 1e-2,
+        tolerance=1e-4 if direction == "forward" else 1e-2,
+        **facts,
     )
+
+
+def profile_of(case: Program | Model, direction: str) -> Profile:
+    """The time of each operation of a case, by ``accelerate``."""
+    args = case.operands(direction)
+    function = jaxconv.accelerate(case.function(direction))
+    return profile(f"{case.name}, {direction}", function, *args)

@@ -18,6 +18,7 @@ from jaxconv import tables
 from jaxconv.bench import programs, regret
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
+from jaxconv.bench.profile import Profile
 from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.measured import processor, version
@@ -25,6 +26,7 @@ from jaxconv.planning.timing import Compiled, alternate
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
+PEERS = {"lax": "lax", "torch": "PyTorch", "twin": "the same channels last"}
 QUICK = Effort(5, 0.05, precision=0.0)
 
 
@@ -62,8 +64,19 @@ class Suite:
     effort: Effort
 
     def run(self, selection: Selection) -> Iterator[str | Result]:
-        """Measures the selected cases; those selected by name also in a quick run. Yields the name
-        of each, then its result."""
+        """Measures the selected cases. Yields the name of each, then its result."""
+        for name, case, direction in self.selected(selection):
+            yield name
+            yield self.measure(case, direction, QUICK if selection.quick else self.effort)
+
+    def profiles(self, selection: Selection) -> Iterator[str | Profile]:
+        """Profiles the selected cases. Yields the name of each, then its profile."""
+        for name, case, direction in self.selected(selection):
+            yield name
+            yield programs.profile_of(case, direction)
+
+    def selected(self, selection: Selection) -> Iterator[tuple[str, Any, str]]:
+        """(name, case, direction) of each; those selected by name also in a quick run."""
         cases = self.cases(selection)
         for case in cases[self.few] if selection.quick and selection.case is None else cases:
             name = getattr(case, "name", None) or str(case)
@@ -71,8 +84,7 @@ class Suite:
                 continue
             for direction in getattr(case, "directions", ("",)):
                 if selection.direction in (None, direction):
-                    yield f"{name}, {direction}"
-                    yield self.measure(case, direction, QUICK if selection.quick else self.effort)
+                    yield f"{name}, {direction}", case, direction
 
 
 SUITES = {
@@ -93,6 +105,8 @@ SUITES = {
         regret.ENOUGH,
     ),
 }
+# Those of whole programs, whose operations can be timed.
+PROFILED = ("models", "programs")
 DIRECTIONS = tuple(
     dict.fromkeys(d for case in (*LAYERS, *LOOPS, *PROGRAMS, *MODELS) for d in case.directions)
 )
@@ -100,7 +114,7 @@ DIRECTIONS = tuple(
 
 # The columns of a table; figures are right-aligned.
 HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "PyTorch")
-HEADER += ("× lax (quartiles)", "× PyTorch (quartiles)", "best", "regret")
+HEADER += ("× lax (quartiles)", "× PyTorch (quartiles)", "× channels last", "best", "regret")
 HEADER += ("compile", "workspace", "error")
 WORDS = ("what", "direction", "how", "best")
 # Columns dropped for a narrow terminal, the least important first.
@@ -146,6 +160,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         tables.milliseconds(np.median(result.torch, axis=0)[0]) if result.torch else "",
         ratio("lax"),
         ratio("torch"),
+        ratio("twin"),
         result.best,
         "" if result.regret is None else f"{result.regret:.2f}",
         "{:.2f} → {:.2f} s".format(*result.compile_seconds),
@@ -157,7 +172,7 @@ def _cells(result: Result) -> tuple[str, ...]:
 def summary(results: Sequence[Result]) -> list[str]:
     """Lines that summarise the results of a suite: means, and the worst."""
     lines = []
-    for peer, title in (("lax", "lax"), ("torch", "PyTorch")):
+    for peer, title in PEERS.items():
         ratios = {r: r.quartiles(peer)[1] for r in results if getattr(r, peer)}
         ranked = sorted(ratios, key=lambda result: ratios[result])
         below = [result for result in ranked if ratios[result] < SLOWER]
@@ -239,7 +254,7 @@ class Report:
 def as_json(result: Result) -> dict[str, Any]:
     """A result's fields and the quantities computed from them."""
     return dataclasses.asdict(result) | {
-        "ratios": {p: result.quartiles(p) for p in ("lax", "torch") if getattr(result, p)},
+        "ratios": {peer: result.quartiles(peer) for peer in PEERS if getattr(result, peer)},
         "error_ratio": result.error_ratio,
         "wrong": result.wrong,
     }

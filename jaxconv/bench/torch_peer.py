@@ -76,12 +76,25 @@ class Torch:
         self, x: Any, channels: int, kernel: int, stride: int = 1, groups: int = 1, **_: bool
     ) -> torch.Tensor:
         weights, *biases = next(self._params)
+        numbers = [[number] * (x.ndim - 2) for number in (stride, padding(kernel), 1, 0)]
+        stride_, pad, dilation, extra = numbers
         bias = biases[0] if biases else None
-        return F.conv2d(x, weights, bias, stride, padding(kernel), 1, groups)
+        return torch.convolution(x, weights, bias, stride_, pad, dilation, False, extra, groups)
+
+    def up(self, x: torch.Tensor, channels: int) -> torch.Tensor:
+        weights, bias = next(self._params)
+        weights = weights.flip(tuple(range(2, x.ndim))).transpose(0, 1)
+        return F.conv_transpose3d(x, weights, bias, 2)
+
+    def concatenation(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, y], 1)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         weights, bias = next(self._params)
         return F.linear(x.mean((2, 3)), weights, bias)
+
+    def logits_everywhere(self, x: torch.Tensor, classes: int) -> torch.Tensor:
+        return self.conv(x, classes, 1).movedim(1, -1)
 
     def max_pool(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(x, 3, 2, 1)

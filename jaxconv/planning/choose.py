@@ -124,8 +124,12 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
     return _last_resort(spec)
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -> Array:
+def run(
+    lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
+) -> Array:
     """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
+
+    ``moved``: an image channels first was channels last before, and still is in memory.
 
     The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
     asked for by name are never left to XLA, so that a measurement is of the named algorithm.
@@ -135,6 +139,8 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str) -
         algorithm, _ = choose(spec, platform)
     elif algorithm != "xla":
         without = frozenset({"xla"})
+    if moved:
+        spec = spec.replace(channels_first=False)
     return execute(lhs, rhs, spec, algorithm, platform, without)
 
 
@@ -149,10 +155,12 @@ def execute(
     """Computes ``spec`` by ``algorithm``; delegated parts by any but those in ``without``."""
 
     def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
-        part = part.replace(channels_first=False)
+        part = part.replace(channels_first=False, kernel_order="xIO")
         return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
 
-    return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
+    shapes = ("x".join(map(str, shape)) for shape in (spec.lhs_shape, spec.rhs_shape))
+    with jax.named_scope(f"{algorithm} {'*'.join(shapes)}"):  # profilers show it
+        return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
 
 
 def check_name(function: str, algorithm: str) -> None:

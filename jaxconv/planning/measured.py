@@ -107,7 +107,8 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
     )
 
 
-AS_THEY_ARE = "feature_group_count", "batch_group_count", "weight_gradient", "channels_first"
+AS_THEY_ARE = "feature_group_count", "batch_group_count", "weight_gradient"
+AS_THEY_ARE += "channels_first", "kernel_order"
 DEFAULT = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
 _dtype = once(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does not know bfloat16
 

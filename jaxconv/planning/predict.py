@@ -51,6 +51,7 @@ from jaxconv.spec import ConvSpec, dilate
 
 # The roofline: seconds of a call and of a step of a loop, FLOP/s, bytes/s of two cores.
 CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
+MOVING = 2.5e9  # bytes/s at which XLA:CPU transposes a kernel: 1 to 3e9
 # The Gaussian process.
 SMOOTH, ALONE, DISTANCE, NOISE = 1.5, 0.27, 5.0, 0.1
 # Shares of the variance between machines.
@@ -285,11 +286,12 @@ def known_rows(platform: str) -> list[Row]:
 @lru_cache(maxsize=8192)
 def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
     """The time of an algorithm that supports the prepared ``spec``, from rows of others too."""
-    if prediction := model(platform).predict(name, spec):
-        return prediction
-    cost = ALGORITHMS[name].cost(spec)
-    scale = 1.0 if platform == "cpu" else ACCELERATOR
-    return Time(scale * roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
+    time, scale = model(platform).predict(name, spec), 1.0 if platform == "cpu" else ACCELERATOR
+    if time is None:
+        cost = ALGORITHMS[name].cost(spec)
+        time = Time(scale * roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
+    moving = scale * ALGORITHMS[name].moves(spec) / MOVING  # measured rows have kernels in order
+    return Time(time.seconds + moving, time.sigma)
 
 
 def time_of(name: str, spec: ConvSpec, platform: str) -> Time:

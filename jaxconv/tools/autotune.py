@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import tables
+from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
 from jaxconv.arguments import fail
@@ -281,6 +281,8 @@ def operands(spec: ConvSpec) -> tuple[Array, Array]:
     if spec.channels_first:
         n, *lhs_spatial, c = lhs_shape
         lhs_shape = (n, c, *lhs_spatial)
+    if not spec.weight_gradient:
+        rhs_shape = tuple(rhs_shape[axis] for axis in layout.memory_axes(spec))
     numbers = np.random.default_rng(0)
 
     def drawn(shape: tuple[int, ...]) -> Array:
@@ -296,16 +298,18 @@ def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs
     """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory.
 
     In memory the image and kernel of a weight gradient are channels-last; only its dimension
-    numbers exchange channels and batch. So may be an image's channels before its positions. The
-    transposition is timed too, as in the program.
+    numbers exchange channels and batch. An image's channels may come before its positions, and a
+    kernel's axes in another order. What is moved is timed too, as in the program.
     """
+    if spec.weight_gradient:
+        lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
+        kernel = jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
+        return layout.in_memory(kernel, spec)
+    rhs = layout.from_memory(rhs, spec)
     if spec.channels_first:
-        out = execute(jnp.moveaxis(lhs, 1, -1), rhs, spec, algorithm, platform)
-        return jnp.moveaxis(out, -1, 1)
-    if not spec.weight_gradient:
-        return execute(lhs, rhs, spec, algorithm, platform)
-    lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
-    return jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
+        lhs = jnp.moveaxis(lhs, 1, -1)
+    out = execute(lhs, rhs, spec, algorithm, platform)
+    return jnp.moveaxis(out, -1, 1) if spec.channels_first else out
 
 
 def _compiled(

@@ -223,21 +223,79 @@ def planned_here(platform: str) -> list[ConvSpec]:
 observers: list[Callable[[ConvSpec, str, str], None]] = [_remember]
 
 
-def lowering(platform: str) -> Callable[..., Any]:
-    """The lowering rule of a convolution for ``platform``: by ``algorithm``, or planned."""
+def lowering(platform: str, moved: bool | None = None) -> Callable[..., Any]:
+    """The lowering rule of a convolution for ``platform``: by ``algorithm``, or planned.
+
+    Args:
+      moved: whether an image channels first is one of those of ``is_moved``; None if the primitive
+        has that as a parameter.
+    """
 
     def lowered(lhs: Array, rhs: Array, *, algorithm: str = "auto", **params: Any) -> Array:
+        last = params.pop("moved") if moved is None else moved
         spec = ConvSpec.from_params(lhs, rhs, params)
         for observe in observers:
             observe(spec, algorithm, platform)
         dimension_numbers = params["dimension_numbers"]
         lhs, rhs = layout.to_canonical(lhs, rhs, dimension_numbers)
-        return layout.from_canonical(run(lhs, rhs, spec, algorithm, platform), dimension_numbers)
+        out = run(lhs, rhs, spec, algorithm, platform, last)
+        return layout.from_canonical(out, dimension_numbers)
 
     return mlir.lower_fun(lowered, multiple_results=False)
 
 
+# A second primitive, whose rule JAX calls once for equal convolutions. That of the first looks at
+# where an image comes from, and is called for each.
+lowered_p = Primitive("jaxconv_lowered")
+
+
+@lowered_p.def_effectful_abstract_eval
+def _lowered_abstract_eval(lhs: Any, rhs: Any, *, moved: bool, **params: Any) -> Any:
+    return _abstract_eval(lhs, rhs, **params)
+
+
 for _platform in ("cpu", "gpu", "tpu"):
-    mlir.register_lowering(conv_p, lowering(_platform), platform=_platform)
+    mlir.register_lowering(lowered_p, lowering(_platform), platform=_platform)
 # Any other platform is treated as an accelerator, where XLA's convolution is chosen.
-mlir.register_lowering(conv_p, lowering("other"))
+mlir.register_lowering(lowered_p, lowering("other"))
+
+
+def _looked_up(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+    bind = partial(lowered_p.bind, moved=is_moved(lhs))
+    return mlir.lower_fun(bind, multiple_results=False)(ctx, lhs, rhs, **params)
+
+
+mlir.register_lowering(conv_p, _looked_up, cacheable=False)
+
+
+# What XLA moves transpositions through; func.call is an activation.
+ELEMENTWISE = "add subtract multiply divide maximum minimum clamp select compare convert negate abs"
+ELEMENTWISE += (
+    " exponential log tanh logistic rsqrt sqrt power sign and or not optimization_barrier"
+)
+TRANSPARENT = {"func.call", "chlo.erf", *(f"stablehlo.{name}" for name in ELEMENTWISE.split())}
+# Operations that ``is_moved`` looks at.
+LOOKED_AT = 64
+
+
+def is_moved(image: Any) -> bool:
+    """Whether an image (N, C, spatial…) was made from one channels last by elementwise operations.
+
+    Such as a convolution's output with its activation: XLA cancels the transposition, and the image
+    lies channels last in memory.
+
+    Args:
+      image: a value in MLIR.
+    """
+    shape, pending = image.type.shape, [image]
+    for _ in range(LOOKED_AT):
+        if not pending:
+            break
+        op = pending.pop().owner
+        name = getattr(op, "name", "")  # a block has none: an argument
+        if name == "stablehlo.transpose":
+            if list(op.attributes["permutation"]) == [0, len(shape) - 1, *range(1, len(shape) - 1)]:
+                return True
+        elif name in TRANSPARENT:
+            pending += [x for x in op.operands if x.type.shape == shape]
+    return False
