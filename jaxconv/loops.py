@@ -44,7 +44,7 @@ def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
     def chunk(first: Any, length: int) -> Array:
         terms = [term(first + i) for i in range(length)]
         while len(terms) > 1:
-            pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
+            pairs = [lax.add(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
             terms = pairs + terms[len(pairs) * 2 :]
         return terms[0]
 

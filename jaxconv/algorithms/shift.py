@@ -123,7 +123,7 @@ def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
         offsets = loops.unravel(i, spec.kernel_shape)
         starts = (0, *(t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)))
         view = loops.strided(x, starts, (g, *spec.out_spatial), (1, *spec.window_strides))
-        return view.astype(dtype) * kernel[i]
+        return view.astype(dtype) * lax.index_in_dim(kernel, i, keepdims=False)
 
     return loops.in_one_loop(loops.sum_of(spec.taps, term, spec.taps))
 
@@ -144,7 +144,10 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     dtype = spec.accumulator_dtype
 
     def sum_of_taps(x: Array, rhs: Array, taps: Sequence[int]) -> Array:
-        kernel = rhs.reshape(-1, *channels)
+        # Apart, since a kernel in another order would be read with strides for each output:
+        # MobileNetV2 channels first, batch 1, took 1.14 times as long as channels last, so 0.97.
+        kernel = lax.optimization_barrier(rhs.reshape(-1, *channels).astype(dtype))
+        last = range(len(shape) - len(channels), len(shape))
 
         def term(i: int) -> Array:
             offsets = loops.unravel(i // c, taps)
@@ -152,9 +155,11 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
             view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
             if c > 1:
                 view = layout.split_groups(view, -1, g)[..., i % c]
+            view = view.astype(dtype)
             if o > g:
-                view = jnp.broadcast_to(view[..., None], shape)
-            return view.astype(dtype) * jnp.broadcast_to(kernel[i].astype(dtype), shape)
+                view = lax.broadcast_in_dim(view, shape, range(view.ndim))
+            weights = lax.index_in_dim(kernel, i, keepdims=False)
+            return lax.mul(view, lax.broadcast_in_dim(weights, shape, last))
 
         return loops.sum_of(len(kernel), term, len(kernel))
 
@@ -259,9 +264,9 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
 
 def product(view: Array, y: Array, spec: ConvSpec) -> Array:
     """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group."""
-    y = jnp.broadcast_to(y, (*view.shape[:-1], y.shape[-1]))
+    y = lax.broadcast_in_dim(y, (*view.shape[:-1], y.shape[-1]), range(y.ndim))
     if view.shape[-1] == y.shape[-1] == spec.groups:
-        return view * y
+        return lax.mul(view, y)
     view = layout.split_groups(view, -1, spec.groups)[..., None]
     return view * layout.split_groups(y, -1, spec.groups)[..., None, :]
 
@@ -285,9 +290,11 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
         def term(row: int) -> Array:
             view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
+            cotangent = lax.slice_in_dim(y, row, row + 1, axis=1)  # (n, 1, …, G·o)
             if fill:
-                return product(jnp.moveaxis(view, 1, -2), y[:, row, ..., None, :], spec)
-            return product(view, y[:, row, None], spec)
+                order = (0, *range(2, view.ndim - 1), 1, view.ndim - 1)
+                view, cotangent = lax.transpose(view, order), lax.transpose(cotangent, order)
+            return product(view, cotangent, spec)
 
         return loops.sum_of(rows, term, rows)
 
