@@ -202,6 +202,11 @@ class ConvSpec:
             return np.dtype(np.int32)
         return np.dtype(np.float32)
 
+    @property
+    def shapes(self) -> str:
+        """Those of the operands: ``8x28x28x64*3x3x64x128``."""
+        return "*".join("x".join(map(str, shape)) for shape in (self.lhs_shape, self.rhs_shape))
+
     def __str__(self) -> str:
         """The convolution in one line: ``float32[1,8,8,3] * float32[3,3,3,4] → …``."""
 

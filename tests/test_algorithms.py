@@ -285,8 +285,9 @@ ORDERED = (
 
 
 @pytest.mark.parametrize(("name", "lhs", "rhs", "stride"), ORDERED)
-@pytest.mark.parametrize("letters", ORDERS)
-@pytest.mark.parametrize("image", ["NHWC", "NCHW"])
+@pytest.mark.parametrize(
+    ("image", "letters"), [("NCHW", "OIHW"), *(("NHWC", letters) for letters in ORDERS)]
+)
 def test_kernels_in_any_order_of_memory(
     name: str,
     lhs: tuple[int, ...],

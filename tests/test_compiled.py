@@ -474,8 +474,8 @@ def test_kernels_output_channels_first_are_not_moved(
     assert math.prod(kernel) not in moved_bytes(conv, image, kernel)
     arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in (image, kernel)]
     (row,) = jaxconv.explain(conv)(*arrays).rows
-    assert ALGORITHMS[name].moves(row.spec) == 0
-    assert ALGORITHMS["xla"].moves(row.spec) == 4 * math.prod(kernel)
+    assert ALGORITHMS[name].moving(row.spec) == 0
+    assert ALGORITHMS["xla"].moving(row.spec) > 0
 
 
 @on_cpu

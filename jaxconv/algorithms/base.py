@@ -61,12 +61,17 @@ def zeros_between(spec: ConvSpec) -> str | None:
     return None
 
 
-def moved_kernel(spec: ConvSpec) -> int:
-    """For algorithms that take kernels in the canonical order."""
+# Bytes/s at which XLA:CPU moves a kernel to another order: of one tap, and of several (2 to 3e9).
+MOVING_ONE, MOVING = 8e8, 2.5e9
+
+
+def moved_kernel(spec: ConvSpec) -> float:
+    """Seconds, for algorithms that take kernels in the canonical order."""
     if spec.kernel_order == "xIO":
-        return 0
-    kernel = (layout.forward_of(spec) if spec.weight_gradient else spec).rhs_shape
-    return math.prod(kernel) * spec.dtype.itemsize
+        return 0.0
+    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    size = math.prod(forward.rhs_shape) * spec.dtype.itemsize
+    return size / (MOVING if forward.taps > 1 else MOVING_ONE)
 
 
 def nothing(spec: ConvSpec) -> int:
@@ -100,8 +105,8 @@ class Algorithm:
       margin: "auto" takes it if its predicted or measured time is below this share of the fastest
         other algorithm's; 1 for those whose results are as accurate as any.
       caveat: how its results fall short of others', appended to the reason for choosing it.
-      moves: bytes of the kernel, or of the kernel's gradient, that XLA copies to or from the order
-        in which the algorithm takes it, for a ``spec`` whose ``kernel_order`` is another.
+      moving: seconds in which XLA:CPU copies the kernel to the order in which the algorithm takes
+        it, or a kernel's gradient to that of memory, where ``spec.kernel_order`` is another.
       largest_index: the largest int32 index computed at run time for a ``spec`` that it supports;
         0 where all of its slices are static.
     """
@@ -118,7 +123,7 @@ class Algorithm:
     doubt: Callable[[ConvSpec], str | None] = no_reason
     margin: float = 1.0
     caveat: str = ""
-    moves: Callable[[ConvSpec], int] = moved_kernel
+    moving: Callable[[ConvSpec], float] = moved_kernel
     largest_index: Callable[[ConvSpec], int] = largest_index
 
     def refuses(self, spec: ConvSpec) -> str | None:

@@ -67,9 +67,9 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 
 
-def moves(spec: ConvSpec) -> int:
+def moving(spec: ConvSpec) -> float:
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    return 0 if layout.taps_last(forward) else moved_kernel(spec)
+    return 0.0 if layout.taps_last(forward) else moved_kernel(spec)
 
 
 # Most slices along an axis to unroll where a loop could not index them: 1,001 compile in 7 s.
@@ -90,6 +90,6 @@ IM2COL = Algorithm(
     gradient,
     inaccurate=zeros_between,
     doubt=pointwise.same_product,
-    moves=moves,
+    moving=moving,
     largest_index=indices,
 )

@@ -111,7 +111,6 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     if spreads(spec):
         return spread(lhs, rhs, spec)
     x, kernel_axes = windows(lhs, spec)
-    c = spec.rhs_shape[-2]
     if in_order(spec):
         x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
         kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
@@ -119,6 +118,7 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         return out.reshape(-1, *spec.out_spatial, spec.out_channels)
     kernel = [k for k in spec.kernel_shape if k > 1]
     groups = [spec.groups] if spec.groups > 1 else []
+    c = spec.rhs_shape[-2]
     x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
     rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
     contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
@@ -160,12 +160,11 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
     cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
     out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
-    behind = layout.taps_last(spec)
-    x = x.transpose(
-        *out_axes, *((x.ndim - 1, *kernel_axes) if behind else (*kernel_axes, x.ndim - 1))
-    )
+    channels = [x.ndim - 1]
+    columns = channels + kernel_axes if layout.taps_last(spec) else kernel_axes + channels
+    x = x.transpose(*out_axes, *columns)
     matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
-    if behind or (not kernel_axes and spec.kernel_order == "xOI"):
+    if in_order(spec):
         out = gradient_gemm(cotangent, matrix, spec)  # out: (1, o, k)
         shape = [spec.rhs_shape[axis] for axis in layout.memory_axes(spec)]
         return layout.from_memory(out.reshape(shape), spec)
@@ -196,9 +195,9 @@ def inaccurate(spec: ConvSpec) -> str | None:
     return None if spreads(spec) else zeros_between(spec)
 
 
-def moves(spec: ConvSpec) -> int:
+def moving(spec: ConvSpec) -> float:
     forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    return 0 if in_order(forward) else moved_kernel(spec)
+    return 0.0 if in_order(forward) else moved_kernel(spec)
 
 
 POINTWISE = Algorithm(
@@ -209,6 +208,6 @@ POINTWISE = Algorithm(
     run,
     gradient,
     inaccurate=inaccurate,
-    moves=moves,
+    moving=moving,
     largest_index=nothing,
 )

@@ -419,7 +419,7 @@ def _record(name: str, m: int, by_name_only: str | None = None) -> Algorithm:
         by_name_only=by_name_only,
         inaccurate=inaccurate,
         doubt=doubt,
-        moves=nothing,
+        moving=nothing,
     )
 
 

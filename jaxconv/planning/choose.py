@@ -25,13 +25,8 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
       without: algorithms that must not be chosen.
     """
     spec = prepared(spec)
-    possible = [
-        name
-        for name, algorithm in ALGORITHMS.items()
-        if name not in without
-        and algorithm.breach(spec) is None
-        and rejection(algorithm, spec, platform) is None
-    ]
+    possible = [n for n, a in ALGORITHMS.items() if n not in without and a.breach(spec) is None]
+    possible = [n for n in possible if rejection(ALGORITHMS[n], spec, platform) is None]
     row = own_row(spec, platform)
     if row is not None:
         times = {name: time_of(name, spec, platform) for name in possible if name in row.seconds}
@@ -158,8 +153,7 @@ def execute(
         part = part.replace(channels_first=False, kernel_order="xIO")
         return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
 
-    shapes = ("x".join(map(str, shape)) for shape in (spec.lhs_shape, spec.rhs_shape))
-    with jax.named_scope(f"{algorithm} {'*'.join(shapes)}"):  # profilers show it
+    with jax.named_scope(f"{algorithm} {spec.shapes}"):  # profilers show it
         return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
 
 

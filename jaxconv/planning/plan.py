@@ -69,11 +69,8 @@ class Plan(tables.Report):
     def eligible(self) -> tuple[Candidate, ...]:
         """The candidates that "auto" takes if they are measured to be the fastest."""
         spec = prepared(self.spec)
-        return tuple(
-            c
-            for c in self.candidates
-            if c.reason is None and ALGORITHMS[c.name].breach(spec) is None
-        )
+        possible = (c for c in self.candidates if c.reason is None)
+        return tuple(c for c in possible if ALGORITHMS[c.name].breach(spec) is None)
 
     def _table(self) -> tables.Table:
         groups, m, n, k = self.spec.gemm
@@ -126,14 +123,11 @@ def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: 
     return plan_spec(ConvSpec.from_params(lhs, rhs, params), checked_platform("plan", platform))
 
 
+_platform = inspect.Parameter(
+    "platform", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
+)
 plan.__signature__ = SIGNATURE.replace(  # pyright: ignore[reportFunctionMemberAccess]
-    parameters=[
-        *SIGNATURE.parameters.values(),
-        inspect.Parameter(
-            "platform", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
-        ),
-    ],
-    return_annotation=Plan,
+    parameters=[*SIGNATURE.parameters.values(), _platform], return_annotation=Plan
 )
 
 

@@ -51,8 +51,6 @@ from jaxconv.spec import ConvSpec, dilate
 
 # The roofline: seconds of a call and of a step of a loop, FLOP/s, bytes/s of two cores.
 CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
-# Bytes/s at which XLA:CPU moves a kernel to another order: of one tap, and of several (2 to 3e9).
-MOVING_ONE, MOVING = 8e8, 2.5e9
 # The Gaussian process.
 SMOOTH, ALONE, DISTANCE, NOISE = 1.5, 0.27, 5.0, 0.1
 # Shares of the variance between machines.
@@ -291,12 +289,7 @@ def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
     if time is None:
         cost = ALGORITHMS[name].cost(spec)
         time = Time(scale * roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
-    speed = (
-        MOVING
-        if (layout.forward_of(spec) if spec.weight_gradient else spec).taps > 1
-        else MOVING_ONE
-    )
-    moving = scale * ALGORITHMS[name].moves(spec) / speed  # measured rows have kernels in order
+    moving = scale * ALGORITHMS[name].moving(spec)  # the kernels of measured rows are in order
     return Time(time.seconds + moving, time.sigma)
 
 
