@@ -48,8 +48,9 @@ def memory_axes(spec: ConvSpec) -> list[int]:
 
 
 def taps_last(spec: ConvSpec) -> bool:
-    """Whether products take the channels before the taps, as a forward ``spec``'s kernel has them
-    in memory: the patches are then gathered in that order, where they are fewer than kernels."""
+    """Whether products sum over channels before taps: the order in which a kernel (O, I, spatial…)
+    lies in memory, and in which patches are gathered, where these are fewer than output channels.
+    """
     return spec.kernel_order == "OIx" and spec.gemm[1] <= spec.out_channels
 
 

@@ -22,8 +22,10 @@ def gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
 
 
 def gemm_transposed(a: Array, b: Array, spec: ConvSpec) -> Array:
-    """a: (m, k), b: (n, k) → (m, n), as fast as ``gemm``. XLA:CPU transposes neither of two
-    matrices, but an operand with more than one axis summed over."""
+    """a: (m, k), b: (n, k) → (m, n), as fast as ``gemm``.
+
+    XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
+    """
     return _dot(a, b, (((1,), (1,)), ((), ())), spec)
 
 

@@ -153,9 +153,9 @@ def doubt(spec: ConvSpec) -> str | None:
         # 3×3 on 1×56×56×64 takes 70 to 81 ms in int32, by one product for each tap 9 to 11.
         return "XLA convolves integers of more than 8 bits in a scalar loop"
     if is_product(spec):
-        # Alone both take about as long, the product 0.84 times at the median of 500; XLA fuses it
-        # with more, and takes kernels in two orders: ConvNeXt-T's forward pass gains 10 to 17 % on
-        # JAX 0.12, MobileNetV2's and ResNet-50's 2 to 8.
+        # Alone the product takes 0.67 to 0.86 times as long (medians of the rows of five machines).
+        # XLA fuses it with more, and it takes kernels in two orders: with all of its 1×1 kernels so
+        # ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of others 2 to 8.
         return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
     if spec.groups > 1:
         # It also turns non-finite values into NaN.

@@ -103,9 +103,9 @@ class Lax:
             dimension_numbers=(CHANNELS_FIRST if self.first else LAYOUTS)[ndim],
             feature_group_count=groups,
         )
-        return (
-            y + jnp.expand_dims(biases[0], range(1, ndim + 1) if self.first else ()) if bias else y
-        )
+        if not bias:
+            return y
+        return y + (jnp.expand_dims(biases[0], range(1, ndim + 1)) if self.first else biases[0])
 
     def concatenation(self, x: Any, y: Any) -> Any:
         """The channels of both."""

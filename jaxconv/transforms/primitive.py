@@ -269,10 +269,8 @@ mlir.register_lowering(conv_p, _looked_up, cacheable=False)
 
 
 # What XLA moves transpositions through; func.call is an activation.
-ELEMENTWISE = "add subtract multiply divide maximum minimum clamp select compare convert negate abs"
-ELEMENTWISE += (
-    " exponential log tanh logistic rsqrt sqrt power sign and or not optimization_barrier"
-)
+ELEMENTWISE = """abs add and clamp compare convert divide exponential log logistic maximum minimum
+    multiply negate not optimization_barrier or power rsqrt select sign sqrt subtract tanh"""
 TRANSPARENT = {"func.call", "chlo.erf", *(f"stablehlo.{name}" for name in ELEMENTWISE.split())}
 # Operations that ``is_moved`` looks at.
 LOOKED_AT = 64
@@ -297,5 +295,5 @@ def is_moved(image: Any) -> bool:
             if list(op.attributes["permutation"]) == [0, len(shape) - 1, *range(1, len(shape) - 1)]:
                 return True
         elif name in TRANSPARENT:
-            pending += [x for x in op.operands if x.type.shape == shape]
+            pending += [x for x in op.operands if getattr(x.type, "shape", None) == shape]
     return False
