@@ -8,8 +8,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 try:
     import typer
@@ -268,6 +269,17 @@ def bench(
         raise typer.Exit(scripts.INTERRUPTED) from None
 
 
+def _shown(steps: Iterator[Any]) -> Iterator[Any]:
+    """The results among ``steps``; the names that come before them are shown as progress."""
+    with _progress(TimeElapsedColumn()) as progress:
+        task = progress.add_task("")
+        for step in steps:
+            if isinstance(step, str):
+                progress.update(task, description=escape(step))
+            else:
+                yield step
+
+
 def _profile(
     suites: list[str], selection: Selection, file: Path | None, folder: Path | None
 ) -> None:
@@ -281,14 +293,9 @@ def _profile(
     count = 0
     try:
         for suite in suites:
-            with _progress(TimeElapsedColumn()) as progress:
-                task = progress.add_task("")
-                for step in SUITES[suite].profiles(selection):
-                    if isinstance(step, str):
-                        progress.update(task, description=escape(step))
-                    else:
-                        print(f"{step}\n", flush=True)
-                        count += 1
+            for found in _shown(SUITES[suite].profiles(selection)):
+                print(f"{found}\n", flush=True)
+                count += 1
     except KeyboardInterrupt:
         raise typer.Exit(scripts.INTERRUPTED) from None
     if not count:
@@ -321,13 +328,8 @@ def _bench(suites: list[str], selection: Selection, file: Path | None, folder: P
     results = report.Report(report.machine(), file)
     for suite in suites:
         try:
-            with _progress(TimeElapsedColumn()) as progress:
-                task = progress.add_task("")
-                for step in SUITES[suite].run(selection):
-                    if isinstance(step, str):
-                        progress.update(task, description=escape(step))
-                    else:
-                        results.add(suite, step)
+            for result in _shown(SUITES[suite].run(selection)):
+                results.add(suite, result)
         finally:  # also report partial results if the user interrupts
             results.end(suite)
     if not any(results.results.values()):

@@ -36,8 +36,10 @@ def in_memory(kernel: Array, spec: ConvSpec) -> Array:
 
 
 def from_memory(kernel: Array, spec: ConvSpec) -> Array:
-    """The inverse of ``in_memory``."""
-    return lax.transpose(kernel, np.argsort(memory_axes(spec)))
+    """The inverse of ``in_memory``; of any shape with the elements in the order of memory."""
+    axes = memory_axes(spec)
+    kernel = kernel.reshape([spec.rhs_shape[axis] for axis in axes])
+    return lax.transpose(kernel, np.argsort(axes))
 
 
 def memory_axes(spec: ConvSpec) -> list[int]:

@@ -442,7 +442,7 @@ def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
 FIRST = ("NCHW", "OIHW", "NCHW")
 
 
-def moved_bytes(function: Any, *shapes: tuple[int, ...]) -> list[int]:
+def moved_sizes(function: Any, *shapes: tuple[int, ...]) -> list[int]:
     """Elements of each array that the compiled program writes in another order than it read it."""
     args = [jnp.ones(shape, jnp.float32) for shape in shapes]
     text = jax.jit(function).lower(*args).compile().as_text() or ""
@@ -471,7 +471,7 @@ def test_kernels_output_channels_first_are_not_moved(
             x, w, (stride, stride), "VALID", dimension_numbers=FIRST, algorithm=name
         )
 
-    assert math.prod(kernel) not in moved_bytes(conv, image, kernel)
+    assert math.prod(kernel) not in moved_sizes(conv, image, kernel)
     arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in (image, kernel)]
     (row,) = jaxconv.explain(conv)(*arrays).rows
     assert ALGORITHMS[name].moving(row.spec) == 0
@@ -495,7 +495,7 @@ def test_between_products_a_depthwise_image_stays_channels_last(backward: bool) 
     function = block
     if backward:
         function = jax.grad(lambda *args: block(*args).sum(), (0, 1, 2, 3))
-    assert 2 * 96 * 20 * 20 not in moved_bytes(jaxconv.accelerate(function), *shapes)
+    assert 2 * 96 * 20 * 20 not in moved_sizes(jaxconv.accelerate(function), *shapes)
     # Alone it is convolved as it lies.
     alone = jaxconv.accelerate(lambda x, w: conv(x, w, 96))
-    assert 2 * 96 * 20 * 20 not in moved_bytes(alone, (2, 96, 20, 20), (96, 1, 3, 3))
+    assert 2 * 96 * 20 * 20 not in moved_sizes(alone, (2, 96, 20, 20), (96, 1, 3, 3))

@@ -61,8 +61,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     if layout.taps_last(spec):
         patches = jnp.moveaxis(patches, -1, spec.spatial_ndim + 1)
         out = gradient_gemm(cotangent, patches.reshape(1, cotangent.shape[1], -1), spec)
-        shape = (spec.out_channels, spec.rhs_shape[-2], *spec.kernel_shape)
-        return layout.from_memory(out.reshape(shape), spec)
+        return layout.from_memory(out, spec)
     matrix = patches.reshape(*cotangent.shape[:2], -1)  # (g, n·positions, k)
     return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
 

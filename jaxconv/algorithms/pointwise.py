@@ -165,9 +165,7 @@ def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     x = x.transpose(*out_axes, *columns)
     matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
     if in_order(spec):
-        out = gradient_gemm(cotangent, matrix, spec)  # out: (1, o, k)
-        shape = [spec.rhs_shape[axis] for axis in layout.memory_axes(spec)]
-        return layout.from_memory(out.reshape(shape), spec)
+        return layout.from_memory(gradient_gemm(cotangent, matrix, spec), spec)
     if not turned(spec):
         return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
     out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)

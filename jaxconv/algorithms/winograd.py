@@ -336,12 +336,10 @@ def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     # total: (frequencies·g, c, o), or o before c
     g = kernel_transform(cut).reshape(-1, spec.taps)
     pairs, total = total.shape[1:], total.reshape(len(g), -1)
-    if taps_behind(spec):
-        w = jnp.matmul(total.T, g, precision="highest").reshape(*pairs, *spec.kernel_shape)
-        return layout.from_memory(w, spec)
-    w = jnp.matmul(g.T, total, precision="highest")
+    factors = (total.T, g) if taps_behind(spec) else (g.T, total)
+    w = jnp.matmul(*factors, precision="highest")
     if spec.groups == 1:
-        return layout.from_memory(w.reshape(*spec.kernel_shape, *pairs), spec)
+        return layout.from_memory(w, spec)
     w = w.reshape(spec.taps, spec.groups, *pairs)
     return jnp.moveaxis(w, 1, 2).reshape(spec.rhs_shape)
 

@@ -76,10 +76,11 @@ class Torch:
         self, x: Any, channels: int, kernel: int, stride: int = 1, groups: int = 1, **_: bool
     ) -> torch.Tensor:
         weights, *biases = next(self._params)
-        numbers = [[number] * (x.ndim - 2) for number in (stride, padding(kernel), 1, 0)]
-        stride_, pad, dilation, extra = numbers
         bias = biases[0] if biases else None
-        return torch.convolution(x, weights, bias, stride_, pad, dilation, False, extra, groups)
+        strides, pads, ones, zeros = (
+            [number] * (x.ndim - 2) for number in (stride, padding(kernel), 1, 0)
+        )
+        return torch.convolution(x, weights, bias, strides, pads, ones, False, zeros, groups)
 
     def up(self, x: torch.Tensor, channels: int) -> torch.Tensor:
         weights, bias = next(self._params)
