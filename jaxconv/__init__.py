@@ -10,6 +10,7 @@ from jaxconv.planning.measured import version as _version
 from jaxconv.planning.plan import plan
 from jaxconv.tools.autotune import autotune
 from jaxconv.tools.explain import explain
+from jaxconv.tools.memory import keep_memory
 from jaxconv.transforms.accelerate import accelerate
 from jaxconv.transforms.enable import disable, enable, enabled
 
@@ -28,6 +29,7 @@ __all__ = [
     "enabled",
     "explain",
     "im2col",
+    "keep_memory",
     "plan",
     "pointwise",
 ]

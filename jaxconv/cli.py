@@ -28,6 +28,7 @@ try:
 
     from jaxconv.bench import calibrate, draw, report
     from jaxconv.bench import compare as engine
+    from jaxconv.bench.measure import PEERS
     from jaxconv.bench.report import DIRECTIONS, PROFILED, SUITES, Selection
 except ModuleNotFoundError as error:
     # Not in main: without these packages the commands can't be defined.
@@ -44,6 +45,7 @@ import numpy as np
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.planning import measured
+from jaxconv.tools import memory
 from jaxconv.tools import script as scripts
 from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
@@ -232,6 +234,13 @@ def bench(
     specs: Annotated[
         int, typer.Option(min=1, help="Random convolutions of regret and relatives.")
     ] = Selection.specs,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Other runtimes to measure, with commas between, of {', '.join(PEERS)}; or none.",
+            show_default="torch where it is installed",
+        ),
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option("--json", help="Write everything to this file, after every result."),
@@ -240,7 +249,7 @@ def bench(
         Path | None, typer.Option("--plots", help="Draw pictures into this folder.")
     ] = None,
 ) -> None:
-    """Measure jaxconv against lax, and against PyTorch where it is installed.
+    """Measure jaxconv against lax, and against other runtimes.
 
     layers: single convolutions of well-known networks and filters, forward and gradients.
     loops: convolutions inside scan and vmap. programs: layers in what surrounds them in networks.
@@ -253,7 +262,7 @@ def bench(
     """
     profiled = bool(suites) and suites[0] == "profile"
     suites = list(suites or [])[profiled:] or ["models" if profiled else "layers"]
-    selection = _selection(suites, case, direction, quick, specs)
+    selection = _selection(suites, case, direction, quick, specs, _peers(against))
     if profiled:
         return _profile(suites, selection, file, folder)
     for parent in {path for path in (file and file.parent, folder) if path is not None}:
@@ -307,7 +316,12 @@ NOTHING = "no case is selected; --case and --direction leave none"
 
 
 def _selection(
-    suites: list[str], case: str | None, direction: str | None, quick: bool, specs: int
+    suites: list[str],
+    case: str | None,
+    direction: str | None,
+    quick: bool,
+    specs: int,
+    against: tuple[str, ...],
 ) -> Selection:
     """Checked options of ``bench``."""
     for name in suites:
@@ -319,13 +333,29 @@ def _selection(
         pattern = None if case is None else re.compile(case)
     except re.error as error:
         _fail(f"--case {case!r} is no regular expression: {error}")
-    return Selection(pattern, direction, quick, specs)
+    return Selection(pattern, direction, quick, specs, against)
+
+
+def _peers(against: str | None) -> tuple[str, ...]:
+    """The names in ``against``, checked."""
+    if against is None:
+        return ("torch",) if PEERS["torch"].installed else ()
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, against.split(",")))))
+    if names == ("none",):
+        return ()
+    for name in names:
+        if name not in PEERS:
+            _fail(f"unknown runtime {name!r} in --against; known are {', '.join(PEERS)}, or none")
+        if not PEERS[name].installed:
+            packages = " ".join(PEERS[name].packages)
+            _fail(f"can't measure against {name!r}: install it by pip install {packages}")
+    return names
 
 
 def _bench(suites: list[str], selection: Selection, file: Path | None, folder: Path | None) -> None:
     start = time.perf_counter()
     _replace_unknown_signs()
-    results = report.Report(report.machine(), file)
+    results = report.Report(report.machine(selection.against), file)
     for suite in suites:
         try:
             for result in _shown(SUITES[suite].run(selection)):
@@ -402,6 +432,13 @@ def run(
             help="At the end, measure the convolutions, for later runs; the table goes to stderr.",
         ),
     ] = False,
+    kept: Annotated[
+        bool,
+        typer.Option(
+            "--keep-memory/--no-keep-memory",
+            help="On Linux with glibc, keep memory that the script frees, for its next arrays.",
+        ),
+    ] = True,
 ) -> None:
     """Run an unmodified Python script with its convolutions planned by jaxconv.
 
@@ -419,6 +456,8 @@ def run(
         sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
     if problem := scripts.problem(script, module):
         _fail(f"can't run {script!r}: {problem}")
+    if kept:
+        memory.keep()
     enable(platform or ("cpu",))
     compiled = Compiled()
     if explain:

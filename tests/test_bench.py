@@ -1,7 +1,6 @@
 """The benchmark measures what it says, and notices a wrong result. Times are never asserted."""
 
 import dataclasses
-import functools
 import itertools
 import json
 import re
@@ -60,12 +59,6 @@ def run_layers(
     ]
 
 
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without PyTorch."""
-    monkeypatch.setattr(programs, "torch_peer", lambda: None)
-
-
 # Timing
 
 
@@ -122,7 +115,6 @@ def test_measuring_ends_when_the_ratio_is_known() -> None:
 # Layers
 
 
-@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.name} {layer.dtype}")
 def test_layers_are_compared_with_lax_and_with_float64(layer: Layer) -> None:
     if layer.dtype == "int8" and jax.default_backend() == "gpu":
@@ -132,8 +124,10 @@ def test_layers_are_compared_with_lax_and_with_float64(layer: Layer) -> None:
     for result in found:
         assert result.wrong is None
         assert len(result.lax) == 3
-        assert result.torch == ()
+        assert result.peers == {}
         assert result.quartiles("lax")[0] > 0
+        assert result.rate > 0
+        assert result.peak > 0
         assert set(result.how.split(", ")) <= set(jaxconv.ALGORITHMS)
         exact = np.finfo(np.float32).eps if layer.dtype != "bfloat16" else 2**-8
         assert max(result.errors) <= (0 if layer.dtype == "int8" else 2 * exact)
@@ -149,7 +143,6 @@ def test_errors_are_those_of_the_outputs() -> None:
         assert measure.error(output * 1.5, exact) == pytest.approx(0.5)
 
 
-@pytest.mark.usefixtures("alone")
 def test_a_wrong_layer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     right = jaxconv.conv_general_dilated
     monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
@@ -208,15 +201,7 @@ def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
     assert found.count == 3 * convolutions - 1
 
 
-@pytest.mark.parametrize("torch", [False, True])
-def test_networks_are_timed_forward_and_in_training(
-    torch: bool, request: pytest.FixtureRequest
-) -> None:
-    if torch:
-        pytest.importorskip("torch")
-    else:
-        request.getfixturevalue("alone")
-
+def test_networks_are_timed_forward_and_in_training() -> None:
     def layer(net: networks.Lax, x: Any) -> Any:
         return net.logits(net.relu(net.conv(x, 4, 3)))
 
@@ -226,7 +211,6 @@ def test_networks_are_timed_forward_and_in_training(
         found = [programs.measure_model(model, direction, ONCE) for direction in model.directions]
     assert [result.direction for result in found] == ["forward", "training step"]
     assert [result.name for result in found] == ["one layer, batch 2"] * 2
-    assert [bool(result.torch) for result in found] == [torch] * 2
     assert not any(result.wrong for result in found)
 
 
@@ -242,7 +226,6 @@ def test_channels_first_a_network_computes_the_same(network: networks.Network) -
     np.testing.assert_array_equal(np.moveaxis(moved, 1, -1), x)
 
 
-@pytest.mark.usefixtures("alone")
 def test_channels_first_a_network_is_timed_beside_channels_last() -> None:
     network = networks.Network("one", lambda net, x: net.logits(net.conv(x, 4, 3)), (6, 5, 2))
     models = [
@@ -251,9 +234,9 @@ def test_channels_first_a_network_is_timed_beside_channels_last() -> None:
     with jax.numpy_rank_promotion("allow"):
         last, first = (programs.measure_model(model, "forward", Effort(3)) for model in models)
     assert (last.name, first.name) == ("one, batch 2", "one, channels first, batch 2")
-    assert (len(last.twin), len(first.twin)) == (0, 3)
+    assert (last.peers, len(first.peers[measure.CHANNELS_LAST])) == ({}, 3)
     assert first.wrong is None
-    assert first.quartiles("twin")[0] > 0
+    assert first.quartiles(measure.CHANNELS_LAST)[0] > 0
     assert "against the same channels last: " in "\n".join(summary([last, first]))
     assert "× channels last" in report.table([last, first])
 
@@ -317,35 +300,34 @@ def test_of_nested_operations_each_has_its_own_time() -> None:
     assert counts == {"while": 1, "dot": 3, "add": 2}
 
 
-# PyTorch
+# Peers
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.name} {layer.dtype}")
 def test_torch_computes_the_same_layers(layer: Layer) -> None:
     pytest.importorskip("torch")
-    for result in run_layers((layer,), effort=ONCE):
+    for result in run_layers((layer,), effort=dataclasses.replace(ONCE, against=("torch",))):
         if layer.dtype == "int8":  # PyTorch has no such convolution
-            assert result.torch == ()
+            assert result.peers == {}
         else:
-            assert len(result.torch) == 1
+            assert len(result.peers["torch"]) == 1
             assert result.wrong is None
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile, of itself
+@pytest.mark.parametrize("direction", ["forward", "training step"])
 @pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
-def test_torch_computes_the_same_networks(network: networks.Network) -> None:
-    pytest.importorskip("torch")
-    peer = measure.torch_peer()
-    network = small(network)
+@pytest.mark.parametrize("peer", measure.PEERS)
+def test_peers_compute_the_same_networks(
+    peer: str, network: networks.Network, direction: str
+) -> None:
+    for package in measure.PEERS[peer].packages:
+        pytest.importorskip(package)
+    effort = dataclasses.replace(ONCE, against=(peer,))
     with jax.numpy_rank_promotion("allow"):
-        params, (x, labels) = network.init(), network.data(1)
-        logits = jax.jit(network.forward)(params, x)
-    forward = peer.forward(network, params, x)
-    assert forward.call() > 0
-    assert measure.difference(logits, forward.as_jax(forward.output)) < 1e-5
-    step = peer.step(network, params, x, labels)
-    step.call()
-    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
-    assert float(step.as_jax(step.output)) == pytest.approx(float(each.mean()), rel=1e-5)
+        result = programs.measure_model(programs.Model(small(network), 2), direction, effort)
+    assert result.wrong is None
+    assert set(result.peers) == ({peer} if direction == "forward" or peer == "torch" else set())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -361,11 +343,18 @@ def test_a_wrong_peer_is_told() -> None:
     shape = {"as_jax": lambda x: np.full(3, x), "expected": lambda output: output}
     peer = SimpleNamespace(call=lambda: 1.0, output=2.0, **shape)
     facts = {"name": "a", "direction": "b", "how": "", "tolerance": 0.1}
-    result = measure.measure(ONCE, subject, subject, peer, **facts)
+    result = measure.measure(ONCE, subject, subject, {"torch": peer}, **facts)
     assert result.wrong == "a, b: PyTorch is off by 1.0e+00 of the largest value, more than 1e-01"
 
 
 # Regret
+
+
+def as_called(spec: ConvSpec) -> ConvSpec:
+    """The convolution that the benchmark's arguments for ``spec`` describe."""
+    operands = jax.eval_shape(lambda: autotuning.operands(spec))
+    lhs, rhs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
+    return ConvSpec.from_params(lhs, rhs, parse("conv", lhs, rhs, **cases.arguments(spec)))
 
 
 def test_random_specs_are_those_of_their_seed() -> None:
@@ -376,14 +365,8 @@ def test_random_specs_are_those_of_their_seed() -> None:
     assert {spec.dtype.name for spec in specs} == {"float32", "float64", "bfloat16", "int8"}
     assert {spec.weight_gradient for spec in specs} == {True, False}
     assert max(spec.groups for spec in specs) > 8
-    for spec in specs:
-        assert not spec.is_empty
-        lhs, rhs = (
-            jax.ShapeDtypeStruct(x.shape, x.dtype)
-            for x in jax.eval_shape(lambda spec=spec: autotuning.operands(spec))
-        )
-        params = parse("conv", lhs, rhs, **cases.arguments(spec))
-        assert ConvSpec.from_params(lhs, rhs, params) == spec
+    assert not any(spec.is_empty for spec in specs)
+    assert all(as_called(spec) == spec for spec in specs)
 
 
 @pytest.mark.parametrize("layer", [LAYERS[0], LAYERS[3], LAYERS[4]], ids=lambda layer: layer.name)
@@ -422,12 +405,8 @@ def test_relatives_are_alike() -> None:
     assert any(spec.weight_gradient for spec in found)
     assert any(spec.groups > 1 for spec in found)
     assert all(spec.operand_bytes <= regret.OPERANDS and not spec.is_empty for spec in found)
-    for spec in found:
-        arrays = (jax.ShapeDtypeStruct(s, spec.dtype) for s in (spec.lhs_shape, spec.rhs_shape))
-        space = ("NWC", "WIO", "NWC"), ("NHWC", "HWIO", "NHWC"), ("NDHWC", "DHWIO", "NDHWC")
-        numbers = {"dimension_numbers": space[spec.spatial_ndim - 1]}
-        forward = functools.partial(jax.lax.conv_general_dilated, **cases.arguments(spec) | numbers)
-        assert jax.eval_shape(forward, *arrays).shape == spec.out_shape
+    assert any(spec.kernel_order != "xIO" for spec in found)
+    assert all(as_called(spec) == spec for spec in found)
 
 
 def test_regret_is_over_the_best_candidate() -> None:
@@ -458,9 +437,8 @@ def test_a_wrong_candidate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """Suites of a moment each."""
-    del alone
     model = programs.Model(networks.Network("one", lambda net, x: net.conv(x, 3, 1), (4, 4, 2)), 1)
     tiny: dict[str, Sequence[object]] = {
         "layers": (TINY,) * 7,
@@ -473,9 +451,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch, alone: None) -> None:
     for name, few in tiny.items():
         suite = dataclasses.replace(SUITES[name], cases=lambda _, few=few: few, few=slice(None))
         monkeypatch.setitem(SUITES, name, suite)
-    known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "torch": None}
+    known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "peers": {}}
     versions = {"jaxconv": "1", "jax": jax.__version__}
-    monkeypatch.setattr(report, "machine", lambda: known | versions)
+    monkeypatch.setattr(report, "machine", lambda _: known | versions)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -609,7 +587,7 @@ def test_an_interrupted_suite_is_reported(
 
 def test_a_table_leaves_out_what_is_unknown_and_what_is_too_wide() -> None:
     (result,) = run_layers((TINY,), ("forward",), ONCE)
-    result = dataclasses.replace(result, torch=())
+    result = dataclasses.replace(result, peers={})
     whole = report.table([result])
     assert "PyTorch" not in whole
     assert "regret" not in whole
@@ -624,7 +602,11 @@ def test_summary_ranks() -> None:
     (result,) = run_layers((TINY,), ("forward",), ONCE)
     rows = [
         dataclasses.replace(
-            result, name=name, lax=((ratio, 1.0),), torch=((ratio / 2, 1.0),), errors=(1.0, 3.0)
+            result,
+            name=name,
+            lax=((ratio, 1.0),),
+            peers={"torch": ((ratio / 2, 1.0),)},
+            errors=(1.0, 3.0),
         )
         for name, ratio in (("slow", 0.5), ("fast", 2.0))
     ]

@@ -35,6 +35,7 @@ PUBLIC = [
     "enabled",
     "explain",
     "im2col",
+    "keep_memory",
     "plan",
     "pointwise",
 ]
@@ -227,7 +228,7 @@ print(tried)
 def test_docstring_examples_run(tmp_path: Path) -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
     names = ("api", "patches", "planning.plan", "tools.autotune", "tools.explain")
-    names += ("transforms.accelerate", "transforms.enable")
+    names += ("tools.memory", "transforms.accelerate", "transforms.enable")
     assert modules == [f"jaxconv.{name}" for name in names]
     modules.append("jaxconv.config")
     # Each function's example has an import and at least one line more.

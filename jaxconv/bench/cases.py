@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv.bench.networks import LAYOUTS
 from jaxconv.spec import ConvSpec
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
@@ -87,11 +86,16 @@ class Layer:
 def arguments(spec: ConvSpec) -> dict[str, Any]:
     """Arguments of ``conv_general_dilated`` for ``spec``, with operands in the order of memory."""
     space = "DHW"[-spec.spatial_ndim :]
-    gradient = f"C{space}N", f"I{space}O", f"{space}NC"
+    kernel = spec.kernel_order.replace("x", space)
+    if spec.weight_gradient:
+        numbers = f"C{space}N", f"I{space}O", kernel.replace("I", "N").replace("O", "C")
+    else:
+        image = f"NC{space}" if spec.channels_first else f"N{space}C"
+        numbers = image, kernel, image
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     names += ("feature_group_count", "batch_group_count")
     return {name: getattr(spec, name) for name in names} | {
-        "dimension_numbers": gradient if spec.weight_gradient else LAYOUTS[spec.spatial_ndim],
+        "dimension_numbers": numbers,
         "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
     }
 

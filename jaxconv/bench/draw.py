@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from jaxconv.bench.compare import Comparison
-from jaxconv.bench.measure import Result
+from jaxconv.bench.measure import TITLES, Result
 
 OTHER, AUTO, CHOSEN = "#c3c8d1", "#d9480f", "#f4a77c"
 FASTER, SLOWER = "tab:blue", "tab:red"
@@ -97,14 +97,13 @@ def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
 
 def ratios(results: Sequence[Result]) -> Figure:
     """A bar for each result and peer: jaxconv's speed over the peer's."""
-    peers = [peer for peer in ("lax", "torch") if any(getattr(r, peer) for r in results)]
+    peers = [peer for peer in TITLES if peer == "lax" or any(peer in r.peers for r in results)]
     figure = Figure(figsize=(6 + 4 * len(peers), 1.5 + 0.22 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
     labels = [r.label if r.direction else f"{r.name}, {r.how}" for r in results]
     for panel, peer in zip(panels, peers, strict=True):
-        bars = [
-            r.quartiles(peer) if getattr(r, peer) else (np.nan, np.nan, np.nan) for r in results
-        ]
+        nothing = (np.nan, np.nan, np.nan)
+        bars = [r.quartiles(peer) if peer in ("lax", *r.peers) else nothing for r in results]
         _bars(panel, labels, bars, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in bars])
-        panel.set_title(f"times as fast as {'PyTorch' if peer == 'torch' else peer}")
+        panel.set_title(f"times as fast as {TITLES[peer]}")
     return figure

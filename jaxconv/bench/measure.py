@@ -1,19 +1,24 @@
-"""Timing lax, jaxconv and PyTorch in turn, and checking their results."""
+"""Timing lax, jaxconv and their peers in turn, and checking their results."""
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxconv.bench.cases import Layer
 from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
 
-# Seconds after which threads of PyTorch have stopped spinning: 2 taps on 4×199×512 by jaxconv took
-# 3.7 ms if run 2 ms after a call of PyTorch, 2.5 ms after 10 ms or more.
+# Seconds after which threads of another runtime have stopped spinning: 2 taps on 4×199×512 by
+# jaxconv took 3.7 ms if run 2 ms after a call of PyTorch, 2.5 ms after 10 ms or more.
 SETTLE = 0.015
 
 Pairs = tuple[tuple[float, ...], ...]
@@ -21,12 +26,17 @@ Pairs = tuple[tuple[float, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long subjects are timed: the arguments of ``timing.alternate``."""
+    """How long subjects are timed, the arguments of ``timing.alternate``, and beside whom.
+
+    Attributes:
+      against: names of ``PEERS``.
+    """
 
     rounds: int = 101
     seconds: float = 1.0
     precision: float = 0.01
     fewest: int = 3
+    against: tuple[str, ...] = ()
 
     def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
         """Seconds of each subject, called in turn: a tuple for each round."""
@@ -63,11 +73,11 @@ class Result:
       compile_seconds: of lax and of jaxconv, including tracing and lowering.
       workspace: bytes of intermediate arrays of lax and of jaxconv.
       difference: the largest difference from lax's result, over the largest value.
-      differing: whose result that is: jaxconv's, PyTorch's, or an algorithm's.
+      differing: whose result that is: jaxconv's, a peer's, or an algorithm's.
       tolerance: the upper limit of ``difference``.
-      torch: seconds of PyTorch and of jaxconv; empty without PyTorch.
-      twin: seconds of the same channels last and of this, both by jaxconv; empty for what isn't
-        channels first.
+      peers: by names of other ``TITLES``, their seconds and jaxconv's, called in turn.
+      flops: of the convolutions, inserted zeros left out.
+      peak: FLOP/s of a large float32 matrix product, measured beside this result.
       errors: root mean square error of lax and of jaxconv against float64, over the root mean
         square; None where it was not measured.
       gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
@@ -83,19 +93,26 @@ class Result:
     difference: float
     differing: str
     tolerance: float
-    torch: Pairs = ()
-    twin: Pairs = ()
+    peers: Mapping[str, Pairs] = dataclasses.field(default_factory=dict, hash=False)
+    flops: float | None = None
+    peak: float | None = None
     errors: tuple[float, ...] | None = None
     gemm: tuple[int, int, int, int] | None = None
     best: str = ""
     regret: float | None = None
 
     def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
-        """First quartile, median and third quartile of the time of ``peer``, "lax", "torch" or
-        "twin", over jaxconv's: above 1 jaxconv is faster."""
-        ratios = [other / own for other, own in getattr(self, peer)]
+        """First quartile, median and third quartile of the time of ``peer``, "lax" or one of
+        ``peers``, over jaxconv's: above 1 jaxconv is faster."""
+        pairs = self.lax if peer == "lax" else self.peers[peer]
+        ratios = [other / own for other, own in pairs]
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
         return float(low), float(median), float(high)
+
+    @property
+    def rate(self) -> float | None:
+        """FLOP/s of jaxconv, by the median of its times beside lax."""
+        return None if self.flops is None else self.flops / float(np.median(self.lax, axis=0)[1])
 
     @property
     def label(self) -> str:
@@ -120,21 +137,98 @@ class Result:
         )
 
 
+@dataclasses.dataclass
+class Call:
+    """A peer's function without arguments, ready to be called and timed; see ``timing.Subject``.
+
+    Attributes:
+      as_jax: converts an output to JAX's layout.
+      expected: converts JAX's output to the form that ``as_jax`` returns.
+    """
+
+    function: Callable[[], Any]
+    as_jax: Callable[[Any], Any] = np.asarray
+    expected: Callable[[Any], Any] = lambda output: output
+    output: Any = None
+
+    def call(self) -> float:
+        """Calls it once and returns the seconds."""
+        start = time.perf_counter()
+        self.output = self.function()
+        return time.perf_counter() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Another runtime, beside which jaxconv is measured.
+
+    Attributes:
+      module: of ``jaxconv.bench``: runs layers and networks by it.
+      packages: that must be installed; the first is the runtime.
+    """
+
+    title: str
+    module: str
+    packages: tuple[str, ...]
+
+    @property
+    def installed(self) -> bool:
+        return all(find_spec(package) is not None for package in self.packages)
+
+    @property
+    def version(self) -> str:
+        return version(self.packages[0])
+
+
+# By the name that users ask for them by.
+PEERS = {
+    "torch": Peer("PyTorch", "torch_peer", ("torch",)),
+    "torch.compile": Peer("torch.compile", "torch_peer", ("torch",)),
+    "onnxruntime": Peer("ONNX Runtime", "onnx_peer", ("onnxruntime", "onnx")),
+    "openvino": Peer("OpenVINO", "onnx_peer", ("openvino", "onnx")),
+}
+# What a network channels first is compared with.
+CHANNELS_LAST = "channels last"
+TITLES = {"lax": "lax"} | {name: peer.title for name, peer in PEERS.items()}
+TITLES[CHANNELS_LAST] = "the same channels last"
+
+
+def peers(
+    effort: Effort, kind: str, case: Any, direction: str, args: Sequence[Any]
+) -> dict[str, Call]:
+    """A call of this case by each of ``effort.against`` that can compute it.
+
+    Args:
+      kind: "layer" or "network": the function of the peers' modules that makes the call.
+    """
+    found = {}
+    for name in effort.against:
+        module = import_module(f"jaxconv.bench.{PEERS[name].module}")
+        make = getattr(module, kind, None)
+        call = make and make(name, case, direction, *args)
+        if call is not None:
+            found[name] = call
+    return found
+
+
 @cache
-def torch_peer() -> Any:
-    """The module that runs PyTorch; None where it is not installed."""
-    try:
-        from jaxconv.bench import torch_peer
-    except ModuleNotFoundError:
-        return None
-    return torch_peer
+def _product(size: int = 1024) -> Compiled:
+    x = jnp.ones((size, size), jnp.float32)
+    return Compiled(jnp.dot, x, x)
+
+
+def gemm_peak() -> float:
+    """FLOP/s of a float32 matrix product, the best of a few calls."""
+    product = _product()
+    size = product.args[0].shape[0]
+    return 2 * size**3 / quickest(product.call)
 
 
 def measure(
     effort: Effort,
     baseline: Compiled,
     subject: Compiled,
-    peer: Any = None,
+    peers: Mapping[str, Call] | None = None,
     exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
@@ -142,16 +236,19 @@ def measure(
 
     Args:
       baseline, subject: by lax and by jaxconv.
-      peer: a ``torch_peer.TorchCall``; None without PyTorch.
+      peers: by their names.
       exact: computes the output in float64; called after the timing, which its spinning threads
         would disturb.
       facts: the rest of ``Result``.
     """
+    if "flops" in facts:
+        facts["peak"] = gemm_peak()
     by_lax = effort.times((baseline, subject))
     off = {"jaxconv": difference(baseline.output, subject.output)}
-    if peer is not None:
-        facts["torch"] = effort.times((peer, subject), SETTLE)
-        off["PyTorch"] = difference(peer.expected(baseline.output), peer.as_jax(peer.output))
+    beside = {}
+    for name, peer in (peers or {}).items():
+        beside[name] = effort.times((peer, subject), SETTLE)
+        off[TITLES[name]] = difference(peer.expected(baseline.output), peer.as_jax(peer.output))
     if exact is not None:
         truth = exact()
         facts["errors"] = tuple(
@@ -161,6 +258,7 @@ def measure(
         lax=by_lax,
         compile_seconds=(baseline.compile_seconds, subject.compile_seconds),
         workspace=(baseline.workspace, subject.workspace),
+        peers=beside,
         **largest(off),
         **facts,
     )

@@ -1,4 +1,4 @@
-"""The programs timed by lax, by jaxconv and by PyTorch: layers, loops, and whole networks."""
+"""The programs timed by lax, by jaxconv and by its peers: layers, loops, and whole networks."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv.bench.cases import Layer, arguments, layer_of
-from jaxconv.bench.measure import Effort, Result, measure, reference, torch_peer
+from jaxconv.bench.measure import CHANNELS_LAST, Call, Effort, Result, measure, peers, reference
 from jaxconv.bench.networks import LAYOUTS, NETWORKS, Network
 from jaxconv.bench.profile import Profile, profile
 from jaxconv.planning.choose import choose
@@ -25,6 +25,15 @@ from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 def convolutions(function: Callable[..., Any], *args: Any) -> list[ConvSpec]:
     """The convolutions of a function with these arguments, in program order."""
     return [choice("bench", eqn)[0] for eqn, *_ in walk(fn_jaxpr(function, args, {}))]
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """Floating-point operations of a function's convolutions, inserted zeros left out."""
+    return sum(
+        times * spec.flops / math.prod(spec.lhs_dilation)
+        for eqn, _, _, times, _ in walk(fn_jaxpr(function, args, {}))
+        for spec in choice("bench", eqn)[:1]
+    )
 
 
 def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
@@ -42,13 +51,13 @@ def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
     operands = layer.operands()
     by_lax = layer.function(lax.conv_general_dilated, direction)
-    peer = torch_peer()
     return measure(
         effort,
         Compiled(by_lax, *operands),
         Compiled(layer.function(jaxconv.conv_general_dilated, direction), *operands),
-        None if peer is None else peer.layer(layer, direction, *operands),
+        peers(effort, "layer", layer, direction, operands),
         exact=partial(reference, layer, direction, *operands),
+        flops=flops(by_lax, *operands),
         name=layer.name,
         direction=direction,
         how=", ".join(_chosen(by_lax, *operands)),
@@ -119,7 +128,7 @@ def measure_loop(loop: Loop, how: str, effort: Effort) -> Result:
         with jaxconv.enabled():
             subject = Compiled(loop.function, *args)
     facts = {"name": loop.name, "direction": "", "how": how, "tolerance": 1e-4}
-    return measure(effort, baseline, subject, **facts)
+    return measure(effort, baseline, subject, flops=flops(loop.function, *args), **facts)
 
 
 # What follows a layer in a network, for its output and its input.
@@ -244,6 +253,7 @@ def measure_program(program: Program, direction: str, effort: Effort) -> Result:
         name=program.name,
         direction=direction,
         how=", ".join(_chosen(function, *args)),
+        flops=flops(function, *args),
         tolerance=1e-4 if direction == "forward" else 1e-3,
     )
 
@@ -286,27 +296,27 @@ MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
 
 
 def measure_model(model: Model, direction: str, effort: Effort) -> Result:
-    """Beside lax; channels last also beside PyTorch, channels first beside itself channels last."""
+    """Beside lax; channels last also beside other runtimes, channels first beside itself channels
+    last."""
     function, args = model.function(direction), model.operands(direction)
-    subject, facts = Compiled(jaxconv.accelerate(function), *args), {}
-    peer = None if model.network.first else torch_peer()
-    if peer is not None:
-        peer = (peer.forward if direction == "forward" else peer.step)(model.network, *args)
+    beside = peers(effort, "network", model.network, direction, args)
     if model.network.first:
         last = dataclasses.replace(model, network=dataclasses.replace(model.network, first=False))
         twin = Compiled(jaxconv.accelerate(last.function(direction)), *last.operands(direction))
-        facts["twin"] = effort.times((twin, subject))
+        # Of a step the loss is compared: its parameters are in another order.
+        head = (lambda out: out) if direction == "forward" else (lambda out: out[0])
+        beside[CHANNELS_LAST] = Call(twin.run, head, head)
     return measure(
         effort,
         Compiled(function, *args),
-        subject,
-        peer,
+        Compiled(jaxconv.accelerate(function), *args),
+        beside,
         name=model.name,
         direction=direction,
         how="accelerate",
+        flops=flops(function, *args),
         # The smallest gradients of 50 layers suffer from cancellation.
         tolerance=1e-4 if direction == "forward" else 1e-2,
-        **facts,
     )
 
 

@@ -11,22 +11,19 @@ from statistics import geometric_mean
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import tables
 from jaxconv.bench import programs, regret
 from jaxconv.bench.cases import FIELD, LAYERS
-from jaxconv.bench.measure import ENOUGH, Effort, Result, torch_peer
+from jaxconv.bench.measure import ENOUGH, PEERS, TITLES, Effort, Result, gemm_peak
 from jaxconv.bench.profile import Profile
 from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.measured import processor, version
-from jaxconv.planning.timing import Compiled, alternate
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
-PEERS = {"lax": "lax", "torch": "PyTorch", "twin": "the same channels last"}
 QUICK = Effort(5, 0.05, precision=0.0)
 
 
@@ -39,12 +36,14 @@ class Selection:
       direction: one of the suite's; None for all.
       quick: only a few cases, each timed briefly.
       specs: the number of random convolutions for ``regret`` and ``relatives``.
+      against: names of ``PEERS``.
     """
 
     case: re.Pattern[str] | None = None
     direction: str | None = None
     quick: bool = False
     specs: int = regret.COUNT
+    against: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +64,11 @@ class Suite:
 
     def run(self, selection: Selection) -> Iterator[str | Result]:
         """Measures the selected cases. Yields the name of each, then its result."""
+        effort = QUICK if selection.quick else self.effort
+        effort = dataclasses.replace(effort, against=selection.against)
         for name, case, direction in self.selected(selection):
             yield name
-            yield self.measure(case, direction, QUICK if selection.quick else self.effort)
+            yield self.measure(case, direction, effort)
 
     def profiles(self, selection: Selection) -> Iterator[str | Profile]:
         """Profiles the selected cases. Yields the name of each, then its profile."""
@@ -112,13 +113,16 @@ DIRECTIONS = tuple(
 )
 
 
+# Beside jaxconv, each with the columns "name" and "× name"; lax is always there.
+BESIDE = {name: title.removeprefix("the same ") for name, title in TITLES.items() if name != "lax"}
 # The columns of a table; figures are right-aligned.
-HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "PyTorch")
-HEADER += ("× lax (quartiles)", "× PyTorch (quartiles)", "× channels last", "best", "regret")
-HEADER += ("compile", "workspace", "error")
+HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "× lax (quartiles)")
+HEADER += ("GFLOP/s", "of peak")
+HEADER += tuple(column for title in BESIDE.values() for column in (title, f"× {title} (quartiles)"))
+HEADER += ("best", "regret", "compile", "workspace", "error")
 WORDS = ("what", "direction", "how", "best")
 # Columns dropped for a narrow terminal, the least important first.
-SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "error")
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "GFLOP/s", "error")
 
 
 def table(results: Sequence[Result], width: float = math.inf) -> str:
@@ -139,10 +143,13 @@ def table(results: Sequence[Result], width: float = math.inf) -> str:
 
 def _cells(result: Result) -> tuple[str, ...]:
     def ratio(peer: str) -> str:
-        if not getattr(result, peer):
-            return ""
         low, median, high = result.quartiles(peer)
         return f"{median:.3g} ({low:.3g}–{high:.3g})"
+
+    def beside(peer: str) -> tuple[str, str]:
+        if peer not in result.peers:
+            return "", ""
+        return tables.milliseconds(np.median(result.peers[peer], axis=0)[0]), ratio(peer)
 
     workspace = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
     if result.wrong:
@@ -151,16 +158,17 @@ def _cells(result: Result) -> tuple[str, ...]:
         error = f"{result.difference:.0e}"
     else:
         error = f"{result.error_ratio:.2g} × lax's"
+    rate = result.rate
     return (
         result.name,
         result.direction,
         result.how,
         "" if result.gemm is None else "{} × {}×{}×{}".format(*result.gemm),
         *map(tables.milliseconds, np.median(result.lax, axis=0)),
-        tables.milliseconds(np.median(result.torch, axis=0)[0]) if result.torch else "",
         ratio("lax"),
-        ratio("torch"),
-        ratio("twin"),
+        "" if rate is None else f"{rate / 1e9:.3g}",
+        "" if rate is None or result.peak is None else f"{rate / result.peak:.0%}",
+        *(cell for peer in BESIDE for cell in beside(peer)),
         result.best,
         "" if result.regret is None else f"{result.regret:.2f}",
         "{:.2f} → {:.2f} s".format(*result.compile_seconds),
@@ -172,8 +180,8 @@ def _cells(result: Result) -> tuple[str, ...]:
 def summary(results: Sequence[Result]) -> list[str]:
     """Lines that summarise the results of a suite: means, and the worst."""
     lines = []
-    for peer, title in PEERS.items():
-        ratios = {r: r.quartiles(peer)[1] for r in results if getattr(r, peer)}
+    for peer, title in TITLES.items():
+        ratios = {r: r.quartiles(peer)[1] for r in results if peer in ("lax", *r.peers)}
         ranked = sorted(ratios, key=lambda result: ratios[result])
         below = [result for result in ranked if ratios[result] < SLOWER]
         if ranked:
@@ -215,8 +223,9 @@ class Report:
         self.file = file
         self.results: dict[str, list[Result]] = {}
         print(
-            f"jaxconv {machine['jaxconv']}, JAX {machine['jax']},"
-            f" PyTorch {machine['torch'] or '–'}, {machine['cpu']}, {machine['cores']} cores,"
+            f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, "
+            + "".join(f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
+            + f"{machine['cpu']}, {machine['cores']} cores,"
             f" float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
         )
 
@@ -254,21 +263,15 @@ class Report:
 def as_json(result: Result) -> dict[str, Any]:
     """A result's fields and the quantities computed from them."""
     return dataclasses.asdict(result) | {
-        "ratios": {peer: result.quartiles(peer) for peer in PEERS if getattr(result, peer)},
+        "ratios": {peer: result.quartiles(peer) for peer in ("lax", *result.peers)},
+        "rate": result.rate,
         "error_ratio": result.error_ratio,
         "wrong": result.wrong,
     }
 
 
-def gemm_peak(size: int = 2048) -> float:
-    """FLOP/s of a float32 matrix product, the best of a second."""
-    x = jnp.ones((size, size), jnp.float32)
-    return 2 * size**3 / np.min(alternate([Compiled(jnp.dot, x, x)], 100, seconds=1.0))
-
-
-def machine() -> dict[str, Any]:
+def machine(against: Sequence[str] = ()) -> dict[str, Any]:
     """What results depend on: CPU, cores, FLOP/s of its matrix products, versions."""
-    peer = torch_peer()
     return {
         "cpu": processor(),
         "device": jax.devices()[0].device_kind,
@@ -277,5 +280,5 @@ def machine() -> dict[str, Any]:
         "jaxconv": version(),
         "jax": jax.__version__,
         "numpy": np.__version__,
-        "torch": None if peer is None else peer.torch.__version__,
+        "peers": {name: PEERS[name].version for name in against},
     }

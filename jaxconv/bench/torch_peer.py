@@ -3,9 +3,7 @@
 The only module that imports torch; imported only if it is installed.
 """
 
-import dataclasses
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,30 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from jaxconv.bench.cases import Layer
+from jaxconv.bench.measure import Call
 from jaxconv.bench.networks import Network, padding
 
 torch.set_num_threads(os.cpu_count() or 1)
-
-
-@dataclasses.dataclass
-class TorchCall:
-    """A function without arguments, ready to be called and timed; see ``timing.Subject``.
-
-    Attributes:
-      as_jax: converts an output to JAX's layout.
-      expected: converts JAX's output to the form that ``as_jax`` returns.
-    """
-
-    function: Callable[[], Any]
-    as_jax: Callable[[Any], np.ndarray]
-    expected: Callable[[Any], Any] = lambda output: output
-    output: Any = None
-
-    def call(self) -> float:
-        """Calls it once and returns the seconds."""
-        start = time.perf_counter()
-        self.output = self.function()
-        return time.perf_counter() - start
 
 
 def tensor(x: Any) -> torch.Tensor:
@@ -104,9 +82,10 @@ class Torch:
         return F.gelu(x, approximate="tanh")
 
 
-def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
-    """A layer in one direction, with the same operands; None if PyTorch lacks it, as for int8."""
-    if np.issubdtype(layer.spec.dtype, np.integer):
+def layer(name: str, layer: Layer, direction: str, *operands: Any) -> Call | None:
+    """A layer in one direction, with the same operands; None if PyTorch lacks it, as for int8, and
+    for torch.compile, which is for networks."""
+    if np.issubdtype(layer.spec.dtype, np.integer) or name == "torch.compile":
         return None
     image, cotangent = tensor(operands[0]), tensor(operands[2])
     transposed, stride, dilation = layer.lhs_dilation > 1, layer.stride, layer.rhs_dilation
@@ -140,17 +119,48 @@ def layer(layer: Layer, direction: str, *operands: Any) -> TorchCall | None:
             x = x.transpose(0, 1).flip(tuple(range(2, x.ndim)))
         return np.moveaxis(array(x), 0, -1)
 
-    return TorchCall(run, as_jax)
+    return Call(run, as_jax)
 
 
-def forward(network: Network, params: Any, x: Any) -> TorchCall:
-    """The logits, as by JAX's ``Network.forward`` with the same arguments."""
+def network(name: str, network: Network, direction: str, *args: Any) -> Call | None:
+    """A network with the same arguments; None if PyTorch doesn't run it, channels first (it is
+    slower so) and training by torch.compile."""
+    if network.first:
+        return None
+    if direction == "forward":
+        return _forward(name, network, *args)
+    return _step(network, *args) if name == "torch" else None
+
+
+def _forward(name: str, network: Network, params: Any, x: Any) -> Call:
     weights, images = _parameters(params), tensor(x)
-    run = torch.no_grad()(lambda: network.layers(Torch(weights), images))
-    return TorchCall(run, torch.Tensor.numpy)
+
+    def logits(weights: Any, images: Any) -> torch.Tensor:
+        return network.layers(Torch(weights), images)
+
+    if name == "torch.compile":
+        model = torch.compile(_Module(logits, weights).eval())
+        with torch._inductor.config.patch(freezing=True), torch.no_grad():
+            model(images)  # compiles
+        return Call(torch.no_grad()(lambda: model(images)), torch.Tensor.numpy)
+    return Call(torch.no_grad()(lambda: logits(weights, images)), torch.Tensor.numpy)
 
 
-def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
+class _Module(torch.nn.Module):
+    """A function with its parameters, which torch.compile takes for constants in evaluation."""
+
+    def __init__(self, function: Callable[..., Any], weights: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.weights = torch.nn.ParameterList([x for layer in weights for x in layer])
+        self.lengths = [len(layer) for layer in weights]
+
+    def forward(self, images: Any) -> torch.Tensor:
+        flat = iter(self.weights)
+        return self.function([[next(flat) for _ in range(n)] for n in self.lengths], images)
+
+
+def _step(network: Network, params: Any, x: Any, labels: Any) -> Call:
     """A training step that updates its parameters in place, as is common; the loss is compared.
 
     The learning rate is zero, which takes as long as any other and keeps the parameters unchanged
@@ -161,7 +171,8 @@ def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
     targets = torch.from_numpy(np.array(labels, np.int64))
 
     def run() -> torch.Tensor:
-        loss = F.cross_entropy(network.layers(Torch(weights), images), targets)
+        logits = network.layers(Torch(weights), images)
+        loss = F.cross_entropy(logits.movedim(-1, 1), targets)
         loss.backward()
         with torch.no_grad():
             torch._foreach_add_(leaves, [leaf.grad for leaf in leaves], alpha=0.0)
@@ -169,7 +180,7 @@ def step(network: Network, params: Any, x: Any, labels: Any) -> TorchCall:
             leaf.grad = None
         return loss
 
-    return TorchCall(run, lambda loss: loss.detach().numpy(), lambda output: output[0])
+    return Call(run, lambda loss: loss.detach().numpy(), lambda output: output[0])
 
 
 def _parameters(params: Any) -> list[tuple[torch.Tensor, ...]]:

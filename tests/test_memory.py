@@ -1,0 +1,100 @@
+"""``keep_memory``: page faults stop, and where it can't help it says so."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+import jaxconv
+from jaxconv.tools import memory
+
+try:
+    GLIBC = os.confstr("CS_GNU_LIBC_VERSION") is not None
+except (AttributeError, ValueError, OSError):
+    GLIBC = False
+glibc = pytest.mark.skipif(not GLIBC, reason="only glibc's allocator is told to keep memory")
+
+# Pages that the last twenty of forty calls take anew from the system, of a program with 64 MiB of
+# intermediate arrays (16,384 pages). glibc before 2.38 has a few calls more to go until what it has
+# kept fits.
+FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+
+x = jnp.ones((8, 1024, 1024))
+f = jax.jit(lambda x: jnp.cumsum(jnp.cumsum(x, 0), 1).sum())
+faults = []
+for _ in range(40):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    jax.block_until_ready(f(x))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sum(faults[20:]))
+"""
+LEAST = 20 * 16_384
+
+
+def python(*arguments: str, **variables: str) -> str:
+    variables |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(jaxconv.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@glibc
+def test_memory_is_taken_from_the_system_once() -> None:
+    keep = "import jaxconv\nassert jaxconv.keep_memory()\nassert jaxconv.keep_memory()\n"
+    assert int(python("-c", keep + FAULTS)) < LEAST / 3
+    assert int(python("-c", "import jaxconv\n" + FAULTS)) > LEAST
+
+
+@glibc
+def test_scripts_run_with_memory_kept_unless_told_otherwise(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(FAULTS)
+    run = ("-m", "jaxconv", "run")
+    assert int(python(*run, str(script))) < LEAST / 3
+    assert int(python(*run, "--no-keep-memory", str(script))) > LEAST
+
+
+@glibc
+def test_too_late_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(1.0))  # in threads of their own
+    monkeypatch.setattr(memory, "OPTIONS", {0: None})  # ctypes would refuse None
+    with pytest.warns(UserWarning, match="keep_memory: nothing is changed: it is too late") as log:
+        assert jaxconv.keep_memory() is False
+    assert log[0].filename == __file__
+
+
+def _raise(error: Exception) -> Callable[..., None]:
+    def function(*_: object) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("system", ["Windows", "musl", "jemalloc"])
+def test_where_there_is_nothing_to_do(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "nothing to do: memory is kept on Linux with glibc only"
+    if system == "Windows":
+        monkeypatch.delattr(os, "confstr", raising=False)
+    elif system == "musl":
+        error = ValueError("unrecognized configuration name")
+        monkeypatch.setattr(os, "confstr", _raise(error), raising=False)
+    elif not GLIBC:
+        pytest.skip("another allocator takes the place of glibc's")
+    else:
+        addresses = iter(range(2))
+        monkeypatch.setattr(memory, "_address", lambda _: next(addresses))
+        expected = "nothing to do: another allocator than glibc's is in use"
+    with pytest.warns(UserWarning, match=f"jaxconv.keep_memory: {expected}"):
+        assert jaxconv.keep_memory() is False
