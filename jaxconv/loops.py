@@ -1,5 +1,6 @@
 """Slices, and sums and stacks of many terms: unrolled, or as loops."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv.compat import auto_insert_reshard
+
 # Most slices to unroll; beyond that, a loop.
 UNROLL = 64
+# Terms of a loop above which they are summed in groups, of no fewer than these: the gradient of 4
+# taps, 8×1024×768, a sum of 1,024 terms, had 2.3 times lax's error, so 0.7 times.
+GROUPED, FEWEST = 256, 8
 # Computed indices are int32: with 64-bit ones XLA:CPU compiles slower loops, and JAX has none
 # unless jax_enable_x64 is set.
 MAX_INDEX = np.iinfo(np.int32).max
@@ -70,7 +76,18 @@ def in_one_loop(x: Array) -> Array:
 
 
 def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:
-    """``total + term(0) + … + term(steps - 1)``, by a loop."""
+    """``total + term(0) + … + term(steps - 1)``, by a loop.
+
+    Many terms are summed in groups first, so that rounding errors grow less than with their number.
+    """
+    group = max((n for n in range(1, 2 * math.isqrt(steps) + 1) if steps % n == 0), default=1)
+    if steps > GROUPED and group >= FEWEST:
+
+        def of_group(i: Any) -> Array:
+            zero, _ = auto_insert_reshard(jnp.zeros(total.shape, total.dtype), total)
+            return sum_over(group, zero, lambda j: term(i * group + j))
+
+        return sum_over(steps // group, total, of_group)
     return lax.fori_loop(
         np.int32(0),  # with jax_enable_x64, 16×16 taps of 25 channels took 124 ms instead of 9
         np.int32(steps),
