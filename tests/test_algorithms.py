@@ -215,7 +215,7 @@ def test_errors_of_long_sums_stay_small() -> None:
             len(terms), zero, lambda i: lax.dynamic_index_in_dim(terms, i, 0, False)
         )
 
-    error = jax.jit(by_loop)(terms) - terms.sum(0, dtype=np.float64)
+    error = np.asarray(jax.jit(by_loop)(terms)) - terms.sum(0, dtype=np.float64)
     one_by_one = np.cumsum(terms, 0)[-1] - terms.sum(0, dtype=np.float64)
     assert np.sqrt(np.mean(error**2)) < 0.5 * np.sqrt(np.mean(one_by_one**2))
 
