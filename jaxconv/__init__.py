@@ -12,6 +12,7 @@ from jaxconv.tools.autotune import autotune
 from jaxconv.tools.explain import explain
 from jaxconv.tools.memory import keep_memory
 from jaxconv.transforms.accelerate import accelerate
+from jaxconv.transforms.by_blocks import by_blocks
 from jaxconv.transforms.enable import disable, enable, enabled
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "UnsupportedConvError",
     "accelerate",
     "autotune",
+    "by_blocks",
     "col2im",
     "config",
     "conv",

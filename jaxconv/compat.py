@@ -16,7 +16,8 @@ from jax._src import (
 )
 from jax._src.config import config_ext
 from jax._src.core import (
-    Primitive,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
+    Literal,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
+    Primitive,  # as well
     Trace,  # base class of accelerate's trace
     auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
     is_constant_shape,  # False for the symbolic dimensions of jax.export
@@ -43,6 +44,7 @@ from jax.lax import conv_general_dilated_p
 __all__ = [
     "JAXPRS",
     "PADDED_IS_FASTER",
+    "Literal",
     "Offloadable",
     "Primitive",
     "SaveableType",

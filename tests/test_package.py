@@ -25,6 +25,7 @@ PUBLIC = [
     "UnsupportedConvError",
     "accelerate",
     "autotune",
+    "by_blocks",
     "col2im",
     "config",
     "conv",
@@ -228,7 +229,8 @@ print(tried)
 def test_docstring_examples_run(tmp_path: Path) -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
     names = ("api", "patches", "planning.plan", "tools.autotune", "tools.explain")
-    names += ("tools.memory", "transforms.accelerate", "transforms.enable")
+    names += ("tools.memory", "transforms.accelerate", "transforms.by_blocks")
+    names += ("transforms.enable",)
     assert modules == [f"jaxconv.{name}" for name in names]
     modules.append("jaxconv.config")
     # Each function's example has an import and at least one line more.
