@@ -145,6 +145,17 @@ def test_parameters_and_batches_are_pytrees() -> None:
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_numbers_stay_weakly_typed() -> None:
+    def scaled(x: Array, scale: float) -> Array:
+        return (jnp.tanh(x @ WIDE.astype(x.dtype)) * scale) @ NARROW.astype(x.dtype)
+
+    images = IMAGES.astype(jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):
+        blocked = jaxconv.by_blocks(scaled)
+        assert scans(blocked, images, 2.0) == [3]
+        assert blocked(images, 2.0).dtype == images.dtype
+
+
 def test_derivatives_are_those_of_the_whole() -> None:
     blocked = jaxconv.by_blocks(block_of_network)
     for transform, arg in (

@@ -57,12 +57,13 @@ def by_blocks(fn: Callable[..., R], *, argnum: int = 0) -> Callable[..., R]:
     an image may be in a chain; anything that mixes images is run on the whole batch, and so is all
     that fits the cache.
 
-    It is for inference on CPU: derivatives are those of ``fn`` itself, on the whole batch, since a
+    It is for inference on CPU, on one device: derivatives are those of ``fn`` itself, on the whole batch, since a
     training step keeps every value for the gradients and gains nothing; so is everything on other
     platforms. Use it inside ``jax.jit``. Values are those of ``fn`` up to rounding.
 
     Args:
-      fn: a pure function of arrays and pytrees of arrays, by position.
+      fn: a pure function of arrays and pytrees of arrays, by position. What is differentiated must
+        be an argument, not a variable of an outer function.
       argnum: which argument is the batch: an array whose leading axis counts the images, or a
         pytree of such arrays.
 
@@ -116,9 +117,12 @@ def _run(fn: Callable[..., Any], argnum: int, args: tuple[Any, ...]) -> Any:
         return jax.tree.leaves(fn(*jax.tree.unflatten(tree, leaves)))
 
     def program(count: int) -> Any:
-        shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in map(jax.typeof, leaves)]
-        for i in which:
-            shapes[i] = jax.ShapeDtypeStruct((count, *shapes[i].shape[1:]), shapes[i].dtype)
+        shapes = [
+            jax.ShapeDtypeStruct(
+                (count, *x.shape[1:]) if i in which else x.shape, x.dtype, weak_type=x.weak_type
+            )
+            for i, x in enumerate(map(jax.typeof, leaves))
+        ]
         return jax.make_jaxpr(lambda *leaves: _opened(results, leaves))(*shapes)
 
     try:
