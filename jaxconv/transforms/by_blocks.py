@@ -57,9 +57,10 @@ def by_blocks(fn: Callable[..., R], *, argnum: int = 0) -> Callable[..., R]:
     an image may be in a chain; anything that mixes images is run on the whole batch, and so is all
     that fits the cache.
 
-    It is for inference on CPU, on one device: derivatives are those of ``fn`` itself, on the whole batch, since a
-    training step keeps every value for the gradients and gains nothing; so is everything on other
-    platforms. Use it inside ``jax.jit``. Values are those of ``fn`` up to rounding.
+    It is for inference on CPU, on one device: derivatives are those of ``fn`` itself, on the whole
+    batch, since a training step keeps every value for the gradients and gains nothing; so is
+    everything on other platforms. Use it inside ``jax.jit``. Values are those of ``fn`` up to
+    rounding.
 
     Args:
       fn: a pure function of arrays and pytrees of arrays, by position. What is differentiated must
