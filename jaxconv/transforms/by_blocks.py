@@ -6,6 +6,7 @@ block by block. Where such operations follow one another and what lies between t
 cache, they become a loop over the blocks.
 """
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -303,20 +304,19 @@ class Chains:
         return [values[v] for v in jaxpr.outvars]
 
     def _run_chain(self, values: _Values, start: int, end: int) -> None:
-        jaxpr, blocks = self.whole.jaxpr, self.part.jaxpr.eqns
+        eqns, blocks = self.whole.jaxpr.eqns, self.part.jaxpr.eqns
         chain = [i for i in range(start, end) if self.kinds[i] == "apart"]
         for i in range(start, end):
             if self.kinds[i] == "free":
-                values.bind(jaxpr.eqns[i])
+                values.bind(eqns[i])
         entering, leaving = self.edges(start, end)
-        count = self.part.jaxpr.eqns[chain[0]].outvars[0].aval.shape[0]
+        count = blocks[chain[0]].outvars[0].aval.shape[0]
 
         def block(arrays: list[Any]) -> list[Any]:
-            inside = _Values(jaxpr, self.whole.consts, [values[v] for v in jaxpr.invars])
-            inside.update(values)
+            inside = copy.copy(values)
             inside.update(zip(entering, arrays, strict=True))
             for i in chain:
-                inside.bind(jaxpr.eqns[i], blocks[i].params)
+                inside.bind(eqns[i], blocks[i].params)
             return [inside[v] for v in leaving]
 
         cut = [values[v].reshape(self.images // count, count, *v.aval.shape[1:]) for v in entering]
