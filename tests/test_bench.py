@@ -451,6 +451,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, few in tiny.items():
         suite = dataclasses.replace(SUITES[name], cases=lambda _, few=few: few, few=slice(None))
         monkeypatch.setitem(SUITES, name, suite)
+    absent = measure.Peer("Absent", "onnx_peer", ("absent", "onnx"))
+    monkeypatch.setitem(measure.PEERS, "absent", absent)
     known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "peers": {}}
     versions = {"jaxconv": "1", "jax": jax.__version__}
     monkeypatch.setattr(report, "machine", lambda _: known | versions)
@@ -540,6 +542,11 @@ def test_bench_tells_what_is_wrong(
             "can't profile the suite 'layers'; possible are models, programs",
         ),
         (("profile", "--plots", "."), "profile only prints: it takes neither --json nor --plots"),
+        (("--against", "tf,torch"), "unknown runtime 'tf' in --against; known are torch, "),
+        (
+            ("--against", "absent"),
+            "can't measure against 'absent': install it by pip install absent onnx",
+        ),
         (("--json", "missing/x.json"), "can't write into 'missing': No such file or directory"),
         (("--json", "."), "can't write '.': it is a folder"),
         (("--plots", "missing"), "can't write into 'missing': No such file or directory"),
@@ -559,7 +566,7 @@ def test_bench_refuses(
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
+    def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "machine", interrupted)
@@ -636,7 +643,9 @@ def test_quick_is_a_few() -> None:
 def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.gemm_peak(size=8) > 0
     monkeypatch.setattr(report, "gemm_peak", lambda: 1e11)
-    found = report.machine()
+    monkeypatch.setitem(measure.PEERS, "torch", measure.Peer("JAX", "torch_peer", ("jax",)))
+    found = report.machine(("torch",))
+    assert found["peers"] == {"torch": jax.__version__}
     assert found["jax"] == jax.__version__
     assert found["cpu"]
     assert found["cores"] >= 1
