@@ -23,9 +23,9 @@ from jaxconv.compat import Literal, Primitive
 R = TypeVar("R")
 
 # Bytes of a value of the whole batch that outgrows the cache, and of a value of a block. 1×1,
-# activation, depthwise, activation, 1×1 image by image, batch 8: 1.9 times as fast with 38 MB
-# between them (112×112, 16→96 channels), 1.4 times with 14 MB (56×56, 24→144), no faster with 5 MB
-# (28×28, 32→192).
+# activation, depthwise, activation, 1×1 image by image, batch 8, on AMD Zen 4: 1.9 times as fast
+# with 38 MB between them (112×112, 16→96 channels), 1.4 times with 14 MB (56×56, 24→144), no faster
+# with 5 MB (28×28, 32→192).
 OUTGROWN, BLOCK = 8 << 20, 4 << 20
 
 # Input channels from which a dense kernel of several taps is faster with more images: ResNet-50 at
