@@ -9,7 +9,7 @@ import jax
 
 from jaxconv.arguments import fail
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.transforms.primitive import lowering, plannable
+from jaxconv.transforms.primitive import for_several_devices, lowering, plannable
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -138,7 +138,9 @@ def _rule(platform: str) -> Callable[..., Any]:
 
     def rule(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
         lhs_aval, rhs_aval = ctx.avals_in
-        lower = planned if plannable(lhs_aval, rhs_aval, params) else original
-        return lower(ctx, lhs, rhs, **params)
+        if not plannable(lhs_aval, rhs_aval, params):
+            return original(ctx, lhs, rhs, **params)
+        out = for_several_devices(ctx, lhs, rhs, params | {"algorithm": "auto"})
+        return planned(ctx, lhs, rhs, **params) if out is None else out
 
     return rule

@@ -30,6 +30,7 @@ from jaxconv.compat import (
     eval_jaxpr,
     has_explicit_sharding,
     is_constant_shape,
+    lowered_for,
     mem_kind_to_space,
     mlir,
     partial_eval,
@@ -37,6 +38,7 @@ from jaxconv.compat import (
 )
 from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
+from jaxconv.transforms.partition import partitioned
 
 
 class _Convolution(Primitive):
@@ -261,8 +263,32 @@ mlir.register_lowering(lowered_p, lowering("other"))
 
 
 def _looked_up(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+    out = for_several_devices(ctx, lhs, rhs, params)
+    if out is not None:
+        return out
     bind = partial(lowered_p.bind, moved=is_moved(lhs))
     return mlir.lower_fun(bind, multiple_results=False)(ctx, lhs, rhs, **params)
+
+
+def for_several_devices(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any]) -> Any:
+    """The lowering of this primitive in a program that XLA partitions; None in any other."""
+    devices, asks = lowered_for(ctx)
+    if devices == 1:
+        return None
+    lhs_aval, rhs_aval = ctx.avals_in
+    if asks and 0 not in (*lhs_aval.shape, *rhs_aval.shape, *ctx.avals_out[0].shape):
+        return partitioned(ctx, lhs, rhs, params, _part, devices)
+    # XLA would gather whole arrays for the loops and slices of others.
+    algorithm = "xla" if params["algorithm"] == "auto" else params["algorithm"]
+    bind = partial(lowered_p.bind, moved=False)
+    lower = mlir.lower_fun(bind, multiple_results=False)
+    return lower(ctx, lhs, rhs, **params | {"algorithm": algorithm})
+
+
+def _part(lhs: Array, rhs: Array, *, algorithm: str, **params: Any) -> Array:
+    """What a device computes. An algorithm that can't do its part is replaced by "auto"."""
+    planned = planned_params(jax.typeof(lhs), jax.typeof(rhs), params, algorithm)
+    return conv_p.bind(lhs, rhs, **planned or {**params, "algorithm": "xla"})
 
 
 mlir.register_lowering(conv_p, _looked_up, cacheable=False)
