@@ -1,5 +1,6 @@
 """The functions that users call."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from jaxconv.arguments import (
 )
 from jaxconv.planning.choose import check_algorithm
 from jaxconv.spec import ConvSpec, dilate
+from jaxconv.transforms.borders import MeshLine, cut_axis_of, window
 from jaxconv.transforms.primitive import conv_p
 
 
@@ -33,35 +35,20 @@ def _bind(
     """Checks lax's arguments and binds the primitive."""
     lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
     if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
-        return _lax(function, "symbolic shapes", lhs, rhs, algorithm, out_sharding, arguments)
+        if algorithm not in ("auto", "xla"):
+            fail(
+                function,
+                "symbolic shapes are for algorithm 'auto' or 'xla'",
+                repr(algorithm),
+                "use one of these",
+                UnsupportedConvError,
+            )
+        return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
     params = parse(function, lhs, rhs, **arguments)
     check_algorithm(function, algorithm, ConvSpec.from_params(lhs, rhs, params))
-    explicit = compat.has_explicit_sharding(*map(jax.typeof, (lhs, rhs)))
-    if explicit or out_sharding is not None:
-        return _lax(function, "shardings in types", lhs, rhs, algorithm, out_sharding, arguments)
+    out_sharding = compat.canonicalize_sharding(out_sharding, function)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
-    return conv_p.bind(lhs, rhs, **params, out_sharding=None, algorithm=algorithm)
-
-
-def _lax(
-    function: str,
-    what: str,
-    lhs: Array,
-    rhs: Array,
-    algorithm: str,
-    out_sharding: Any,
-    arguments: dict[str, Any],
-) -> Array:
-    """lax's own convolution, for calls that can't be planned statically."""
-    if algorithm not in ("auto", "xla"):
-        fail(
-            function,
-            f"{what} are for algorithm 'auto' or 'xla'",
-            repr(algorithm),
-            "use one of these",
-            UnsupportedConvError,
-        )
-    return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
+    return conv_p.bind(lhs, rhs, **params, out_sharding=out_sharding, algorithm=algorithm)
 
 
 def conv_general_dilated(
@@ -94,8 +81,7 @@ def conv_general_dilated(
         independently; at most one of the two may exceed 1.
       precision: of the products, as in ``lax``.
       preferred_element_type: dtype to accumulate in and to return.
-      out_sharding: as in ``lax``; with it, or with shardings in the operands' types, lax's own
-        convolution is used.
+      out_sharding: as in ``lax``, for meshes with explicit axes.
       algorithm: "auto", or a name in ``ALGORITHMS``. It applies to derivatives and batches too,
         where it supports the convolutions that they need; "auto" plans the others.
 
@@ -140,6 +126,7 @@ def conv(
     groups: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    spatial_axes: Sequence[str | tuple[str, ...] | None] | None = None,
     algorithm: str = "auto",
 ) -> Array:
     """Channels-last convolution of as many dimensions as the kernel has.
@@ -152,17 +139,33 @@ def conv(
         integer for all sides, or (low, high) pairs.
       groups: groups of channels convolved independently; C for a depthwise convolution.
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
+      spatial_axes: inside ``jax.shard_map``, where each device holds a part of the image: for each
+        spatial dimension the mesh axis, or axes, over which it is cut, or None. ``padding`` is that
+        of the whole image. Each device gets the borders that it needs from its neighbours, and
+        returns its part of the output. (Under ``jit`` with sharded arrays that happens by itself.)
 
     Returns:
       (N, out spatial…, O), without N where x has none.
 
     Raises:
-      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``.
+      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``; also where the
+        devices don't divide the output's size.
 
     Example:
       >>> import jax.numpy as jnp, jaxconv
       >>> jaxconv.conv(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
       (2, 16, 16, 8)
+
+      Rows cut over the devices of a mesh:
+
+      >>> import jax
+      >>> from jax.sharding import PartitionSpec as P
+      >>> mesh, rows = jax.make_mesh((1,), ("rows",)), P(None, "rows")
+      >>> def part(x, w):
+      ...     return jaxconv.conv(x, w, spatial_axes=("rows", None))
+      >>> whole = jax.shard_map(part, mesh=mesh, in_specs=(rows, P()), out_specs=rows)
+      >>> whole(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8))).shape
+      (2, 32, 32, 8)
     """
     x, w = operand("conv", "x", x), operand("conv", "w", w)
     ndim = w.ndim - 2
@@ -181,20 +184,63 @@ def conv(
     dilation = positive("conv", "dilation", dilation, ndim, TypeError)
     axes = tuple(range(1, ndim + 1))
     channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
-    out = _bind(
-        "conv",
-        x if batched else x[None],
-        w,
-        algorithm,
-        window_strides=strides,
-        padding=resolve_padding("conv", padding, w.shape[:-2], dilation),
-        rhs_dilation=dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
-        feature_group_count=groups,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    x = x if batched else x[None]
+    arguments: dict[str, Any] = {
+        "window_strides": strides,
+        "padding": resolve_padding("conv", padding, w.shape[:-2], dilation),
+        "rhs_dilation": dilation,
+        "dimension_numbers": lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
+        "feature_group_count": groups,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
+    if spatial_axes is not None:
+        x, arguments["padding"] = _with_borders(x, w, spatial_axes, arguments)
+    out = _bind("conv", x, w, algorithm, **arguments)
     return out if batched else out[0]
+
+
+def _with_borders(
+    x: Array, w: Array, names: Sequence[Any], arguments: dict[str, Any]
+) -> tuple[Array, list[tuple[int, int]]]:
+    """A device's part of the image with its neighbours' borders, and the padding of that."""
+    ndim = w.ndim - 2
+    if isinstance(names, str) or len(names) != ndim:
+        fail(
+            "conv",
+            f"spatial_axes must be {ndim} mesh axes or None, one for each spatial dimension",
+            repr(names),
+            "give one for each, such as ('rows', None)",
+        )
+    lines = [MeshLine((n,) if isinstance(n, str) else tuple(n or ())) for n in names]
+    try:
+        counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
+    except NameError:
+        fail(
+            "conv",
+            "spatial_axes must name axes of the mesh of a jax.shard_map around it",
+            repr(names),
+            "call it inside one, or leave spatial_axes out: under jit it is not needed",
+        )
+    sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
+    whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
+    spec = ConvSpec.from_params(whole, w, parse("conv", whole, w, **arguments))
+    padding = list(spec.padding)
+    for d, (line, count) in enumerate(zip(lines, counts, strict=True)):
+        if count == 1:
+            continue
+        if spec.out_spatial[d] % count:
+            fail(
+                "conv",
+                f"the devices along spatial_axes[{d}] must divide the output's size",
+                f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}",
+                "pad the image or take another mesh",
+            )
+        cut = cut_axis_of(spec, d, count)
+        assert cut is not None  # the image has no holes
+        x = window(x, 1 + d, cut, line)
+        padding[d] = cut.padding
+    return x, padding
 
 
 def conv_transpose(

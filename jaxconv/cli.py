@@ -26,10 +26,10 @@ try:
         TimeElapsedColumn,
     )
 
-    from jaxconv.bench import calibrate, draw, report
+    from jaxconv.bench import calibrate, draw, report, sharding
     from jaxconv.bench import compare as engine
     from jaxconv.bench.measure import PEERS
-    from jaxconv.bench.report import DIRECTIONS, PROFILED, SUITES, Selection
+    from jaxconv.bench.report import DIRECTIONS, PROFILED, SHARDING, SUITES, Selection
 except ModuleNotFoundError as error:
     # Not in main: without these packages the commands can't be defined.
     print(
@@ -254,7 +254,8 @@ def bench(
     layers: single convolutions of well-known networks and filters, forward and gradients.
     loops: convolutions inside scan and vmap. programs: layers in what surrounds them in networks.
     models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
-    random convolutions. relatives: on random relatives of users' convolutions.
+    random convolutions. relatives: on random relatives of users' convolutions. sharding: what is
+    moved between eight devices; by itself.
     Every result is checked against lax's; a wrong one makes the exit code 1.
 
     After the word profile it prints, for each case, the time of each operation of jaxconv's
@@ -272,6 +273,13 @@ def bench(
             _fail(f"can't write into {str(parent)!r}: {error.strerror or error}")
     if file is not None and file.is_dir():
         _fail(f"can't write {str(file)!r}: it is a folder")
+    if SHARDING in suites:
+        if len(suites) > 1 or folder is not None:
+            _fail("the suite sharding times nothing: it runs by itself, without --plots")
+        try:
+            sharding.set_devices()
+        except ValueError as error:
+            _fail(str(error).removeprefix("jaxconv."))
     try:
         _bench(suites, selection, file, folder)
     except KeyboardInterrupt:

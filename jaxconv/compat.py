@@ -43,6 +43,7 @@ from jax._src.lax.lax import canonicalize_precision, rev_p
 from jax._src.lib import (
     xla_client,  # pyright: ignore[reportPrivateImportUsage] (registers what XLA's partitioner asks)
 )
+from jax._src.sharding_impls import canonicalize_sharding
 from jax._src.source_info_util import user_frames  # frames of a traceback outside JAX
 from jax._src.util import weakref_lru_cache
 from jax.interpreters import ad, batching, mlir, partial_eval
@@ -62,6 +63,7 @@ __all__ = [
     "auto_insert_reshard",
     "batching",
     "canonicalize_precision",
+    "canonicalize_sharding",
     "check_and_canonicalize_user_dtype",
     "conv_general_dilated_p",
     "current_trace",
@@ -79,6 +81,7 @@ __all__ = [
     "mem_kind_to_space",
     "mlir",
     "module_of",
+    "no_mesh",
     "partial_eval",
     "places",
     "platform_rules",
@@ -89,8 +92,10 @@ __all__ = [
     "sharding_of",
     "user_frames",
     "weakref_lru_cache",
+    "with_sharding_in_type",
     "with_eqns",
     "without_dead_code",
+    "without_shardings",
 ]
 
 # Up to JAX 0.11 a jaxpr with its constants is a separate class.
@@ -214,6 +219,23 @@ def lowered_for(ctx: Any) -> tuple[int, bool]:
     return 1, False
 
 
+def no_mesh() -> Any:
+    """A context without the user's mesh, so that types get no shardings."""
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def without_shardings(ctx: Any) -> Any:
+    """``ctx`` with types that carry no shardings, which algorithms' own operations don't keep."""
+    avals = [core.ShapedArray(aval.shape, aval.dtype) for aval in (*ctx.avals_in, *ctx.avals_out)]
+    count = len(ctx.avals_in)
+    return ctx.replace(avals_in=avals[:count], avals_out=avals[count:])
+
+
+def with_sharding_in_type(ctx: Any, out: Any) -> Any:
+    """A lowered output that lies as its type says."""
+    return lowerings.lower_with_sharding_in_types(ctx, out, ctx.avals_out[0])
+
+
 def register_partitioner(target: str, *callbacks: Callable[..., Any]) -> None:
     """Registers what XLA calls for a custom call to ``target``: how it lies, given its user; its
     program; how it lies, given its operands."""
@@ -249,9 +271,10 @@ def module_of(
 ) -> bytes:
     """The program of each of several devices, which have a place along a named axis."""
     name, size = axis
-    jaxpr = jax.make_jaxpr(function, axis_env=[axis])(*args)
     mesh: Any = jax.sharding.AbstractMesh((size,), (name,))
-    with core.extend_axis_env_nd([axis]):
+    with no_mesh():
+        jaxpr = jax.make_jaxpr(function, axis_env=[axis])(*args)
+    with core.extend_axis_env_nd([axis]), no_mesh():
         module = lowerings.build_mlir_module_helper(
             jaxpr,
             name="part",

@@ -3,15 +3,16 @@
 Prints "ok <check>", or "FAILED <check>: <error>"; the checks' names come from ``names``.
 """
 
-import functools
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from cases import Case
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
@@ -19,6 +20,8 @@ from jax.sharding import PartitionSpec as P
 from test_compiled import case_of
 
 import jaxconv
+from jaxconv.bench.sharding import collectives
+from jaxconv.transforms.primitive import planned_here
 
 DEVICES = 4
 # Batch and output channels divide by the devices.
@@ -48,12 +51,19 @@ LAYOUTS = {
     "outputs": (P(), P(None, None, None, ("a", "b")), P(None, None, None, ("a", "b"))),
     "batch and outputs": (P("a"), P(None, None, None, "b"), P("a", None, None, "b")),
 }
+LAYOUTS_UNDER_JIT = LAYOUTS | {
+    "inputs": (P(None, None, None, "a"), P(None, None, "a")),
+    "rows": (P(None, ("a", "b")), P()),
+    "rows and columns": (P(None, "a", "b"), P()),
+    "batch and rows": (P("b", "a"), P()),
+    "different in both": (P("a"), P(None, None, None, "a")),
+}
 Conv = Callable[[Any, Any], Array]
 
 
 def conv_by(case: Case, algorithm: str, **arguments: Any) -> Conv:
     arguments = case.arguments | arguments
-    return functools.partial(jaxconv.conv_general_dilated, **arguments, algorithm=algorithm)
+    return partial(jaxconv.conv_general_dilated, **arguments, algorithm=algorithm)
 
 
 def value_and_gradients(conv: Conv) -> Callable[[Any, Any], tuple[Array, Any]]:
@@ -100,7 +110,7 @@ def in_shard_map_with_vmap_and_scan(algorithm: str) -> None:
         return batched, lax.scan(lambda _, x: (None, conv(x, rhs)), None, images)[1]
 
     sharded = jax.shard_map(
-        functools.partial(fun, conv_by(case, algorithm)),
+        partial(fun, conv_by(case, algorithm)),
         mesh=mesh(),
         in_specs=(P(None, ("a", "b")), P()),
         out_specs=P(None, ("a", "b")),
@@ -108,62 +118,198 @@ def in_shard_map_with_vmap_and_scan(algorithm: str) -> None:
     assert_close(jax.jit(sharded)(images, rhs), fun(case.lax, images, rhs))
 
 
+def kinds(text: str) -> Counter[str]:
+    return Counter(kind for kind, _ in collectives(text))
+
+
+def laid_out(conv: Conv, layout: str) -> Conv:
+    """``conv`` of operands that it lays out first; also where the devices don't divide a size."""
+    specs = LAYOUTS_UNDER_JIT[layout][:2]
+
+    def fun(*operands: Any) -> Array:
+        return conv(
+            *(
+                lax.with_sharding_constraint(x, NamedSharding(mesh(), spec))
+                for x, spec in zip(operands, specs, strict=True)
+            )
+        )
+
+    return fun
+
+
 def under_jit(layout: str, algorithm: str, name: str) -> None:
+    """Values, and that no more is moved than by lax's program."""
     case = CASES[name]
     operands = case.operands()
-    specs = LAYOUTS[layout][:2]
-    placed = [
-        jax.device_put(x, NamedSharding(mesh(), spec))
-        for x, spec in zip(operands, specs, strict=True)
+    funs = [
+        jax.jit(value_and_gradients(laid_out(conv, layout)))
+        for conv in (conv_by(case, algorithm), case.lax)
     ]
-    assert len({shard.device for shard in placed[0].addressable_shards}) == DEVICES
-    fun = value_and_gradients(conv_by(case, algorithm))
-    assert_close(jax.jit(fun)(*placed), value_and_gradients(case.lax)(*operands))
+    by_us, by_lax = (fun.lower(*operands).compile() for fun in funs)
+    assert_close(by_us(*operands), value_and_gradients(case.lax)(*operands))
+    ours, allowed = (collectives(by.as_text()) for by in (by_us, by_lax))
+    size, limit = (sum(size for _, size in each) for each in (ours, allowed))
+    # As many bytes in no more collectives, or fewer: where lax gathers.
+    assert (size, len(ours)) <= (limit, len(allowed)), (ours, allowed)
 
 
-def in_explicit_mode(out_sharding: bool) -> None:
-    """Shardings that are part of the types: lax's own convolution, and its sharding."""
+def by(way: str, case: Case) -> Conv:
+    """Convolutions by one of the ways to jaxconv."""
+    if way == "accelerate":
+        return jaxconv.accelerate(case.lax)
+    return case.lax if way == "enabled" else conv_by(case, "auto")
+
+
+def under_vmap_and_scan(way: str) -> None:
+    case = CASES["3x3"]
+    lhs, rhs = case.operands()
+    images = np.stack([lhs, -lhs, 2 * lhs])
+
+    def fun(conv: Conv, images: Array, rhs: Array) -> Array:
+        batched = jax.vmap(conv, (0, None))(images, rhs)
+        each = lax.scan(lambda _, x: (None, conv(x, rhs)), None, images)[1]
+        return jnp.sum(jnp.sin(batched) * each)
+
+    placed = jax.device_put(images, NamedSharding(mesh(), P(None, ("a", "b"))))
+    by_lax = jax.jit(jax.grad(partial(fun, case.lax), (0, 1)))
+    expected, allowed = by_lax(placed, rhs), kinds(by_lax.lower(placed, rhs).compile().as_text())
+    with jaxconv.enabled() if way == "enabled" else contextlib.nullcontext():
+        compiled = (
+            jax.jit(jax.grad(partial(fun, by(way, case)), (0, 1))).lower(placed, rhs).compile()
+        )
+    assert_close(compiled(placed, rhs), expected)
+    assert kinds(compiled.as_text()) <= allowed
+
+
+def spatial_axes(names: Any, **arguments: Any) -> None:
+    """Rows and columns cut inside shard_map: as the whole, by one exchange a side and axis."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 16, 12, 3)), rng.standard_normal((5, 3, 3, 4))
+    image = P(None, *names)
+    conv = partial(jaxconv.conv, **arguments)
+    cut = jax.shard_map(
+        partial(conv, spatial_axes=names), mesh=mesh(), in_specs=(image, P()), out_specs=image
+    )
+    assert_close(jax.jit(value_and_gradients(cut))(x, w), jax.jit(value_and_gradients(conv))(x, w))
+    moved = kinds(jax.jit(cut).lower(x, w).compile().as_text())
+    sides = 2 * sum(name is not None for name in names)
+    assert set(moved) <= {"collective-permute"}, moved
+    assert sum(moved.values()) <= sides, moved
+
+
+def spatial_axes_of_text() -> None:
+    """One dimension, a causal padding: from the left only, here from two neighbours."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 16, 3)), rng.standard_normal((3, 3, 4))
+    conv = partial(jaxconv.conv, padding="CAUSAL", dilation=3)
+    cut = jax.shard_map(
+        partial(conv, spatial_axes=(("a", "b"),)),
+        mesh=mesh(),
+        in_specs=(P(None, ("a", "b")), P()),
+        out_specs=P(None, ("a", "b")),
+    )
+    assert_close(jax.jit(cut)(x, w), conv(x, w))
+    assert kinds(jax.jit(cut).lower(x, w).compile().as_text()) == {"collective-permute": 2}
+
+
+def in_explicit_mode(algorithm: str, out_sharding: bool) -> None:
+    """Shardings that are part of the types: as lax has them, and no more is moved."""
     case = CASES["3x3"]
     lhs, rhs = case.operands()
     with jax.set_mesh(mesh(AxisType.Explicit)):
         placed = jax.device_put(lhs, P("a")), jax.device_put(rhs, P())
         arguments = {"out_sharding": P("a")} if out_sharding else {}
-        for algorithm in ("auto", "xla"):
-            out = jax.jit(conv_by(case, algorithm, **arguments))(*placed)
-            by_lax = jax.jit(
-                functools.partial(lax.conv_general_dilated, **case.arguments, **arguments)
-            )(*placed)
-            assert jax.typeof(out) == jax.typeof(by_lax), (jax.typeof(out), jax.typeof(by_lax))
-            assert jax.typeof(out).sharding.spec[0] == "a"
-            assert_close(out, case.lax(lhs, rhs))
+        convs = [
+            conv_by(case, algorithm, **arguments),
+            partial(lax.conv_general_dilated, **case.arguments, **arguments),
+        ]
+        for wrap in (lambda conv: conv, value_and_gradients):
+            by_us, by_lax = (jax.jit(wrap(conv)) for conv in convs)
+            outs, expected = by_us(*placed), by_lax(*placed)
+            types = [jax.tree.map(jax.typeof, tree) for tree in (outs, expected)]
+            assert types[0] == types[1], types
+            assert_close(outs, expected)
+            texts = [fun.lower(*placed).compile().as_text() for fun in (by_us, by_lax)]
+            assert kinds(texts[0]) == kinds(texts[1])
 
 
-def explicit_mode_refuses_a_name() -> None:
+def on_an_explicit_mesh_of_one() -> None:
+    """There the algorithm's own operations have types without shardings."""
+    case = CASES["3x3 stride 1"]
+    alone = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    with jax.set_mesh(alone):
+        placed = [jax.device_put(x, P("a")) for x in case.operands()[:1]]
+        placed.append(jax.device_put(case.operands()[1], P()))
+        outs = jax.jit(value_and_gradients(conv_by(case, "winograd")))(*placed)
+        expected = jax.jit(value_and_gradients(case.lax))(*placed)
+        assert jax.tree.map(jax.typeof, outs) == jax.tree.map(jax.typeof, expected)
+        assert_close(outs, expected)
+
+
+def with_automatic_axes_beside_manual_ones() -> None:
+    """XLA can't be told there, so that it gets its own convolution."""
     case = CASES["3x3"]
-    with jax.set_mesh(mesh(AxisType.Explicit)):
-        lhs, rhs = (jax.device_put(x, P()) for x in case.operands())
-        sharded = jax.device_put(lhs, P("a"))
-        for args, arguments in (((sharded, rhs), {}), ((lhs, rhs), {"out_sharding": P("a")})):
-            with pytest.raises(jaxconv.UnsupportedConvError, match=r"shardings in types.*'im2col'"):
-                conv_by(case, "im2col", **arguments)(*args)
+    fun = jax.shard_map(
+        conv_by(case, "auto"),
+        mesh=mesh(),
+        in_specs=(P("a"), P()),
+        out_specs=P("a"),
+        axis_names={"a"},
+    )
+    lhs, rhs = case.operands()
+    placed = jax.device_put(lhs, NamedSharding(mesh(), P(("a", "b"))))
+    compiled = jax.jit(fun).lower(placed, rhs).compile()
+    assert_close(compiled(placed, rhs), case.lax(lhs, rhs))
+    assert not kinds(compiled.as_text())
+
+
+def planned_for_a_part() -> None:
+    """A device's part is planned, not the whole."""
+    case = CASES["3x3 stride 1"]
+    lhs, rhs = case.operands()
+    placed = jax.device_put(lhs, NamedSharding(mesh(), P(("a", "b"))))
+    jaxconv.accelerate(jax.jit(lambda x, w: case.lax(x, w)))(placed, rhs)
+    shapes = {spec.lhs_shape for spec in planned_here("cpu")}
+    assert (2, 5, 6, 3) in shapes, shapes
 
 
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     for algorithm in ("auto", *jaxconv.ALGORITHMS):
         first, *others = CASES_OF.get(algorithm, ("3x3",))
         for layout, case in [*((key, first) for key in LAYOUTS), *(("batch", c) for c in others)]:
-            check = functools.partial(in_shard_map, layout, algorithm, case)
+            check = partial(in_shard_map, layout, algorithm, case)
             yield f"shard_map, {layout}: {algorithm}, {case}", check
     for algorithm in ("auto", "im2col_tiled", "naive"):
-        check = functools.partial(in_shard_map_with_vmap_and_scan, algorithm)
+        check = partial(in_shard_map_with_vmap_and_scan, algorithm)
         yield f"shard_map, vmap and scan: {algorithm}", check
-    for layout in LAYOUTS:
-        for algorithm, case in (("auto", "3x3"), ("auto", "transposed"), ("im2col", "3x3")):
-            check = functools.partial(under_jit, layout, algorithm, case)
+    for layout in LAYOUTS_UNDER_JIT:
+        for algorithm, case in (
+            ("auto", "3x3"),
+            ("auto", "transposed"),
+            ("auto", "grouped"),
+            ("auto", "large kernel"),
+            ("winograd", "3x3 stride 1"),
+        ):
+            check = partial(under_jit, layout, algorithm, case)
             yield f"NamedSharding, {layout}: {algorithm}, {case}", check
-    yield "explicit mode: typed operands", functools.partial(in_explicit_mode, False)
-    yield "explicit mode: out_sharding", functools.partial(in_explicit_mode, True)
-    yield "explicit mode: a named algorithm is refused", explicit_mode_refuses_a_name
+    for way in ("conv_general_dilated", "accelerate", "enabled"):
+        yield f"vmap and scan: {way}", partial(under_vmap_and_scan, way)
+    for names, arguments in (
+        (("a", "b"), {}),
+        (("b", None), {"strides": 2}),
+        (((("a", "b")), None), {}),
+        (("b", "a"), {"padding": ((3, 1), (0, 2))}),
+    ):
+        check = partial(spatial_axes, names, **arguments)
+        yield f"spatial_axes={names}, {arguments}", check
+    yield "spatial_axes of text", spatial_axes_of_text
+    for algorithm in ("auto", "im2col"):
+        check = partial(in_explicit_mode, algorithm)
+        yield f"explicit mode, typed operands: {algorithm}", partial(check, False)
+        yield f"explicit mode, out_sharding: {algorithm}", partial(check, True)
+    yield "explicit mode, one device", on_an_explicit_mesh_of_one
+    yield "automatic axes beside manual ones", with_automatic_axes_beside_manual_ones
+    yield "planned for a part", planned_for_a_part
 
 
 def names() -> list[str]:

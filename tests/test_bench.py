@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
 import jaxconv
 from jaxconv import cli, layout
 from jaxconv.arguments import parse
-from jaxconv.bench import cases, measure, networks, profile, programs, regret, report
+from jaxconv.bench import cases, measure, networks, profile, programs, regret, report, sharding
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
-from jaxconv.bench.report import SUITES, Selection, Suite, summary
+from jaxconv.bench.report import SHARDING, SUITES, Selection, Suite, summary
+from jaxconv.bench.sharding import Case, Moved
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.layout import forward_of
 from jaxconv.planning.timing import Compiled, alternate
@@ -433,6 +435,134 @@ def test_a_wrong_candidate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+# Sharding
+
+PROGRAM = """
+ENTRY %main (p: f32[2,4]) -> f32[2,4] {
+  %all-gather = f32[16,4]{1,0} all-gather(%p), channel_id=1, dimensions={0}
+  %all-reduce.1 = (f32[3,3]{1,0}, /*index=1*/bf16[8]{0}, s8[], pred[2]{0}) all-reduce(%a, %b, %c)
+  %collective-permute-start = (f32[2]{0}, f32[2]{0}) collective-permute-start(%x)
+  %collective-permute-done = f32[2]{0} collective-permute-done(%collective-permute-start)
+  %copy.2 = f32[16,4]{0,1} copy(%all-gather), metadata={op_name="x = f32[2] all-gather(y)"}
+  ROOT %reduce-scatter = c64[2,4]{1,0} reduce-scatter(%copy.2), to_apply=%add
+}
+"""
+
+
+def test_collectives_are_found_in_a_program() -> None:
+    assert sharding.collectives(PROGRAM) == (
+        ("all-gather", 16 * 4 * 4),
+        ("all-reduce", 9 * 4 + 8 * 2 + 1 + 2),
+        ("collective-permute", 2 * 4),
+        ("reduce-scatter", 8 * 8),
+    )
+
+
+def test_layouts_cut_dimensions() -> None:
+    both = sharding.ALL
+    dense = LAYERS[5]
+    assert Case(dense, "batch").specs == [
+        P(both, None, None, None),
+        P(None, None, None, None),
+        P(both, None, None, None),
+    ]
+    assert Case(dense, "inputs").specs == [
+        P(None, None, None, both),
+        P(None, None, both, None),
+        P(None, None, None, None),
+    ]
+    assert Case(dense, "batch, outputs").specs == [
+        P("a", None, None, None),
+        P(None, None, None, "b"),
+        P("a", None, None, "b"),
+    ]
+    assert Case(LAYERS[3], "batch, rows").specs == [
+        P("a", "b", None),
+        P(None, None, None),
+        P("a", "b", None),
+    ]
+    # Groups are cut in all three.
+    assert Case(TINY, "inputs").specs == [P(None, None, None, both)] * 3
+
+
+def test_cases_of_sharding_are_many_and_cut_what_is_large_enough() -> None:
+    assert len({case.name for case in sharding.CASES}) == len(sharding.CASES) > 100
+    assert {case.layout for case in sharding.CASES} == set(sharding.LAYOUTS)
+    assert {d for case in sharding.CASES for d in case.directions} <= set(report.DIRECTIONS)
+    parts = {"a": 4, "b": 2, sharding.ALL: sharding.DEVICES, None: 1}
+    for case in sharding.CASES:
+        if isinstance(case.what, Layer):
+            layer = case.what
+            shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
+            for shape, spec in zip(shapes, case.specs, strict=True):
+                assert all(size >= parts[axes] for size, axes in zip(shape, spec, strict=True)), (
+                    case.name
+                )
+    quick = sharding.CASES[SUITES[SHARDING].few]
+    assert 1 < len(quick) < 6
+    assert all(case.computed for case in quick)
+
+
+def moved(**changes: Any) -> Moved:
+    gathers = (("all-gather", 4096), ("all-reduce", 1024))
+    facts: dict[str, Any] = {"lax": gathers, "jaxconv": gathers, "workspace": (8, 12)}
+    facts |= {"name": "one", "layout": "rows", "direction": "forward", "how": "im2col"}
+    facts |= {"differences": (0.0, 1e-7), "tolerance": 1e-6}
+    return Moved(**facts | changes)
+
+
+def test_what_is_moved_is_reported() -> None:
+    permutes = (("collective-permute", 512),) * 3
+    rows = [
+        moved(),
+        moved(name="two", jaxconv=permutes),
+        moved(name="three", jaxconv=(("all-gather", 8192),)),
+        moved(name="four", jaxconv=permutes[:1], differences=(1.0, 0.0)),
+        moved(name="five", differences=(0.0, np.nan)),
+        moved(name="six", jaxconv=(), differences=None, failed="ValueError: no"),
+        moved(name="seven", direction="training step", differences=None),
+    ]
+    _, table, said = sharding.text(rows).split("\n\n")
+    head, *lines = table.splitlines()
+    assert head.split()[:5] == ["what", "layout", "direction", "how", "lax"]
+    assert [line.split("forward")[1].split()[1:] for line in lines[:-1]] == [
+        ["2", "5.0", "2", "5.0"],
+        ["2", "5.0", "3", "1.5", "above"],
+        ["2", "5.0", "1", "8.0", "above"],
+        ["2", "5.0", "1", "0.5", "lax", "wrong"],
+        ["2", "5.0", "2", "5.0", "WRONG"],
+        ["2", "5.0", "0", "0.0", "FAILED,", "memory", "1.50"],
+    ]
+    assert lines[-1].endswith("  5.0  memory 1.50")
+    assert said.replace("\n", " ") == (
+        "jaxconv moves more than lax in 2 of 7: two, rows, forward; three, rows, forward."
+        " It moves less in 1. lax's own result is wrong in 1."
+    )
+    assert [row.wrong for row in rows if row.wrong] == [
+        "five, rows, forward: jaxconv is off by nan of the largest value, more than 1e-06",
+        "six, rows, forward: ValueError: no",
+    ]
+    assert report.as_json(rows[5])["wrong"] == rows[5].wrong
+
+
+def test_the_table_of_sharding_fits() -> None:
+    rows = [
+        moved(
+            name=case.what.name,
+            layout=case.layout,
+            direction=direction,
+            how="im2col_tiled",
+            lax=(("all-reduce", 102_000_000),) * 10,
+            differences=(0.0, 0.0) if case.computed else None,
+        )
+        for case in sharding.CASES
+        for direction in case.directions
+    ]
+    lines = sharding.text(rows).splitlines()
+    assert len(lines) > len(rows)
+    assert max(map(len, lines)) <= 120
+
+
 # The command
 
 
@@ -472,21 +602,22 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     options = ("--quick", "--specs", 2, "--json", file, "--plots", tmp_path)
-    code, out, err = run(capsys, *SUITES, *options)
+    suites = [name for name in SUITES if name != SHARDING]
+    code, out, err = run(capsys, *suites, *options)
     assert (code, err) == (0, "")
     document = json.loads(file.read_text(encoding="utf-8"))
     lines = out.splitlines()
-    for name in SUITES:
+    for name in suites:
         head, *rows = lines[lines.index(name) + 2 :]
         assert head.startswith("what  ")
         assert rows[0].startswith(document["results"][name][0]["name"])
     assert document["machine"]["cores"] == 2
-    assert list(document["results"]) == list(SUITES)
+    assert list(document["results"]) == suites
     (*_, row) = document["results"]["layers"]
     assert row["ratios"]["lax"][1] > 0
     assert row["wrong"] is None
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"bench.json", *(f"{name}.png" for name in SUITES)}
+    assert written == {"bench.json", *(f"{name}.png" for name in suites)}
     assert "below 0.95" in out
     assert "regret of 2: " in out
 
@@ -550,6 +681,14 @@ def test_bench_tells_what_is_wrong(
         (("--json", "missing/x.json"), "can't write into 'missing': No such file or directory"),
         (("--json", "."), "can't write '.': it is a folder"),
         (("--plots", "missing"), "can't write into 'missing': No such file or directory"),
+        (("loops", "sharding"), "the suite sharding times nothing: it runs by itself, without"),
+        (("sharding", "--plots", "."), "the suite sharding times nothing: it runs by itself,"),
+        # This process has started JAX.
+        (
+            ("sharding", "--case", "nothing"),
+            "bench: the suite sharding needs 8 CPU devices, got 1 of a JAX that has started;"
+            " run it in a process of its own.",
+        ),
     ],
 )
 def test_bench_refuses(

@@ -332,15 +332,22 @@ REFUSED = {
         TypeError,
         r"arguments must be those of lax.conv_general_dilated, got others \(.*'stride'\); see help",
     ),
-    "sharding by a named algorithm": Refused(
-        "conv_general_dilated",
-        (),
-        GOOD | {"algorithm": "im2col", "out_sharding": jax.sharding.PartitionSpec()},
-        UnsupportedConvError,
-        "shardings in types are for algorithm 'auto' or 'xla', got 'im2col'; use one of these",
-    ),
     # conv
     "conv of a list": Refused("conv", ([1.0], W), {}, TypeError, "x must be an array, got list; c"),
+    "conv with one of two mesh axes": Refused(
+        "conv",
+        (X, W),
+        {"spatial_axes": ("rows",)},
+        ValueError,
+        r"spatial_axes must be 2 mesh axes or None, one for each.*, got \('rows',\); give one for",
+    ),
+    "conv with mesh axes outside shard_map": Refused(
+        "conv",
+        (X, W),
+        {"spatial_axes": ("rows", None)},
+        ValueError,
+        r"spatial_axes must name axes of the mesh of a jax\.shard_map around it, got .*'rows'",
+    ),
     "conv with a list": Refused("conv", (X, [1.0]), {}, TypeError, "w must be an array, got list"),
     "conv of a spec": Refused(
         "conv", (jax.ShapeDtypeStruct(X.shape, X.dtype), W), {}, TypeError, "got ShapeDtypeStruct;"
@@ -658,6 +665,24 @@ def test_apply_refuses_what_the_algorithm_does_not_support() -> None:
         apply_unsupported()
 
 
+def conv_of_parts() -> None:
+    """Two devices for five rows of output."""
+
+    def part(x: jax.Array) -> jax.Array:
+        return jaxconv.conv(x, np.ones((3, 3, 1, 1)), 2, "VALID", spatial_axes=("rows", None))
+
+    jax.vmap(part, axis_name="rows")(np.ones((2, 1, 6, 12, 1)))
+
+
+def test_devices_must_divide_the_output() -> None:
+    message = (
+        r"jaxconv\.conv: the devices along spatial_axes\[0\] must divide the output's size, got 2"
+        r" devices and an output of \(5, 5\) for an image of \[12, 12\]; pad the image"
+    )
+    with pytest.raises(ValueError, match=message):
+        conv_of_parts()
+
+
 def test_unsupported_conv_error_is_a_value_error() -> None:
     assert issubclass(UnsupportedConvError, ValueError)
 
@@ -731,6 +756,7 @@ def test_every_refusal_has_a_test() -> None:
         for row in REFUSED.values()
     ]
     calls += [lambda: symbolic("im2col"), explain_symbolic, explain_malformed, apply_unsupported]
+    calls += [conv_of_parts]
     calls += [tune_without_predictions, autotune_nothing]
     calls += bad_settings().values()
     tested = set().union(*map(raised, calls))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxconv import tables
-from jaxconv.bench import programs, regret
+from jaxconv.bench import programs, regret, sharding
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, PEERS, TITLES, Effort, Result, gemm_peak
 from jaxconv.bench.profile import Profile
@@ -46,23 +46,30 @@ class Selection:
     against: tuple[str, ...] = ()
 
 
+def text(results: Sequence[Result]) -> str:
+    """The table and the summary of a suite's results."""
+    return "\n".join([table(results), "", *summary(results)])
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """A suite of benchmarks.
 
     Attributes:
-      measure: measures a case in a direction.
+      measure: measures a case in a direction: a ``Result`` or, of sharding, ``Moved``.
       cases: all of them, with names and directions; those without a name are named by ``str``.
       few: those of a quick run.
       effort: of one case.
+      text: the report on the results.
     """
 
-    measure: Callable[[Any, str, Effort], Result]
+    measure: Callable[[Any, str, Effort], Any]
     cases: Callable[[Selection], Sequence[Any]]
     few: slice
     effort: Effort
+    text: Callable[[Sequence[Any]], str] = text
 
-    def run(self, selection: Selection) -> Iterator[str | Result]:
+    def run(self, selection: Selection) -> Iterator[Any]:
         """Measures the selected cases. Yields the name of each, then its result."""
         effort = QUICK if selection.quick else self.effort
         effort = dataclasses.replace(effort, against=selection.against)
@@ -88,6 +95,8 @@ class Suite:
                     yield f"{name}, {direction}", case, direction
 
 
+# It runs by itself: where a host is many devices, other programs take other times.
+SHARDING = "sharding"
 SUITES = {
     "layers": Suite(programs.measure_layer, lambda _: LAYERS, slice(1, None, 12), ENOUGH),
     "loops": Suite(programs.measure_loop, lambda _: LOOPS, slice(1, 3), ENOUGH),
@@ -104,6 +113,9 @@ SUITES = {
         lambda s: relatives(programs.convolutions_of(FIELD), SEED, s.specs),
         slice(4),
         regret.ENOUGH,
+    ),
+    SHARDING: Suite(
+        sharding.measure, lambda _: sharding.CASES, slice(3, 120, 40), ENOUGH, sharding.text
     ),
 }
 # Those of whole programs, whose operations can be timed.
@@ -221,7 +233,7 @@ class Report:
     def __init__(self, machine: dict[str, Any], file: Path | None) -> None:
         self.machine = machine
         self.file = file
-        self.results: dict[str, list[Result]] = {}
+        self.results: dict[str, list[Any]] = {}
         print(
             f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, "
             + "".join(f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
@@ -229,7 +241,7 @@ class Report:
             f" float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
         )
 
-    def add(self, suite: str, result: Result) -> None:
+    def add(self, suite: str, result: Any) -> None:
         """Keeps a result and rewrites the file atomically, for concurrent readers."""
         self.results.setdefault(suite, []).append(result)
         if self.file is None:
@@ -243,8 +255,7 @@ class Report:
     def end(self, suite: str) -> None:
         """Prints the table and the summary of a suite, also of one that was interrupted."""
         if results := self.results.get(suite):
-            lines = "\n".join(summary(results))
-            print(f"\n{suite}\n\n{table(results)}\n\n{lines}", flush=True)
+            print(f"\n{suite}\n\n{SUITES[suite].text(results)}", flush=True)
 
     def close(self, written: list[Path], seconds: float) -> None:
         """Prints disagreements with lax, the files written, and the time taken."""
@@ -260,8 +271,10 @@ class Report:
         return [result.wrong for rows in self.results.values() for result in rows if result.wrong]
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: Any) -> dict[str, Any]:
     """A result's fields and the quantities computed from them."""
+    if isinstance(result, sharding.Moved):
+        return dataclasses.asdict(result) | {"wrong": result.wrong}
     return dataclasses.asdict(result) | {
         "ratios": {peer: result.quartiles(peer) for peer in ("lax", *result.peers)},
         "rate": result.rate,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.spec import dilate
+from jaxconv.spec import ConvSpec, dilate
 
 
 class Line(Protocol):
@@ -114,11 +114,14 @@ def cut_axis(
     if length < 1:
         return None
     held = -(-size // devices)
-    needs = [
-        (k, max(first, 0), min(first + length, size))
-        for k, first in enumerate(firsts)
-        if used[k] and max(first, 0) < min(first + length, size)
-    ]
+    needs = []
+    for k, (begin, place, first) in enumerate(zip(begins, places, firsts, strict=True)):
+        count = min(own, (taps if sums else out) - begin)
+        outs, along = (out, count) if sums else (count, taps)
+        span = (outs - 1) * stride + dilate(along, dilation)
+        start, stop = max(first, 0), min((place + span - 1) // holes + 1, size)
+        if used[k] and start < stop:
+            needs.append((k, start, stop))
     left = max([0, *(k * held - start for k, start, _ in needs)])
     right = max([0, *(stop - (k + 1) * held for k, _, stop in needs)])
     rows = left + held + right
@@ -144,6 +147,21 @@ def cut_axis(
         padding=(max(gaps), extent - max(gaps) - dilate(length, holes)),
         outputs=outputs,
         surplus=tuple(surplus),
+    )
+
+
+def cut_axis_of(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCut | None:
+    """``cut_axis`` of the ``d``-th spatial axis."""
+    return cut_axis(
+        devices,
+        spec.lhs_spatial[d],
+        spec.kernel_shape[d],
+        spec.out_spatial[d],
+        spec.window_strides[d],
+        spec.padding[d][0],
+        spec.lhs_dilation[d],
+        spec.rhs_dilation[d],
+        sums,
     )
 
 

@@ -1,8 +1,9 @@
 """How a convolution is cut over several devices, given how its arrays lie on them.
 
 Dimensions have letters: "n" batch, "c" input channels, "o" output channels, "g" groups; "x0",
-"x1", … the image's spatial axes and those which are cut along with them: the output's, or where
-that is smaller than the kernel, as in a kernel's gradient, the kernel's; "t0", … the third array's.
+"x1", … the image's spatial axes and those which are cut along with them: the output's, or in a
+kernel's gradient and where the output is smaller than the kernel, the kernel's; "t0", … the third
+array's.
 
 Where a letter is cut is a tuple with each device's place along it: it needs no mesh, whose axes
 XLA may have split.
@@ -15,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.borders import AxisCut, cut_axis
+from jaxconv.transforms.borders import AxisCut, cut_axis_of
 
 Letters = tuple[str, ...]
 Places = tuple[int, ...]
@@ -39,7 +40,8 @@ class Dimensions:
 
     def sums(self, d: int) -> bool:
         """Whether an axis of the image is cut along with the kernel's, over which is summed."""
-        return self.spec.kernel_shape[d] > self.spec.out_spatial[d]
+        spec = self.spec
+        return spec.weight_gradient or spec.kernel_shape[d] > spec.out_spatial[d]
 
 
 def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
@@ -124,10 +126,11 @@ def cut_of(found: Dimensions, given: Sequence[Sequence[Places]], devices: int) -
                 if letter in places or letter[0] == "t" or not _apart([*places.values(), own]):
                     continue
                 if letter[0] == "x":
-                    part = _cut_axis(found, int(letter[1:]), parts(own))
+                    d = int(letter[1:])
+                    part = cut_axis_of(spec, d, parts(own), found.sums(d))
                     if part is None:
                         continue
-                    axes[int(letter[1:])] = part
+                    axes[d] = part
                 places[letter] = own
     # What lies inside groups is cut only where each group is on devices of its own.
     if found.sizes["g"] > parts(places.get("g", (0,))):
@@ -157,18 +160,3 @@ def _apart(places: Sequence[Places]) -> bool:
     """Whether the same number of devices is at every combination of places."""
     counts = Counter(zip(*places, strict=True))
     return len(counts) == math.prod(map(parts, places)) and len(set(counts.values())) == 1
-
-
-def _cut_axis(found: Dimensions, d: int, devices: int) -> AxisCut | None:
-    spec = found.spec
-    return cut_axis(
-        devices,
-        spec.lhs_spatial[d],
-        spec.kernel_shape[d],
-        spec.out_spatial[d],
-        spec.window_strides[d],
-        spec.padding[d][0],
-        spec.lhs_dilation[d],
-        spec.rhs_dilation[d],
-        found.sums(d),
-    )

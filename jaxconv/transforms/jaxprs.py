@@ -17,7 +17,7 @@ from jaxconv.compat import (
     without_dead_code,
 )
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.primitive import conv_p, plannable
+from jaxconv.transforms.primitive import conv_p
 from jaxconv.transforms.state import results_and_changes
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
@@ -88,8 +88,6 @@ def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
             "correct the call of lax's convolution, which lax can't compile either",
         )
     spec = ConvSpec.from_params(lhs, rhs, eqn.params)
-    if not plannable(lhs, rhs, eqn.params):
-        return spec, "xla", "shardings in types are left to lax"
     return spec, eqn.params.get("algorithm", "auto"), BY_NAME
 
 

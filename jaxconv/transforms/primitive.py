@@ -33,8 +33,11 @@ from jaxconv.compat import (
     lowered_for,
     mem_kind_to_space,
     mlir,
+    no_mesh,
     partial_eval,
     with_eqns,
+    with_sharding_in_type,
+    without_shardings,
 )
 from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
@@ -81,15 +84,8 @@ def planned_eqn(eqn: Any, algorithm: str) -> Any:
 
 
 def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether jaxconv plans this convolution: it has no symbolic sizes, no shardings in types, and
-    lax can compile it."""
-    out = params["out_sharding"]  # lax's derivatives pass one that shards nothing
-    return (
-        is_constant_shape((*lhs.shape, *rhs.shape))
-        and (out is None or not any(out.spec))
-        and not has_explicit_sharding(lhs, rhs)
-        and well_formed(rhs.shape, params)
-    )
+    """Whether jaxconv plans this convolution: it has no symbolic sizes, and lax can compile it."""
+    return is_constant_shape((*lhs.shape, *rhs.shape)) and well_formed(rhs.shape, params)
 
 
 def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
@@ -264,10 +260,7 @@ mlir.register_lowering(lowered_p, lowering("other"))
 
 def _looked_up(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
     out = for_several_devices(ctx, lhs, rhs, params)
-    if out is not None:
-        return out
-    bind = partial(lowered_p.bind, moved=is_moved(lhs))
-    return mlir.lower_fun(bind, multiple_results=False)(ctx, lhs, rhs, **params)
+    return _lowered(ctx, lhs, rhs, params, is_moved(lhs)) if out is None else out
 
 
 def for_several_devices(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any]) -> Any:
@@ -277,12 +270,21 @@ def for_several_devices(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any]) ->
         return None
     lhs_aval, rhs_aval = ctx.avals_in
     if asks and 0 not in (*lhs_aval.shape, *rhs_aval.shape, *ctx.avals_out[0].shape):
-        return partitioned(ctx, lhs, rhs, params, _part, devices)
+        (out,) = partitioned(ctx, lhs, rhs, params | {"out_sharding": None}, _part, devices)
+        return [with_sharding_in_type(ctx, out)]
     # XLA would gather whole arrays for the loops and slices of others.
     algorithm = "xla" if params["algorithm"] == "auto" else params["algorithm"]
-    bind = partial(lowered_p.bind, moved=False)
+    return _lowered(ctx, lhs, rhs, params | {"algorithm": algorithm}, False)
+
+
+def _lowered(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any], moved: bool) -> Any:
+    bind = partial(lowered_p.bind, moved=moved)
     lower = mlir.lower_fun(bind, multiple_results=False)
-    return lower(ctx, lhs, rhs, **params | {"algorithm": algorithm})
+    if not has_explicit_sharding(*ctx.avals_in, *ctx.avals_out):
+        return lower(ctx, lhs, rhs, **params)
+    with no_mesh():
+        (out,) = lower(without_shardings(ctx), lhs, rhs, **params | {"out_sharding": None})
+    return [with_sharding_in_type(ctx, out)]
 
 
 def _part(lhs: Array, rhs: Array, *, algorithm: str, **params: Any) -> Array:

@@ -1,0 +1,128 @@
+"""Axes that are cut over devices, which ``vmap`` over a named axis stands for."""
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, lax
+
+from jaxconv.spec import dilate
+from jaxconv.transforms.borders import MeshLine, cut_axis, only_valid, own_outputs, window
+
+
+class VmappedLine(MeshLine):
+    """As ``vmap`` has no permutation that leaves places out."""
+
+    def permuted(self, x: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+        every = lax.all_gather(x, "line")
+        sources = np.full(len(every), -1)
+        for source, place in pairs:
+            sources[place] = source
+        source = jnp.asarray(sources)[self.index()]
+        return jnp.where(source < 0, 0, every[source])
+
+
+LINE = VmappedLine(("line",))
+
+
+def parts_of(x: np.ndarray, devices: int) -> np.ndarray:
+    """What each device holds of the first axis; behind its end lies anything."""
+    held = -(-len(x) // devices)
+    rest = np.full((devices * held - len(x), *x.shape[1:]), np.nan)
+    return np.concatenate([x, rest]).reshape(devices, held, *x.shape[1:])
+
+
+def convolved(x: Any, w: Any, stride: int, pads: Any, holes: int, dilation: int) -> Array:
+    """x: (size,), w: (taps,)."""
+    return lax.conv_general_dilated(
+        x[None, :, None],
+        w[:, None, None],
+        (stride,),
+        [pads],
+        (holes,),
+        (dilation,),
+        ("NHC", "HIO", "NHC"),
+    )[0, :, 0]
+
+
+SIZES = (8, 13, 16, 21)
+AXES = [
+    (devices, size, taps, stride, pads, holes, dilation)
+    for devices, size, taps, stride, pads, holes, dilation in itertools.product(
+        (2, 3, 4),
+        SIZES,
+        (1, 2, 3, 7),
+        (1, 2, 3),
+        ((0, 0), (1, 1), (2, 0), (-1, 3)),
+        (1, 2, 3),
+        (1, 3),
+    )
+    if dilate(size, holes) + sum(pads) >= dilate(taps, dilation)
+]
+SAMPLE = np.random.default_rng(0).permutation(len(AXES))[:32]
+
+
+@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE], ids=str)
+def test_outputs_of_each_device(case: Any) -> None:
+    devices, size, taps, stride, pads, holes, dilation = case
+    rng = np.random.default_rng(size)
+    x, w = rng.standard_normal(size), rng.standard_normal(taps)
+    expected = np.asarray(convolved(x, w, stride, pads, holes, dilation))
+    cut = cut_axis(devices, size, taps, len(expected), stride, pads[0], holes, dilation)
+    if cut is None:
+        assert holes > 1
+        return
+
+    def part(x: Array) -> Array:
+        out = convolved(
+            window(x, 0, cut, LINE), jnp.asarray(w), stride, cut.padding, holes, dilation
+        )
+        return own_outputs(out, 0, cut, LINE)
+
+    outs = np.asarray(jax.vmap(part, axis_name="line")(parts_of(x, devices)))
+    assert outs.shape[1] == -(-len(expected) // devices)
+    np.testing.assert_allclose(outs.ravel()[: len(expected)], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE[:20]], ids=str)
+def test_taps_of_each_device(case: Any) -> None:
+    """As in a kernel's gradient: the taps are the cotangent's positions."""
+    devices, size, out, dilation, pads, holes, stride = case
+    taps = (dilate(size, holes) + sum(pads) - dilate(out, stride)) // dilation + 1
+    rng = np.random.default_rng(size)
+    x, w = rng.standard_normal(size), rng.standard_normal(taps)
+    pads = pads[0], dilate(out, stride) - 1 + dilate(taps, dilation) - dilate(size, holes) - pads[0]
+    expected = np.asarray(convolved(x, w, stride, pads, holes, dilation))
+    assert len(expected) == out
+    cut = cut_axis(devices, size, taps, out, stride, pads[0], holes, dilation, sums=True)
+    if cut is None:
+        assert holes > 1
+        return
+
+    def part(x: Array, w: Array) -> Array:
+        w = only_valid(w, 0, taps, devices, LINE)
+        return convolved(window(x, 0, cut, LINE), w, stride, cut.padding, holes, dilation)
+
+    outs = jax.vmap(part, axis_name="line")(parts_of(x, devices), parts_of(w, devices))
+    np.testing.assert_allclose(np.asarray(outs).sum(0), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_borders_are_as_narrow_as_they_can_be() -> None:
+    cut = partial(cut_axis, 4, 32, low=1, holes=1, dilation=1)
+    same = cut(taps=3, out=32, stride=1)
+    assert same is not None
+    assert (same.left, same.right, same.before, same.after) == (1, 1, 0, 0)
+    strided = cut(taps=3, out=16, stride=2)
+    assert strided is not None
+    assert (strided.left, strided.right) == (1, 0)
+    patches = cut_axis(4, 32, 4, 8, 4, 0, 1, 1)
+    assert patches is not None
+    assert (patches.left, patches.right) == (0, 0)
+    large = cut(taps=21, out=14, stride=1)
+    assert large is not None
+    assert large.right > large.held  # from several neighbours
