@@ -92,8 +92,8 @@ __all__ = [
     "sharding_of",
     "user_frames",
     "weakref_lru_cache",
-    "with_sharding_in_type",
     "with_eqns",
+    "with_sharding_in_type",
     "without_dead_code",
     "without_shardings",
 ]

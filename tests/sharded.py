@@ -273,6 +273,23 @@ def planned_for_a_part() -> None:
     assert (2, 5, 6, 3) in shapes, shapes
 
 
+def explained() -> None:
+    """Parts and exchanges of arrays on several devices."""
+    case = CASES["3x3 stride 1"]
+    lhs, rhs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in case.operands())
+    lhs = lhs.update(sharding=NamedSharding(mesh(), P(("a", "b"))))
+    explanation = jaxconv.explain(value_and_gradients(case.lax))(lhs, rhs)
+    rows = {row.direction: row for row in explanation.rows}
+    assert rows["forward"].spec.lhs_shape == (2, 5, 6, 3)
+    assert rows["forward"].exchanged == rows["input gradient"].exchanged == ""
+    assert rows["weight gradient"].exchanged == "sums of 4 devices"
+    assert "sums of 4 devices" in str(explanation)
+    image = jax.ShapeDtypeStruct((2, 16, 6, 3), "float64")
+    image = image.update(sharding=NamedSharding(mesh(), P(None, "a")))
+    (row,) = jaxconv.explain(jaxconv.conv)(image, rhs).rows
+    assert (row.spec.lhs_shape, row.exchanged) == ((2, 10, 6, 3), "borders 1 + 1 of axis 0")
+
+
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     for algorithm in ("auto", *jaxconv.ALGORITHMS):
         first, *others = CASES_OF.get(algorithm, ("3x3",))
@@ -310,6 +327,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     yield "explicit mode, one device", on_an_explicit_mesh_of_one
     yield "automatic axes beside manual ones", with_automatic_axes_beside_manual_ones
     yield "planned for a part", planned_for_a_part
+    yield "explain", explained
 
 
 def names() -> list[str]:

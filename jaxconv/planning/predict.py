@@ -31,8 +31,9 @@ beside rows of this machine, larger away from all rows, on a processor or a vers
 rows, and with more cores than were measured. ``choose`` leaves XLA's own convolution only where the
 gain is likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
 
-The constants but OWN, the same for all algorithms and machines, are those of the largest likelihood
-of the package's rows. In cross-validation half of the predictions were off by a factor of 1.3 or less.
+The constants but OWN, the same for all algorithms and machines, are those of the largest
+likelihood of the package's rows. In cross-validation half of the predictions were off by a factor
+of 1.3 or less.
 """
 
 import dataclasses
@@ -53,9 +54,10 @@ from jaxconv.spec import ConvSpec, dilate
 CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
 # The Gaussian process.
 SMOOTH, ALONE, DISTANCE, NOISE = 1.5, 0.27, 5.0, 0.1
-# Shares of the variance between machines. The package's rows can't tell the share of OWN. With 0.08
-# predictions for a machine of a measured class were so unsure that XLA's own was kept where the
-# same convolution had been measured: 134 choices that differ, of 993, are 1.25 times as fast by 0.01.
+# Shares of the variance between machines. The package's rows can't tell OWN's. With 0.08 a user's
+# machine of a measured class was so unsure that XLA's own was kept where the same convolution had
+# been measured: of 993 convolutions on two versions, 134 choices that differ are 1.25 times as fast
+# with 0.01.
 SHARED, PROCESSOR, VERSION, OWN, CORES = 0.87, 0.08, 0.04, 0.01, 0.1
 NEAREST, OWN_NEAREST = 128, 32  # rows that a prediction takes into account, the user's besides
 OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut

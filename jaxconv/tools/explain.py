@@ -2,8 +2,12 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ParamSpec
+
+import jax
+from jax.sharding import AbstractMesh
 
 from jaxconv import tables
 from jaxconv.arguments import fail
@@ -11,7 +15,17 @@ from jaxconv.compat import current_traceback, rev_p
 from jaxconv.planning.choose import checked_platform
 from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.jaxprs import BY_NAME, choice, fn_jaxpr, source_line, walk
+from jaxconv.transforms.accelerate import accelerate
+from jaxconv.transforms.jaxprs import (
+    BY_NAME,
+    arrays_of,
+    choice,
+    fn_jaxpr,
+    results_of,
+    source_line,
+    walk,
+)
+from jaxconv.transforms.partition import observers
 
 P = ParamSpec("P")
 
@@ -21,7 +35,7 @@ class Row:
     """A convolution of a function, or several that are identical except for the count.
 
     Attributes:
-      spec: the convolution, in the canonical layout.
+      spec: the convolution, in the canonical layout; of arrays on several devices, a device's part.
       where: the source line that it or, in a gradient, its forward convolution comes from:
         "file:line (function)"; empty if unknown.
       direction: "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
@@ -36,6 +50,7 @@ class Row:
       count: how often it is run; in a scan, once for each step.
       within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
         assumes that the branch is taken; else empty.
+      exchanged: what devices exchange for it: borders of the image, sums.
     """
 
     spec: ConvSpec
@@ -50,6 +65,7 @@ class Row:
     workspace: int
     count: int = 1
     within: str = ""
+    exchanged: str = ""
 
 
 HEADER: tuple[str, ...] = (
@@ -115,7 +131,8 @@ def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
     sure = "measured" if row.measured else tables.factor(row.sigma)
     figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
-    return row.where, row.direction, row.algorithm, count, *figures, str(row.spec)
+    what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
+    return row.where, row.direction, row.algorithm, count, *figures, what
 
 
 def _figures(seconds: float, sure: str, lax_seconds: float, workspace: int) -> tuple[str, ...]:
@@ -132,7 +149,9 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
     only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA; what
     ``fn`` leaves in a ``jax.Ref`` or an object, as NNX's ``optimizer.update`` does, is used. The
     objects themselves stay as they are.
-    Inside ``shard_map`` the shapes are those on one device.
+    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices
+    (arrays, or ``jax.ShapeDtypeStruct`` with a sharding), the program is compiled, as XLA decides
+    how the arrays within lie; the convolutions are then a device's parts.
 
     Args:
       fn: any function, including jitted and accelerated ones.
@@ -170,7 +189,8 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
 
     def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:
         counts = Counter[Row]()
-        for row in _rows(fn_jaxpr(fn, args, kwargs), platform):
+        parts = _parts(fn, args, kwargs)
+        for row in _rows(fn_jaxpr(fn, args, kwargs), platform, parts):
             counts[dataclasses.replace(row, count=1)] += row.count
         rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
         return Explanation(platform, tuple(rows))
@@ -178,11 +198,39 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
     return explained
 
 
-def _rows(jaxpr: Any, platform: str) -> Iterator[Row]:
+Parts = Mapping[ConvSpec, tuple[ConvSpec, str]]
+
+
+def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> Parts:
+    """A device's part of each convolution, and what is exchanged for it; nothing on one device."""
+    arrays = arrays_of(args, kwargs)
+    shardings = [getattr(array, "sharding", None) for array in arrays.values()]
+    abstract = any(isinstance(getattr(s, "mesh", None), AbstractMesh) for s in shardings)
+    if abstract or all(s is None or s.num_devices == 1 for s in shardings):
+        return {}
+    parts: dict[ConvSpec, tuple[ConvSpec, str]] = {}
+
+    def observe(whole: ConvSpec, part: ConvSpec, exchanged: str) -> None:
+        parts[whole] = part, exchanged
+
+    observers.append(observe)
+    try:
+        # A new function, so that it is compiled even if it was before.
+        compiled = accelerate(partial(results_of, fn, args, kwargs))
+        jax.jit(lambda arrays: compiled(arrays)).lower(arrays).compile()
+    finally:
+        observers.remove(observe)
+    return parts
+
+
+def _rows(jaxpr: Any, platform: str, parts: Parts) -> Iterator[Row]:
     for eqn, names, makers, times, within in walk(jaxpr):
         direction = _direction(eqn, names, makers)
         where = source_line(eqn.source_info.traceback)
-        yield _row(*choice("explain", eqn), platform, where, direction, times, within)
+        spec, algorithm, why = choice("explain", eqn)
+        part, exchanged = parts.get(spec, (spec, ""))
+        row = _row(part, algorithm, why, platform, where, direction, times, within)
+        yield dataclasses.replace(row, exchanged=exchanged)
 
 
 class Compiled:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ BY_NAME = "it was asked for by name"
 
 def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """The jaxpr of ``fn(*args, **kwargs)``, traced over the arrays, without dead code."""
-    leaves, tree = jax.tree.flatten((args, kwargs))
+    return without_dead_code(
+        jax.make_jaxpr(partial(results_of, fn, args, kwargs))(arrays_of(args, kwargs))
+    )
+
+
+def arrays_of(args: Any, kwargs: Any) -> dict[int, Any]:
+    """The arrays among arguments, and what stands for arrays, by their place."""
     kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
-    traced = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, kinds)}
+    leaves = enumerate(jax.tree.leaves((args, kwargs)))
+    return {i: leaf for i, leaf in leaves if isinstance(leaf, kinds)}
 
-    def of_arrays(arrays: dict[int, Any]) -> list[Any]:
-        args, kwargs = jax.tree.unflatten(
-            tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        )
-        return results_and_changes(fn, args, kwargs)
 
-    return without_dead_code(jax.make_jaxpr(of_arrays)(traced))
+def results_of(fn: Callable[..., Any], args: Any, kwargs: Any, arrays: dict[int, Any]) -> list[Any]:
+    """What ``fn`` returns and leaves in objects, with ``arrays`` in place of its own."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    args, kwargs = jax.tree.unflatten(tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+    return results_and_changes(fn, args, kwargs)
 
 
 def walk(

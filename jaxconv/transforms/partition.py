@@ -16,6 +16,7 @@ several meshes, and abstract ones, which lax's convolution does not.
 """
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat
+from jaxconv.spec import ConvSpec
 from jaxconv.transforms.borders import only_valid, own_outputs, window
 from jaxconv.transforms.cuts import Cut, Dimensions, cut_of, dimensions
 
@@ -54,6 +56,10 @@ class Devices:
         return lax.psum(x, AXIS, axis_index_groups=[list(line) for line in self.lines])
 
 
+# Called with each convolution that is cut, a device's part, and what devices exchange.
+observers: list[Callable[[ConvSpec, ConvSpec, str], None]] = []
+
+
 def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) -> Bind:
     """What a device computes from its parts of lhs and rhs."""
     spec, groups = found.spec, cut.parts("g")
@@ -63,8 +69,6 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
     counts = {name: params[name] for name in ("feature_group_count", "batch_group_count")}
     counts = {name: count // groups if count > 1 else count for name, count in counts.items()}
     changed = {**params, **counts, "padding": tuple(padding)}
-    summed = {"c"} | {f"x{d}" for d in cut.axes if found.sums(d)}
-    summed &= set(cut.places)
 
     def of_parts(lhs: Array, rhs: Array) -> Array:
         arrays = [lhs, rhs]
@@ -80,14 +84,34 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
             if found.sums(d):
                 taps = spec.kernel_shape[d]
                 rhs = only_valid(rhs, found.spatial[d][1], taps, axis.devices, line)
+        for observe in observers:
+            observe(spec, ConvSpec.from_params(lhs, rhs, changed), exchanged(found, cut))
         out = bind(lhs, rhs, **changed)
         for d, axis in cut.axes.items():
             if not found.sums(d):
                 line = Devices(cut.lines([f"x{d}"]))
                 out = own_outputs(out, found.spatial[d][2], axis, line)
-        return Devices(cut.lines(sorted(summed))).sum(out) if summed else out
+        along = summed(found, cut)
+        return Devices(cut.lines(along)).sum(out) if along else out
 
     return of_parts
+
+
+def summed(found: Dimensions, cut: Cut) -> list[str]:
+    """The letters over whose parts is summed."""
+    letters = ["c", *(f"x{d}" for d in cut.axes if found.sums(d))]
+    return [letter for letter in letters if letter in cut.places]
+
+
+def exchanged(found: Dimensions, cut: Cut) -> str:
+    """What devices exchange, in words: "borders 1 + 1 of axis 0; sums of 8 devices"."""
+    borders = [
+        f"borders {axis.left} + {axis.right} of axis {d}"
+        for d, axis in cut.axes.items()
+        if axis.left or axis.right
+    ]
+    devices = math.prod(map(cut.parts, summed(found, cut)))
+    return "; ".join([*borders, f"sums of {devices} devices"] if devices > 1 else borders)
 
 
 # What XLA asks
