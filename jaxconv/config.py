@@ -12,6 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
+
 from jaxconv import tables
 from jaxconv.arguments import fail
 
@@ -145,12 +147,13 @@ class Config:
       1000000000
     """
 
-    __slots__ = ("_blocks", "_environment", "_given", "_initial", "_lock")
+    __slots__ = ("_blocks", "_defaults", "_environed", "_environment", "_given", "_lock")
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
         self._given: dict[str, Any] = {}
-        self._initial: dict[str, Any] = {}
+        self._environed: dict[str, Any] = {}  # as parsed; None where there is no variable
+        self._defaults: dict[str, Any] = {}
         # Values of each open block, the latest last: blocks of threads may overlap.
         self._blocks: tuple[dict[str, Any], ...] = ()
         self._lock = threading.Lock()
@@ -159,7 +162,8 @@ class Config:
     def workspace_limit(self) -> int:
         """Bytes of intermediate arrays, besides operands and output, that "auto" lets an algorithm
         take. ``xla`` and algorithms asked for by name are exempt. Default: an eighth of the
-        machine's memory."""
+        machine's memory; plans in a program of several processes, which must be alike, take an
+        eighth of 8 GiB instead. A value that is given counts there too: give all the same."""
         return self._value("workspace_limit")
 
     @property
@@ -170,7 +174,8 @@ class Config:
 
     @property
     def use_cache(self) -> bool:
-        """Whether plans use measurements by ``autotune``. Default: True."""
+        """Whether plans use measurements by ``autotune``. Default: True; in a program of several
+        processes plans never do."""
         return self._value("use_cache")
 
     def update(self, name: str, value: Any) -> None:
@@ -220,19 +225,23 @@ class Config:
             checked[name] = _checked(name, name, value)
         return checked
 
+    def _from_user(self, name: str) -> Any:
+        """The value of a setting that the user gave, in code or environment; None for a default."""
+        for values in (*reversed(self._blocks), self._given):
+            if name in values:
+                return values[name]
+        if name not in self._environed:
+            variable = SETTINGS[name].variable
+            text = self._environment.get(variable, "")
+            called = f"the environment variable {variable}"
+            self._environed[name] = _checked(name, called, text) if text.strip() else None
+        return self._environed[name]
+
     def _value(self, name: str) -> Any:
-        for given in (*reversed(self._blocks), self._given):
-            if name in given:
-                return given[name]
-        if name not in self._initial:
-            setting = SETTINGS[name]
-            text = self._environment.get(setting.variable, "")
-            self._initial[name] = (
-                _checked(name, f"the environment variable {setting.variable}", text)
-                if text.strip()
-                else setting.default()
-            )
-        return self._initial[name]
+        given = self._from_user(name)
+        if given is None and name not in self._defaults:
+            self._defaults[name] = SETTINGS[name].default()
+        return self._defaults[name] if given is None else given
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # A process has one configuration: copying and unpickling return that of the process.
@@ -262,9 +271,17 @@ def notify() -> None:
 config = Config()
 
 
+def several_processes() -> bool:
+    """Whether several processes run this program. They must plan alike: if their programs differ,
+    they wait for each other for ever. Starts JAX's backend."""
+    return jax.process_count() > 1
+
+
 def over_limit(workspace: int) -> str | None:
     """Why this many bytes of intermediate arrays are too many; None if they are not."""
     limit = config.workspace_limit
+    if several_processes() and config._from_user("workspace_limit") is None:
+        limit = UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
     if workspace <= limit:
         return None
     sizes = tables.mebibytes(workspace), tables.mebibytes(limit)

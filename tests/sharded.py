@@ -58,6 +58,13 @@ LAYOUTS_UNDER_JIT = LAYOUTS | {
     "batch and rows": (P("b", "a"), P()),
     "different in both": (P("a"), P(None, None, None, "a")),
 }
+UNDER_JIT = (
+    ("auto", "3x3", tuple(LAYOUTS_UNDER_JIT)),
+    ("auto", "transposed", ("inputs", "rows", "batch and rows")),
+    ("auto", "grouped", ("outputs", "rows and columns", "different in both")),
+    ("auto", "large kernel", ("batch", "rows", "rows and columns")),
+    ("winograd", "3x3 stride 1", ("batch", "rows")),
+)
 Conv = Callable[[Any, Any], Array]
 
 
@@ -299,14 +306,8 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     for algorithm in ("auto", "im2col_tiled", "naive"):
         check = partial(in_shard_map_with_vmap_and_scan, algorithm)
         yield f"shard_map, vmap and scan: {algorithm}", check
-    for layout in LAYOUTS_UNDER_JIT:
-        for algorithm, case in (
-            ("auto", "3x3"),
-            ("auto", "transposed"),
-            ("auto", "grouped"),
-            ("auto", "large kernel"),
-            ("winograd", "3x3 stride 1"),
-        ):
+    for algorithm, case, layouts in UNDER_JIT:
+        for layout in layouts:
             check = partial(under_jit, layout, algorithm, case)
             yield f"NamedSharding, {layout}: {algorithm}, {case}", check
     for way in ("conv_general_dilated", "accelerate", "enabled"):

@@ -1,6 +1,7 @@
 """accelerate: jaxconv's convolutions where ``fn`` has lax's, and everything else as in ``fn``."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import inspect
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxconv
 from jaxconv import accelerate, compat
+from jaxconv.bench.networks import NETWORKS
 from jaxconv.transforms import primitive
 
 Fun = Callable[..., Any]
@@ -972,6 +974,23 @@ def test_export() -> None:
     assert_close(grad(again.call)(x, w), grad(two_layers)(x, w))
     # What was exported is a program of its own.
     assert_close(accelerate(again.call)(x, w), two_layers(x, w))
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "3-D U-Net"])
+def test_training_steps_are_exported_for_accelerators(name: str) -> None:
+    """With as many convolutions as by lax: all are left to XLA."""
+    (network,) = (network for network in NETWORKS if network.name == name)
+    *size, channels = network.shape
+    small = dataclasses.replace(network, shape=(*(32 for _ in size), channels))
+    with jax.numpy_rank_promotion("allow"):  # users' models promote
+        args = small.init(), *small.data(1)
+        for platform in ("cuda", "rocm", "tpu"):
+            found, by_lax = (
+                export.export(jax.jit(step), platforms=[platform])(*args).mlir_module()
+                for step in (accelerate(small.step), small.step)
+            )
+            convolutions = by_lax.count("stablehlo.convolution")
+            assert found.count("stablehlo.convolution") == convolutions > 0
 
 
 # ---- the state of JAX ----

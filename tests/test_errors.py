@@ -651,6 +651,24 @@ def test_autotune_refuses_where_nothing_was_planned() -> None:
     checked("autotune", autotune_nothing, ValueError, match)
 
 
+def in_several_processes(measure: Callable[[], Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        measure()
+
+
+MEASURE = {
+    "autotune": lambda: in_several_processes(jaxconv.autotune),
+    "tune": lambda: in_several_processes(calibrate.tune),
+}
+
+
+@pytest.mark.parametrize("function", MEASURE)
+def test_several_processes_measure_nothing(function: str) -> None:
+    match = r"measurements are for .* one process, .*, got 2 processes; leave the call out there"
+    checked(function, MEASURE[function], ValueError, match)
+
+
 def apply_unsupported() -> None:
     spec = CASES["3x3"].spec()
     lhs, rhs = map(jnp.asarray, CASES["3x3"].operands())
@@ -757,7 +775,7 @@ def test_every_refusal_has_a_test() -> None:
     ]
     calls += [lambda: symbolic("im2col"), explain_symbolic, explain_malformed, apply_unsupported]
     calls += [conv_of_parts]
-    calls += [tune_without_predictions, autotune_nothing]
+    calls += [tune_without_predictions, autotune_nothing, *MEASURE.values()]
     calls += bad_settings().values()
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent

@@ -160,7 +160,79 @@ def test_the_class_is_of_what_xla_may_use(
     assert ("with AVX-512" in measured.processor_class()) == wide
 
 
+@pytest.mark.parametrize(
+    ("cores", "devices", "share"), [(8, 1, 8), (8, 3, 2), (2, 4, 1), (8, 0, 8), (None, 1, 1)]
+)
+def test_devices_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, devices: int, share: int
+) -> None:
+    monkeypatch.setattr(measured, "cores", lambda: cores)
+    monkeypatch.setattr(measured, "_devices", lambda platform: ["cpu"] * devices)
+    assert measured.here.__wrapped__("cpu").cores == share
+    identity = measured.fingerprint.__wrapped__("cpu")
+    assert identity is not None
+    assert (f" for {devices} devices" in identity["device"]) == (devices > 1)
+
+
+def test_several_processes_plan_alike(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On whatever hosts they are, and whatever they measured."""
+    specs = list(map(prepared, SPECS[:30]))
+
+    def plans(processor: str, cores: int, fastest: str) -> tuple[Machine, list[tuple[str, str]]]:
+        monkeypatch.setattr(measured, "processor_class", lambda: processor)
+        monkeypatch.setattr(measured, "cores", lambda: cores)
+        with jaxconv.config.set(cache_dir=tmp_path / processor):
+            caches()
+            times = dict.fromkeys(("im2col", "xla"), 1.0) | {fastest: 0.001}
+            measured.record([Row(spec, HERE, times) for spec in specs], "cpu")
+            forget()
+            return measured.here("cpu"), [choose(spec, "cpu") for spec in specs]
+
+    def caches() -> None:
+        measured.here.cache_clear()
+        measured.fingerprint.cache_clear()
+
+    hosts = ("x86_64 AuthenticAMD 25", 2, "im2col"), ("x86_64 GenuineIntel 6", 64, "xla")
+    try:
+        apart = [plans(*host) for host in hosts]
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        together = [plans(*host) for host in hosts]
+    finally:
+        monkeypatch.undo()
+        caches()
+        forget()
+    assert apart[0] != apart[1]
+    assert together[0] == together[1]
+    machine, chosen = together[0]
+    assert (machine.processor, machine.cores) == ("", 2)
+    assert not any("was measured" in why for _, why in chosen)
+
+
 # The interpolation
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 160])
+def test_solution_by_halves(n: int) -> None:
+    rng = np.random.default_rng(n)
+    root, vector = rng.standard_normal((n, n)), rng.standard_normal(n)
+    matrix = root @ root.T + np.eye(n)
+    expected = np.linalg.solve(matrix, vector)
+    np.testing.assert_allclose(prediction._solution(matrix, vector), expected, rtol=1e-9)
+
+
+def test_what_is_solved_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 100 rows on OpenBLAS takes more stack than threads of XLA may have."""
+    sizes = []
+    solve = np.linalg.solve
+
+    def watched(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+        sizes.append(len(matrix))
+        return solve(matrix, vector)
+
+    monkeypatch.setattr(np.linalg, "solve", watched)
+    for spec in LIKE:
+        Model(package_rows(), HERE).predict("xla", spec)
+    assert 0 < max(sizes) <= (prediction.NEAREST + prediction.OWN_NEAREST) // 2 < 100
 
 
 def test_what_was_measured_is_predicted_as_it_was() -> None:

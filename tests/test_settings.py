@@ -10,7 +10,7 @@ import pytest
 from cases import CASES
 
 import jaxconv
-from jaxconv.config import MEMORY_SHARE, SETTINGS, UNKNOWN_MEMORY, Config, config
+from jaxconv.config import MEMORY_SHARE, SETTINGS, UNKNOWN_MEMORY, Config, config, over_limit
 from jaxconv.planning.choose import choose
 from jaxconv.planning.plan import plan_spec
 
@@ -221,6 +221,23 @@ def test_there_is_always_something_that_runs(platform: str, case: object) -> Non
         # What is asked for by name hands nothing on to XLA, whatever it takes.
         name, _ = choose(spec, platform, frozenset({"xla"}))
         assert name != "xla"
+
+
+def test_the_default_limit_of_several_processes_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their hosts may differ, their plans must not; a limit that is given counts."""
+    default, module = UNKNOWN_MEMORY // MEMORY_SHARE, sys.modules["jaxconv.config"]
+    for host in (1, 2**50):
+        for text, given in (("", default), ("17", 17)):
+            fresh = Config({"JAXCONV_WORKSPACE_LIMIT": text})
+            fresh._defaults["workspace_limit"] = host
+            monkeypatch.setattr(module, "config", fresh)
+            monkeypatch.setattr(jax, "process_count", lambda: 1)
+            assert (over_limit(default) is None) == (host > 1 and not text)
+            monkeypatch.setattr(jax, "process_count", lambda: 2)
+            assert over_limit(given) is None
+            assert "is over the limit of" in str(over_limit(given + 1))
+            with fresh.set(workspace_limit=5):
+                assert over_limit(6)
 
 
 def test_by_name_there_is_no_limit() -> None:

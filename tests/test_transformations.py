@@ -309,10 +309,15 @@ def exported(
     return export.deserialize(made.serialize(vjp_order=1))
 
 
+def exported_case(algorithm: str) -> Case:
+    """A case that ``algorithm`` supports."""
+    taken = {"pointwise": "1x1 stride 2", "winograd": "3x3", "winograd4": "3x3"}
+    return CASES[taken.get(algorithm, "transposed")]
+
+
 @pytest.mark.parametrize("algorithm", ["auto", *jaxconv.ALGORITHMS])
 def test_export(algorithm: str) -> None:
-    taken = {"pointwise": "1x1 stride 2", "winograd": "3x3", "winograd4": "3x3"}
-    case = CASES[taken.get(algorithm, "transposed")]
+    case = exported_case(algorithm)
     args = case.operands()
     again = exported(conv_by(case, algorithm), *args)
     assert_same(jax.jit(again.call), jax.jit(case.lax), *args)
@@ -328,6 +333,47 @@ def test_export_for_several_platforms() -> None:
     again = exported(conv_by(case), *case.operands(), platforms=("cpu", "cuda", "tpu"))
     assert again.platforms == ("cpu", "cuda", "tpu")
     assert_same(jax.jit(again.call), jax.jit(case.lax), *case.operands())
+
+
+def convolutions_elsewhere(fun: Callable, case: Case, platform: str, dtype: Any) -> int:
+    """How many of XLA's own are in what is exported for a platform that may not be here."""
+    made = export.export(jax.jit(fun), platforms=[platform])(*case.operands(dtype))
+    assert made.platforms == (platform,)
+    return made.mlir_module().count("stablehlo.convolution")
+
+
+ELSEWHERE = pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("algorithm", jaxconv.ALGORITHMS)
+def test_export_for_another_platform(algorithm: str, platform: str) -> None:
+    case = exported_case(algorithm)
+    conv = conv_by(case, algorithm)
+    assert convolutions_elsewhere(conv, case, platform, np.float32) == (algorithm == "xla")
+    # What an algorithm can't do is planned for that platform, where it is XLA's.
+    gradients = jax.grad(energy(conv), (0, 1))
+    assert convolutions_elsewhere(gradients, case, platform, np.float32) <= 3
+
+
+@ELSEWHERE
+@pytest.mark.parametrize("name", ["3x3", "3x3 stride 2", "transposed", "nchw", "3d"])
+def test_dense_convolutions_exported_for_accelerators_are_xlas(name: str, platform: str) -> None:
+    case = CASES[name]
+    for transform in (lambda conv: conv, lambda conv: jax.grad(energy(conv), (0, 1))):
+        counts = [
+            convolutions_elsewhere(transform(conv), case, platform, np.float32)
+            for conv in (conv_by(case), case.lax)
+        ]
+        assert counts[0] == counts[1] > 0
+
+
+@ELSEWHERE
+def test_integers_exported_for_gpus_are_not_xlas(platform: str) -> None:
+    """XLA refuses them there."""
+    case = CASES["3x3"]
+    count = convolutions_elsewhere(conv_by(case), case, platform, np.int8)
+    assert count == (platform == "tpu")
 
 
 def same_2d(conv: Callable[..., Array], **arguments: Any) -> Conv:

@@ -40,7 +40,7 @@ from jaxconv.planning.measured import Machine, Row, here, own_rows, package_mach
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import Model, known_rows, place
 from jaxconv.spec import ConvSpec
-from jaxconv.tools.autotune import timed
+from jaxconv.tools.autotune import check_alone, timed
 
 SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
@@ -211,8 +211,10 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
       shown: called with each convolution before it is timed.
 
     Raises:
-      ValueError: the package has no rows for this platform, which could predict the time of others.
+      ValueError: the package has no rows for this platform, which could predict the time of others;
+        several processes run this program, whose plans don't use measurements.
     """
+    check_alone("tune")
     platform = jax.default_backend()
     if not any(machine.platform == platform for machine in package_machines()):
         fail(

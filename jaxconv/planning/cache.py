@@ -77,9 +77,9 @@ def _load(path: Path, name: str, check: Check) -> Document | None:
         remedy = (
             "it is ignored, and kept aside as a file *.damaged when there is something to write"
         )
-        _warn(path.parent, name, f"{str(path)!r} is damaged ({error}): {remedy}")
+        warn(name, f"{str(path)!r} is damaged ({error}): {remedy}")
     except OSError as error:
-        _warn(path.parent, name, f"{str(path)!r} can't be read ({error.strerror}): it is ignored")
+        warn(name, f"{str(path)!r} can't be read ({error.strerror}): it is ignored")
     return None
 
 
@@ -96,24 +96,22 @@ def update(name: str, merge: Merge, check: Check = no_check) -> None:
       check: as in ``load``.
     """
     with _lock:
-        _update(config.cache_dir, name, merge, check)
-
-
-def _update(folder: Path | None, name: str, merge: Merge, check: Check) -> None:
-    pending = _pending.setdefault((folder, name), [])
-    pending.append(merge)
-    try:
-        if folder is None:
-            raise ModuleNotFoundError(name="platformdirs")
-        _write(folder / f"{name}.json", name, pending, check)
-    except ModuleNotFoundError as error:
-        problem = f"it takes the package {error.name!r} to keep it: {EXTRA}"
-    except (OSError, NotImplementedError) as error:  # latter: file system without locks
-        problem = f"{str(folder)!r} can't be written ({getattr(error, 'strerror', None) or error})"
-    else:
-        del _pending[folder, name]
-        return
-    _warn(folder, name, f"measurements are known to this process only, since {problem}")
+        folder = config.cache_dir
+        pending = _pending.setdefault((folder, name), [])
+        pending.append(merge)
+        try:
+            if folder is None:
+                raise ModuleNotFoundError(name="platformdirs")
+            _write(folder / f"{name}.json", name, pending, check)
+        except ModuleNotFoundError as error:
+            problem = f"it takes the package {error.name!r} to keep it: {EXTRA}"
+        except (OSError, NotImplementedError) as error:  # latter: file system without locks
+            why = getattr(error, "strerror", None) or error
+            problem = f"{str(folder)!r} can't be written ({why})"
+        else:
+            del _pending[folder, name]
+            return
+        warn(name, f"measurements are known to this process only, since {problem}")
 
 
 def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
@@ -128,7 +126,7 @@ def _write(path: Path, name: str, merges: list[Merge], check: Check) -> None:
         except DamagedError as error:
             document = {}
             aside = _kept_aside(path)
-            _warn(path.parent, name, f"{str(path)!r} was damaged ({error}): it is now {aside!r}")
+            warn(name, f"{str(path)!r} was damaged ({error}): it is now {aside!r}")
         for merge in merges:
             document = merge(document)
         text = json.dumps({"schema": SCHEMA, "name": name, "document": document}, indent=1)
@@ -168,10 +166,6 @@ def _kept_aside(path: Path) -> str:
 
 def warn(name: str, problem: str) -> None:
     """Warns about the document ``name``, unless this process was warned about it before."""
-    _warn(config.cache_dir, name, problem)
-
-
-def _warn(folder: Path | None, name: str, problem: str) -> None:
-    if (folder, name) not in _warned:
-        _warned.add((folder, name))
+    if (config.cache_dir, name) not in _warned:
+        _warned.add((config.cache_dir, name))
         warnings.warn(f"jaxconv's cache: {problem}", UserWarning, stacklevel=2)

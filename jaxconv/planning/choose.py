@@ -13,7 +13,8 @@ from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.arguments import fail
 from jaxconv.config import listeners, over_limit
-from jaxconv.planning.predict import Time, model, own_row, predicted, time_of
+from jaxconv.planning.measured import own_rows
+from jaxconv.planning.predict import Time, model, predicted, time_of
 from jaxconv.spec import ConvSpec
 
 
@@ -27,11 +28,9 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     spec = prepared(spec)
     possible = [n for n, a in ALGORITHMS.items() if n not in without and a.breach(spec) is None]
     possible = [n for n in possible if rejection(ALGORITHMS[n], spec, platform) is None]
-    row = own_row(spec, platform)
-    if row is not None:
-        times = {name: time_of(name, spec, platform) for name in possible if name in row.seconds}
-        if times:
-            return decide(times, platform)
+    row = own_rows(platform).get(spec)
+    if row is not None and (names := [n for n in possible if n in row.seconds]):
+        return decide({n: time_of(n, spec, platform) for n in names}, platform)
     if platform != "cpu":
         return _on_accelerator(spec, platform, possible)
     if spec.is_empty and "xla" in possible:
@@ -129,11 +128,9 @@ def run(
     The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
     asked for by name are never left to XLA, so that a measurement is of the named algorithm.
     """
-    without = frozenset[str]()
+    without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":
         algorithm, _ = choose(spec, platform)
-    elif algorithm != "xla":
-        without = frozenset({"xla"})
     if moved:
         spec = spec.replace(channels_first=False)
     return execute(lhs, rhs, spec, algorithm, platform, without)
@@ -167,9 +164,7 @@ def check_name(function: str, algorithm: str) -> None:
 def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     """Raises where ``algorithm`` is unknown or can't do ``spec``."""
     check_name(function, algorithm)
-    if algorithm == "auto":
-        return
-    reason = refusal(ALGORITHMS[algorithm], spec)
+    reason = None if algorithm == "auto" else refusal(ALGORITHMS[algorithm], spec)
     if reason is not None:
         fail(
             function,

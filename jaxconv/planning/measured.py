@@ -8,18 +8,18 @@ version of JAX and version of jaxconv.
 """
 
 import dataclasses
-import enum
 import gc
 import gzip
 import hashlib
 import json
 import math
+import operator
 import os
 import platform as system
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache as once
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 
 from jaxconv.algorithms.base import prepared
-from jaxconv.config import config, listeners
+from jaxconv.config import config, listeners, several_processes
 from jaxconv.planning import cache
 from jaxconv.spec import ConvSpec
 
@@ -42,7 +42,7 @@ class Machine:
     Attributes:
       platform: "cpu", "gpu", "tpu", …
       processor: its class: architecture, vendor, family, and whether it has AVX-512.
-      cores: that the process could use.
+      cores: that each device of the process could use while all were busy.
       jax: the version.
       own: whether it is the user's, this very one.
       note: date and command; the same for machines that are otherwise equal.
@@ -78,17 +78,17 @@ class Row:
 
 
 def fields_of(spec: ConvSpec) -> dict[str, Any]:
-    """``spec`` as JSON, without what is usual."""
+    """What is unusual about ``spec``."""
     ones, zeros = (1,) * spec.spatial_ndim, ((0, 0),) * spec.spatial_ndim
     usual = {f.name: f.default for f in dataclasses.fields(ConvSpec)}
     usual |= {"window_strides": ones, "padding": zeros, "lhs_dilation": ones, "rhs_dilation": ones}
     usual |= {"dtype": np.dtype("float32"), "out_dtype": spec.dtype}
     values = ((name, getattr(spec, name)) for name in usual)
-    return {name: _json(value) for name, value in values if value != usual[name]}
+    return {name: value for name, value in values if value != usual[name]}
 
 
 def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
-    """The spec that ``fields_of`` wrote."""
+    """The spec of which these are ``fields_of``, as JSON."""
     lhs_shape, rhs_shape = tuple(fields["lhs_shape"]), tuple(fields["rhs_shape"])
     ones = (1,) * (len(lhs_shape) - 2)
     dtype = _dtype(fields.get("dtype", "float32"))
@@ -110,18 +110,13 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
 AS_THEY_ARE = "feature_group_count", "batch_group_count", "weight_gradient"
 AS_THEY_ARE += "channels_first", "kernel_order"
 DEFAULT = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+_text = partial(json.dumps, default=operator.attrgetter("name"))  # of dtypes and precisions
 _dtype = once(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does not know bfloat16
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_json(element) for element in value]
-    return value.name if isinstance(value, (np.dtype, enum.Enum)) else value
 
 
 def key(spec: ConvSpec) -> str:
     """``spec`` as text, the same in every process."""
-    return json.dumps(fields_of(spec))
+    return _text(fields_of(spec))
 
 
 # The package's rows
@@ -151,7 +146,7 @@ def written(rows: Sequence[Row], place: Callable[[ConvSpec], Sequence[float]]) -
             rounded = [round(x, 3) if x % 1 else int(x) for x in place(row.spec)]
             lines[row.spec] = [fields_of(row.spec), rounded]
         lines[row.spec].append(entry)
-    yield from map(json.dumps, lines.values())
+    yield from map(_text, lines.values())
 
 
 def _rounded(value: float, digits: int) -> float:
@@ -192,9 +187,13 @@ def package_rows(wanted: tuple[Machine, ...] | None = None) -> tuple[Row, ...]:
 
 @lru_cache
 def here(platform: str) -> Machine:
-    """The machine that this process runs on."""
-    processor = processor_class() if platform == "cpu" else _device(platform) or platform
-    return Machine(platform, processor, cores() or 1, jax.__version__, own=True)
+    """The machine that this process runs on; where there are several processes, any machine."""
+    if several_processes():  # 2 cores, as most of the package's rows
+        return Machine(platform, "", 2, jax.__version__, own=True)
+    kinds = _devices(platform)
+    processor = processor_class() if platform == "cpu" else (kinds or [platform])[0]
+    share = max(1, (cores() or 1) // max(1, len(kinds)))
+    return Machine(platform, processor, share, jax.__version__, own=True)
 
 
 def processor() -> str:
@@ -234,11 +233,12 @@ def cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _device(platform: str) -> str | None:
+def _devices(platform: str) -> list[str]:
+    """The kinds of this process's devices."""
     try:
-        return jax.devices(platform)[0].device_kind
+        return [device.device_kind for device in jax.local_devices(backend=platform)]
     except RuntimeError:
-        return None
+        return []
 
 
 @lru_cache
@@ -256,12 +256,12 @@ def version() -> str:
 @lru_cache
 def fingerprint(platform: str) -> Mapping[str, str] | None:
     """Device and versions that the user's rows are valid for; None if there is no such device."""
-    # JAX calls every processor "cpu".
-    limit = f", up to {_limit()}" if _limit() else ""
-    device = f"{processor()}, {cores()} cores{limit}" if platform == "cpu" else _device(platform)
-    if device is None:
-        return None
-    return {"device": device, "jax": jax.__version__, "jaxconv": version()}
+    kinds = _devices(platform)
+    if platform == "cpu":  # JAX calls every processor "cpu"
+        shared = f" for {len(kinds)} devices" if len(kinds) > 1 else ""
+        limit = f", up to {_limit()}" if _limit() else ""
+        kinds = [f"{processor()}, {cores()} cores{shared}{limit}"]
+    return {"device": kinds[0], "jax": jax.__version__, "jaxconv": version()} if kinds else None
 
 
 def document_name(identity: Mapping[str, str]) -> str:
@@ -271,25 +271,22 @@ def document_name(identity: Mapping[str, str]) -> str:
     return f"rows-{re.sub('[^a-z0-9.]+', '-', text.lower())[:80]}-{digest}"
 
 
-def _check(identity: Mapping[str, str]) -> cache.Check:
-    def problem(document: cache.Document) -> str | None:
-        """What is wrong with a document; None if it is valid."""
-        if document.get("fingerprint") != identity:
-            return "it is of another device or version"
-        return None if isinstance(document.get("rows"), dict) else "it has no rows"
-
-    return problem
+def _problem(identity: Mapping[str, str], document: cache.Document) -> str | None:
+    """What is wrong with a document that should be of ``identity``; None if it is valid."""
+    if document.get("fingerprint") != identity:
+        return "it is of another device or version"
+    return None if isinstance(document.get("rows"), dict) else "it has no rows"
 
 
 @lru_cache
 def own_rows(platform: str) -> Mapping[ConvSpec, Row]:
     """The user's rows for this device and these versions, by their prepared specs; empty if
-    ``use_cache`` is off."""
-    identity = fingerprint(platform) if config.use_cache else None
+    ``use_cache`` is off, and where there are several processes, each of which has its own."""
+    identity = fingerprint(platform) if config.use_cache and not several_processes() else None
     if identity is None:
         return {}
     name = document_name(identity)
-    document = cache.load(name, _check(identity))
+    document = cache.load(name, partial(_problem, identity))
     rows = {}
     for text, entry in (document or {"rows": {}})["rows"].items():
         row = _own_row(text, entry, here(platform))
@@ -327,7 +324,7 @@ def record(rows: Sequence[Row], platform: str) -> None:
     def merged(document: cache.Document) -> cache.Document:
         return {"fingerprint": identity, "rows": document.get("rows", {}) | new}
 
-    cache.update(document_name(identity), merged, _check(identity))
+    cache.update(document_name(identity), merged, partial(_problem, identity))
     own_rows.cache_clear()
 
 
@@ -345,7 +342,7 @@ def forget(platform: str) -> int:
     identity = fingerprint(platform)
     if identity is None:
         return 0
-    name, check = document_name(identity), _check(identity)
+    name, check = document_name(identity), partial(_problem, identity)
     count = len((cache.load(name, check) or {"rows": {}})["rows"])
     if count:
         cache.update(name, lambda _: {"fingerprint": identity, "rows": {}}, check)

@@ -97,6 +97,8 @@ class Plan(tables.Report):
 def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: Any) -> Plan:
     """Plans ``conv_general_dilated`` with the same arguments, without running anything.
 
+    In a program of several processes all plan alike: without measurements, for a common machine.
+
     Args:
       lhs, rhs: arrays or ``jax.ShapeDtypeStruct``s.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.

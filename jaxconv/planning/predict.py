@@ -220,36 +220,33 @@ class Model:
         known = np.flatnonzero(~np.isnan(corrections))
         key = known.tobytes()  # most algorithms were measured in the same rows
         if key not in solved:
-            solved[key] = np.linalg.solve(covariance[np.ix_(known, known)], towards[known])
+            solved[key] = _solution(covariance[np.ix_(known, known)], towards[known])
         weights = solved[key]
         correction = self.levels[name] + float(weights @ corrections[known])
         variance = self._here * VARIANCE - float(weights @ towards[known]) + NOISE**2
         floor = roofline(spec.flops, spec.operand_bytes)
         return Time(floor * math.exp(correction), math.sqrt(variance))
 
-    def around(self, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
-        """The nearest rows, the covariances between them, those with ``spec`` itself, and a place
-        for the weights of those in which an algorithm was measured."""
-        x = np.array(position(spec))
-        related = self._to_here[self._machine]
-        distances = np.sqrt(((self.points - x) ** 2).sum(1))
-        far = -related * np.exp(-distances / DISTANCE)
-        # The user's rows have their own places: far ones too tell how this machine differs.
-        near = np.append(
-            _smallest(far, self._packages, NEAREST), _smallest(far, self._users, OWN_NEAREST)
-        )
-        points, machines = self.points[near] - x, self._machine[near]
-        products = points @ points.T
-        squares = np.diag(products)
-        between = squares[:, None] + squares - 2 * products
-        covariance = _alike(between) * self._between[np.ix_(machines, machines)]
-        covariance[np.diag_indices_from(covariance)] += NOISE**2
-        return near, covariance, _alike(squares) * related[near], {}
+
+def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """As ``np.linalg.solve`` of a positive definite matrix, by halves.
+
+    From 100 rows on OpenBLAS would take several threads: on busy cores 50 ms instead of 0.3, and
+    always 2.7 MB of stack. In JAX 0.10.2 a program for several devices is planned on a stack of 2,
+    and whatever lies beside that was overwritten.
+    """
+    half = len(vector) // 2
+    upper, lower = matrix[:half, half:], matrix[half:, half:]
+    solved = np.linalg.solve(matrix[:half, :half], np.column_stack([upper, vector[:half]]))
+    between, alone = solved[:, :-1], solved[:, -1]
+    rest = np.linalg.solve(lower - upper.T @ between, vector[half:] - upper.T @ alone)
+    return np.append(alone - between @ rest, rest)
 
 
 def _smallest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
     """The indices ``among`` which ``values`` are the ``count`` smallest."""
-    return among[np.argpartition(values[among], count)[:count]] if len(among) > count else among
+    # The same on every processor: they differ in the last digits and in how they partition equals.
+    return among[np.argsort(values[among].round(9), kind="stable")[:count]]
 
 
 def _alike(squares: np.ndarray) -> np.ndarray:
@@ -263,8 +260,22 @@ VARIANCE = SMOOTH**2 + ALONE**2  # of a correction, before there are rows
 
 @lru_cache(maxsize=64)
 def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
-    """``model.around(spec)``, the same for all algorithms."""
-    return model.around(spec)
+    """The nearest rows, the covariances between them, those with ``spec`` itself, and a place
+    for the weights of those in which an algorithm was measured; for all algorithms the same."""
+    x = np.array(position(spec))
+    related = model._to_here[model._machine]
+    distances = np.sqrt(((model.points - x) ** 2).sum(1))
+    far = -related * np.exp(-distances / DISTANCE)
+    # The user's rows have their own places: far ones too tell how this machine differs.
+    users = _smallest(far, model._users, OWN_NEAREST)
+    near = np.append(_smallest(far, model._packages, NEAREST), users)
+    points, machines = model.points[near] - x, model._machine[near]
+    products = points @ points.T
+    squares = np.diag(products)
+    between = squares[:, None] + squares - 2 * products
+    covariance = _alike(between) * model._between[np.ix_(machines, machines)]
+    covariance[np.diag_indices_from(covariance)] += NOISE**2
+    return near, covariance, _alike(squares) * related[near], {}
 
 
 @lru_cache
@@ -299,15 +310,10 @@ def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
 
 def time_of(name: str, spec: ConvSpec, platform: str) -> Time:
     """As ``predicted``, but the measured time where exactly ``spec`` was measured here."""
-    row = own_row(spec, platform)
+    row = own_rows(platform).get(spec)
     if row is not None and name in row.seconds:
         return Time(row.seconds[name], REPEATED, measured=True)
     return predicted(name, spec, platform)
-
-
-def own_row(spec: ConvSpec, platform: str) -> Row | None:
-    """The user's row of exactly the prepared ``spec``."""
-    return own_rows(platform).get(spec)
 
 
 listeners += model.cache_clear, predicted.cache_clear

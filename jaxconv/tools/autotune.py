@@ -17,11 +17,10 @@ from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
 from jaxconv.arguments import fail
-from jaxconv.config import notify
+from jaxconv.config import notify, several_processes
 from jaxconv.planning.choose import choose, execute, rejection
-from jaxconv.planning.measured import Row, here, record
+from jaxconv.planning.measured import Row, here, own_rows, record
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.predict import own_row
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
@@ -146,6 +145,9 @@ def autotune(
     measured, so that an interrupt loses nothing; those known from an earlier call are listed, and
     not measured again.
 
+    Measurements are for programs of one process. Several that run one program (``jax.distributed``)
+    must plan alike, but each would measure other times, so that plans there are predictions only.
+
     Args:
       fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
@@ -159,7 +161,7 @@ def autotune(
 
     Raises:
       TypeError: ``fn`` can't be called.
-      ValueError: symbolic shapes; without ``fn``, nothing was compiled.
+      ValueError: symbolic shapes; several processes; without ``fn``, nothing was compiled.
 
     Example:
       >>> import jax, jaxconv
@@ -171,6 +173,7 @@ def autotune(
       >>> len(tuning.rows)
       1
     """
+    check_alone("autotune")
     platform = jax.default_backend()
     if fn is None and not args and not kwargs:
         specs = planned_here(platform)
@@ -186,7 +189,8 @@ def autotune(
         given, remedy = type(fn).__name__, "pass the function itself"
         fail("autotune", "fn must be a function", given, remedy, TypeError)
     planned = {spec: choose(spec, platform)[0] for spec in specs}
-    found = {} if force else {spec: own_row(prepared(spec), platform) for spec in specs}
+    own = {} if force else own_rows(platform)
+    found = {spec: own.get(prepared(spec)) for spec in specs}
     # It may be of another spec that is prepared to the same one.
     known = {spec: dataclasses.replace(row, spec=spec) for spec, row in found.items() if row}
     rows = dict(known)
@@ -200,6 +204,13 @@ def autotune(
             notify()
     measured = (_measurement(rows[spec], planned[spec], spec in known, platform) for spec in specs)
     return Tuning(platform, tuple(measured))
+
+
+def check_alone(function: str) -> None:
+    """Raises in a program of several processes, whose plans don't use measurements."""
+    if several_processes():
+        constraint = "measurements are for programs of one process, since several must plan alike"
+        fail(function, constraint, f"{jax.process_count()} processes", "leave the call out there")
 
 
 def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurement:
