@@ -159,10 +159,11 @@ def conv(
       Rows cut over the devices of a mesh:
 
       >>> import jax
-      >>> from jax.sharding import PartitionSpec as P
-      >>> mesh, rows = jax.make_mesh((1,), ("rows",)), P(None, "rows")
+      >>> from jax.sharding import AxisType, PartitionSpec as P
+      >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
       >>> def part(x, w):
       ...     return jaxconv.conv(x, w, spatial_axes=("rows", None))
+      >>> rows = P(None, "rows")
       >>> whole = jax.shard_map(part, mesh=mesh, in_specs=(rows, P()), out_specs=rows)
       >>> whole(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8))).shape
       (2, 32, 32, 8)

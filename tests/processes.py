@@ -87,7 +87,7 @@ def main(address: str, process: int, report: Path) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, PROCESSES, process)
     assert (jax.process_count(), jax.local_device_count()) == (PROCESSES, DEVICES)
-    # Neighbours along both axes are in different processes: batch · rows = 2 · 4.
+    # Along both axes there are neighbours in different processes: batch · rows = 2 · 4.
     one, two = np.array(jax.devices()).reshape(2, 2, 2)
     mesh = Mesh(np.block([[one[:1], two[:1]], [two[1:], one[1:]]]), ("batch", "rows"))
 

@@ -7,6 +7,7 @@ import sys
 
 import jax
 
+from jaxconv.config import several_processes
 from jaxconv.tools.autotune import autotune
 from jaxconv.transforms.primitive import planned_here
 
@@ -47,6 +48,9 @@ def measure() -> None:
     """Measures what this process has compiled; the table goes to stderr."""
     if not planned_here(jax.default_backend()):
         print("jaxconv: no convolution was compiled: there is nothing to measure", file=sys.stderr)
+        return
+    if several_processes():
+        print("jaxconv: plans of several processes use no measurements", file=sys.stderr)
         return
     try:
         print(autotune(), file=sys.stderr)
