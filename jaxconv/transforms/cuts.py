@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.borders import AxisCut, cut_axis_of
 
 Letters = tuple[str, ...]
@@ -40,8 +40,10 @@ class Dimensions:
 
     def sums(self, d: int) -> bool:
         """Whether an axis of the image is cut along with the kernel's, over which is summed."""
-        spec = self.spec
-        return spec.weight_gradient or spec.kernel_shape[d] > spec.out_spatial[d]
+        spec, taps = self.spec, self.spec.kernel_shape[d]
+        if spec.weight_gradient and 2 * dilate(taps, spec.rhs_dilation[d]) > spec.lhs_spatial[d]:
+            return True
+        return taps > spec.out_spatial[d]
 
 
 def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
@@ -132,10 +134,11 @@ def cut_of(found: Dimensions, given: Sequence[Sequence[Places]], devices: int) -
                         continue
                     axes[d] = part
                 places[letter] = own
-    # What lies inside groups is cut only where each group is on devices of its own.
-    if found.sizes["g"] > parts(places.get("g", (0,))):
-        for letter in {inner for dims in found.arrays for _, *rest in dims for inner in rest}:
-            places.pop(letter, None)
+    # What lies inside groups is cut only where each group is on devices of its own, and evenly.
+    apart = parts(places.get("g", (0,))) == found.sizes["g"]
+    for letter in {inner for dims in found.arrays for _, *rest in dims for inner in rest}:
+        if letter in places and not (apart and found.sizes[letter] % parts(places[letter]) == 0):
+            del places[letter]
     return Cut(devices, places, axes)
 
 
