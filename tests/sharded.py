@@ -35,7 +35,8 @@ CASES = {
     "grouped": case_of((8, 5, 6, 4), (3, 3, 2, 8), feature_group_count=2),
     "large kernel": case_of((4, 10, 11, 1), (9, 9, 1, 4)),
 }
-# Nothing but the first of an algorithm's cases is laid out in every way.
+# The first of those of "auto" and winograd are laid out in every way inside shard_map, where an
+# algorithm can't tell how.
 CASES_OF = {
     "auto": ("3x3", "transposed", "grouped", "large kernel"),
     "pointwise": ("1x1",),
@@ -299,8 +300,9 @@ def explained() -> None:
 
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
     for algorithm in ("auto", *jaxconv.ALGORITHMS):
-        first, *others = CASES_OF.get(algorithm, ("3x3",))
-        for layout, case in [*((key, first) for key in LAYOUTS), *(("batch", c) for c in others)]:
+        cases = CASES_OF.get(algorithm, ("3x3",))
+        layouts = [layout for layout in LAYOUTS if algorithm in ("auto", "winograd")][1:]
+        for layout, case in (*(("batch", c) for c in cases), *((key, cases[0]) for key in layouts)):
             check = partial(in_shard_map, layout, algorithm, case)
             yield f"shard_map, {layout}: {algorithm}, {case}", check
     for algorithm in ("auto", "im2col_tiled", "naive"):
