@@ -20,6 +20,7 @@ from jax import lax
 import jaxconv
 from jaxconv.algorithms.base import refusal
 from jaxconv.arguments import parse
+from jaxconv.planning import accelerators
 from jaxconv.spec import ConvSpec
 
 DTYPES = {
@@ -139,8 +140,8 @@ def run_checks(seed: int) -> int:
     spec = ConvSpec.from_params(lhs, rhs, params)
     highest = spec.replace(precision=(lax.Precision.HIGHEST, lax.Precision.HIGHEST))
     able = [a for a in jaxconv.ALGORITHMS.values() if refusal(a, highest) is None]
-    if jax.default_backend() == "gpu" and not jnp.issubdtype(spec.dtype, jnp.inexact):
-        able = [a for a in able if a.name != "xla"]  # lax itself refuses integers there
+    if jax.default_backend() == "gpu" and accelerators.refused(spec):
+        able = [a for a in able if a.name != "xla"]  # lax itself refuses it there
     names = ["auto", *(a.name for a in able)]
 
     def by(name: str) -> Callable[[Any, Any], jax.Array]:

@@ -256,27 +256,6 @@ def test_highest_precision_keeps_the_products(dtype: str, case: Case) -> None:
     assert not re.search("winograd|fft", plan.algorithm)
 
 
-@EVERY_CASE
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "int8"])
-def test_choice_on_accelerators(dtype: str, platform: str, case: Case) -> None:
-    plan = case_plan(case, platform, dtype)
-    if platform == "gpu" and dtype.startswith("int"):
-        candidate = next(c for c in plan.candidates if c.name == plan.algorithm)
-        assert plan.algorithm != "xla"
-        assert candidate.gemm is not None or plan.spec.is_empty
-        assert "integer" in plan.why
-    else:
-        assert plan.algorithm == "xla"
-
-
-@pytest.mark.parametrize("dtype", ["int32", "int8"])
-def test_integers_on_gpu_never_go_to_xla(dtype: str) -> None:
-    with jaxconv.config.set(workspace_limit=0):
-        plan = case_plan(CASES["3x3"], "gpu", dtype)
-    assert plan.algorithm == "im2col_tiled"
-
-
 # What "auto" promises
 
 

@@ -1,8 +1,12 @@
 """The (batched) matrix product that the GEMM algorithms share."""
 
+import math
+
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+from jaxconv.compat import Primitive, ad, batching, mlir
 from jaxconv.layout import split_groups
 from jaxconv.spec import ConvSpec
 
@@ -17,8 +21,8 @@ def gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
     """a: (G, m, k), b: (G, k, n) → (G, m, n), summed in ``spec.accumulator_dtype``."""
     if a.shape[0] == 1:
         dimension_numbers = (((1,), (0,)), ((), ()))
-        return _dot(a[0], b[0], dimension_numbers, spec)[None]
-    return _dot(a, b, (((2,), (1,)), ((0,), (0,))), spec)
+        return contract(a[0], b[0], dimension_numbers, spec)[None]
+    return contract(a, b, (((2,), (1,)), ((0,), (0,))), spec)
 
 
 def gemm_transposed(a: Array, b: Array, spec: ConvSpec) -> Array:
@@ -26,7 +30,7 @@ def gemm_transposed(a: Array, b: Array, spec: ConvSpec) -> Array:
 
     XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
     """
-    return _dot(a, b, (((1,), (1,)), ((), ())), spec)
+    return contract(a, b, (((1,), (1,)), ((), ())), spec)
 
 
 def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
@@ -34,9 +38,9 @@ def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
     (groups, m, k), o = a.shape, b.shape[2]
     parts = parts_of(m, k * o)
     if groups == parts == 1:
-        return _dot(a[0], b[0], (((0,), (0,)), ((), ())), spec)[None]
+        return contract(a[0], b[0], (((0,), (0,)), ((), ())), spec)[None]
     a, b = (x.reshape(groups * parts, -1, x.shape[2]) for x in (a, b))
-    out = _dot(a, b, (((1,), (1,)), ((0,), (0,))), spec)
+    out = contract(a, b, (((1,), (1,)), ((0,), (0,))), spec)
     return out if parts == 1 else out.reshape(groups, parts, k, o).sum(1, dtype=out.dtype)
 
 
@@ -59,11 +63,40 @@ def kernel_of(matrix: Array, spec: ConvSpec) -> Array:
     return jnp.moveaxis(matrix, 0, -2).reshape(spec.rhs_shape)
 
 
-def _dot(a: Array, b: Array, dimension_numbers: lax.DotDimensionNumbers, spec: ConvSpec) -> Array:
+# Fewest products of 8-bit integers that XLA:GPU (JAX 0.11, H200) is trusted to sum: of 3 and 6 it
+# returned twice the sum, of 27 and more the sum.
+FEWEST = 32
+
+
+def contract(
+    a: Array, b: Array, dimension_numbers: lax.DotDimensionNumbers, spec: ConvSpec
+) -> Array:
+    """``lax.dot_general``, summed in ``spec.accumulator_dtype``."""
+    total = spec.accumulator_dtype
+    products = math.prod(a.shape[axis] for axis in dimension_numbers[0][0])
+    integers = jnp.issubdtype(a.dtype, np.integer)
+    mixed = integers and not jnp.issubdtype(total, np.integer)
+    # XLA:GPU refuses integers summed in floats, and sums float32 in float32 for a float64 result.
+    if mixed or a.dtype.itemsize >= 4 or (integers and products < FEWEST):
+        a, b = a.astype(total), b.astype(total)
     return lax.dot_general(
-        a,
-        b,
+        operand_p.bind(a),
+        operand_p.bind(b),
         dimension_numbers,
         precision=spec.precision,
-        preferred_element_type=spec.accumulator_dtype,
+        preferred_element_type=total,
     )
+
+
+# An operand of a matrix product. On GPU a barrier keeps apart from the product what makes it: XLA
+# (JAX 0.11) fuses slices and reshapes into its Triton kernels, and some of those abort the process
+# ("Check failed: subdim_size_accumulator == dim_size").
+operand_p = Primitive("gemm_operand")
+operand_p.def_impl(lambda x: x)
+operand_p.def_abstract_eval(lambda x: x)
+ad.deflinear2(operand_p, lambda cotangent, _: [cotangent])
+batching.defvectorized(operand_p)
+mlir.register_lowering(operand_p, lambda _, x: [x])
+mlir.register_lowering(
+    operand_p, mlir.lower_fun(lax.optimization_barrier, multiple_results=False), platform="gpu"
+)

@@ -20,7 +20,7 @@ from jaxconv.algorithms.base import (
     nothing,
     zeros_between,
 )
-from jaxconv.algorithms.gemm import gemm, gemm_transposed, gradient_gemm, kernel_of
+from jaxconv.algorithms.gemm import contract, gemm, gemm_transposed, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
 
@@ -123,13 +123,8 @@ def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
     rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
     contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
     batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
-    out = lax.dot_general(
-        x,
-        rhs,
-        (contracting, batch),
-        precision=spec.precision,
-        preferred_element_type=spec.accumulator_dtype,
-    )  # out: (g, n, out spatial…, o), without g where there is one group
+    # out: (g, n, out spatial…, o), without g where there is one group
+    out = contract(x, rhs, (contracting, batch), spec)
     out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
     return layout.batch_groups_to_features(out, spec.groups)
 

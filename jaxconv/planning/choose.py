@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.arguments import fail
 from jaxconv.config import listeners, over_limit
+from jaxconv.planning import accelerators
 from jaxconv.planning.measured import own_rows
 from jaxconv.planning.predict import Time, model, predicted, time_of
 from jaxconv.spec import ConvSpec
@@ -109,11 +108,10 @@ def _last_resort(spec: ConvSpec) -> tuple[str, str]:
 
 
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
-    if platform == "gpu" and jnp.issubdtype(spec.dtype, np.integer):
-        for name in ("pointwise", "implicit"):
-            if name in possible:
-                return name, "XLA refuses integer convolutions on GPU"
-    elif "xla" in possible:
+    for rule in accelerators.rules(platform):
+        if rule.algorithm in possible and rule.applies(spec) and not spec.is_empty:
+            return rule.algorithm, rule.why
+    if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
         return "xla", "the platform's own convolution is fast for most shapes"
     return _last_resort(spec)
 
