@@ -1,8 +1,8 @@
 """Runs notebooks and stores them with what they print and draw: ``python notebooks/refresh.py``.
 
-Names or their beginnings, such as 2, refresh these only. A cell whose text tells times, or what is
-planned by them, has the tag "times" in its metadata: a run elsewhere must agree with it in the
-kinds of its outputs. With all others it must agree word for word, pictures aside.
+Names or their beginnings, such as 2, refresh these only. A cell whose text tells times, what is
+planned by them, or last digits, has the tag "times" in its metadata: a run elsewhere must agree
+with it in the kinds of its outputs. With all others it must agree word for word, pictures aside.
 """
 
 import os
