@@ -39,7 +39,7 @@ def read(path: Path) -> NotebookNode:
     return notebook
 
 
-def run(notebook: NotebookNode, folder: Path = FOLDER) -> NotebookNode:
+def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Fills in the outputs, by a kernel of this interpreter in ``folder``; returns ``notebook``.
 
     Nothing of the user's takes part: no other kernel, no settings, no measured convolutions.
@@ -115,7 +115,7 @@ def differences(stored: NotebookNode, fresh: NotebookNode) -> Iterator[str]:
 def main(*names: str) -> None:
     for path in paths(*names):
         start = time.perf_counter()
-        notebook = run(read(path))
+        notebook = run(read(path), path.parent)
         if found := list(problems(notebook)):
             sys.exit("\n".join([f"{path.name} is not stored:", *found]))
         nbformat.write(notebook, path)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import nbformat
 import pytest
 import refresh
 from nbformat import NotebookNode, v4
@@ -25,7 +26,7 @@ def test_is_stored_with_outputs(path: Path) -> None:
 def test_runs_and_agrees(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if jax.config.jax_platforms:  # pytest --backend=…
         monkeypatch.setenv("JAX_PLATFORMS", jax.config.jax_platforms)
-    fresh = refresh.run(refresh.read(path))
+    fresh = refresh.run(refresh.read(path), path.parent)
     assert not list(refresh.problems(fresh))
     assert not list(refresh.differences(refresh.read(path), fresh))
 
@@ -93,16 +94,38 @@ def test_times_must_agree_in_kind() -> None:
     assert found == "cell has [['stdout'], ['image/png', 'text/plain']], a run [['stdout']]"
 
 
-def test_a_run_fills_in_outputs_and_nothing_else(tmp_path: Path) -> None:
-    cells = [
-        v4.new_code_cell("import os\nprint(1)\nprint(2, end='')", id="one"),
-        v4.new_code_cell("os.path.basename(os.environ['JAXCONV_CACHE_DIR'])", id="two"),
-    ]
+def test_refresh_fills_in_outputs_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = (
+        "import os\nprint(1)\nprint(2, end='')",
+        "os.path.basename(os.environ['JAXCONV_CACHE_DIR'])",
+        "display({'image/png': 'abc='}, raw=True)",
+    )
+    cells = [v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
     given = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-    fresh = refresh.run(given, tmp_path)
-    assert fresh.metadata == {"language_info": {"name": "python"}}
-    assert [cell.metadata for cell in fresh.cells] == [{}, {}]
-    assert [cell.execution_count for cell in fresh.cells] == [1, 2]
-    assert fresh.cells[0].outputs == [printed("1\n2")]
-    assert fresh.cells[1].outputs[0].data == {"text/plain": "'cache'"}
-    assert not list(tmp_path.iterdir())
+    path = tmp_path / "1-sound.ipynb"
+    nbformat.write(given, path)
+    monkeypatch.setattr(refresh, "FOLDER", tmp_path)
+    refresh.main("1")
+
+    stored = refresh.read(path)
+    assert stored.metadata == given.metadata
+    assert [cell.metadata for cell in stored.cells] == [{}, {}, {}]
+    assert [cell.execution_count for cell in stored.cells] == [1, 2, 3]
+    texts, value, picture = (cell.outputs for cell in stored.cells)
+    assert texts == [printed("1\n2")]
+    assert value[0].data == {"text/plain": "'cache'"}
+    assert picture[0].data == {"image/png": "abc="}
+
+
+def test_refresh_leaves_a_notebook_with_problems_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "1-plain.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1", id="cell")]), path)
+    before = path.read_text()
+    monkeypatch.setattr(refresh, "FOLDER", tmp_path)
+    with pytest.raises(SystemExit, match=r"1-plain\.ipynb is not stored:\nit has no picture"):
+        refresh.main()
+    assert path.read_text() == before
