@@ -1,62 +1,131 @@
-"""Every notebook runs from top to bottom, has pictures, and is stored without outputs."""
+"""Every notebook is stored with its outputs, which are those that it has today."""
 
-import sys
 from pathlib import Path
 
 import jax
 import nbformat
 import pytest
-from ipykernel.kernelspec import write_kernel_spec
-from jupyter_client.kernelspec import KernelSpecManager
-from jupyter_client.manager import AsyncKernelManager
-from nbclient import NotebookClient
+import refresh
+from nbformat import NotebookNode, v4
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = refresh.paths()
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
-
-
-def read(path: Path) -> nbformat.NotebookNode:
-    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
-    nbformat.validate(notebook)
-    return notebook
-
-
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
+    assert [path.name[0] for path in refresh.paths("2", "1")] == ["1", "2"]
 
 
 @every_notebook
-def test_is_stored_without_outputs(path: Path) -> None:
-    notebook = read(path)
-    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
-    for cell in code_cells(notebook):
-        assert cell.outputs == []
-        assert cell.execution_count is None
+def test_is_stored_with_outputs(path: Path) -> None:
+    assert not list(refresh.problems(refresh.read(path)))
 
 
 @every_notebook
-def test_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A kernel of this interpreter, whichever kernels the user has installed.
-    write_kernel_spec(tmp_path / "kernels" / "python3")
-    specs = KernelSpecManager(kernel_dirs=[str(tmp_path / "kernels")])
-    assert specs.get_kernel_spec("python3").argv[0] == sys.executable
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+def test_runs_and_agrees(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if jax.config.jax_platforms:  # pytest --backend=…
         monkeypatch.setenv("JAX_PLATFORMS", jax.config.jax_platforms)
+    fresh = refresh.run(refresh.read(path), path.parent)
+    assert not list(refresh.problems(fresh))
+    assert not list(refresh.differences(refresh.read(path), fresh))
 
-    notebook = read(path)
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
-    folder = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, km=manager, timeout=300, resources=folder)
-    client.execute(cleanup_kc=True)  # a manager from outside would else be left running
 
-    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
-    warnings = [o.text for o in outputs if o.get("name") == "stderr" and "Warning" in o.text]
-    assert not warnings
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+# Of what is stored and compared
+
+PICTURE = v4.new_output("display_data", {"image/png": "abc=", "text/plain": "<Figure>"})
+
+
+def printed(text: str, name: str = "stdout") -> NotebookNode:
+    return v4.new_output("stream", name=name, text=text)
+
+
+def notebook(*outputs: NotebookNode, count: int = 1, tags: tuple[str, ...] = ()) -> NotebookNode:
+    cell = v4.new_code_cell(
+        "…", id="cell", execution_count=count, outputs=list(outputs), metadata={"tags": list(tags)}
+    )
+    return v4.new_notebook(cells=[v4.new_markdown_cell("# Title", id="title"), cell])
+
+
+def test_a_sound_notebook_has_no_problems() -> None:
+    assert not list(refresh.problems(notebook(printed("3 + 4 = 7\n"), PICTURE)))
+
+
+ERROR = v4.new_output("error", ename="ValueError", evalue="no", traceback=[])
+LARGE = v4.new_output("display_data", {"image/png": "a" * refresh.LARGEST})
+OLD = notebook(PICTURE)
+OLD.nbformat_minor = 4
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (notebook(), "it has no picture"),
+        (notebook(PICTURE, count=3), "its outputs are not those of one run from top to bottom"),
+        (notebook(PICTURE, ERROR), "cell has an output of kind error: no"),
+        (notebook(PICTURE, printed("W: …", "stderr")), "cell has an output of kind stderr: W: …"),
+        (
+            notebook(PICTURE, printed("in /home/me/jaxconv")),
+            "cell tells a path of one computer: in /home/me/jaxconv",
+        ),
+        (notebook(LARGE), "bytes, more than 2,097,152"),
+        (OLD, "its format is not 4.5"),
+    ],
+    ids=["picture", "run", "error", "stderr", "path", "size", "format"],
+)
+def test_problems(given: NotebookNode, problem: str) -> None:
+    (found,) = refresh.problems(given)
+    assert found.endswith(problem)
+
+
+def test_a_run_must_agree_word_for_word_but_for_pictures() -> None:
+    other = v4.new_output("display_data", {"image/png": "xyz=", "text/plain": "<Figure>"})
+    stored = notebook(printed("7"), PICTURE)
+    assert not list(refresh.differences(stored, notebook(printed("7"), other)))
+    for fresh in (notebook(printed("8"), PICTURE), notebook(printed("7")), notebook(PICTURE)):
+        (found,) = refresh.differences(stored, fresh)
+        assert found.startswith("cell has [{'stdout': '7'}")
+
+
+def test_times_must_agree_in_kind() -> None:
+    stored = notebook(printed("7 ms"), PICTURE, tags=("times",))
+    assert not list(refresh.differences(stored, notebook(printed("9 ms"), PICTURE)))
+    (found,) = refresh.differences(stored, notebook(printed("7 ms")))
+    assert found == "cell has [['stdout'], ['image/png', 'text/plain']], a run [['stdout']]"
+
+
+def test_refresh_fills_in_outputs_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = (
+        "import os\nprint(1)\nprint(2, end='')",
+        "os.path.basename(os.environ['JAXCONV_CACHE_DIR'])",
+        "display({'image/png': 'abc='}, raw=True)",
+    )
+    cells = [v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    given = v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    path = tmp_path / "1-sound.ipynb"
+    nbformat.write(given, path)
+    monkeypatch.setattr(refresh, "FOLDER", tmp_path)
+    refresh.main("1")
+
+    stored = refresh.read(path)
+    assert stored.metadata == given.metadata
+    assert [cell.metadata for cell in stored.cells] == [{}, {}, {}]
+    assert [cell.execution_count for cell in stored.cells] == [1, 2, 3]
+    texts, value, picture = (cell.outputs for cell in stored.cells)
+    assert texts == [printed("1\n2")]
+    assert value[0].data == {"text/plain": "'cache'"}
+    assert picture[0].data == {"image/png": "abc="}
+
+
+def test_refresh_leaves_a_notebook_with_problems_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "1-plain.ipynb"
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1", id="cell")]), path)
+    before = path.read_text()
+    monkeypatch.setattr(refresh, "FOLDER", tmp_path)
+    with pytest.raises(SystemExit, match=r"1-plain\.ipynb is not stored:\nit has no picture"):
+        refresh.main()
+    assert path.read_text() == before
