@@ -1,4 +1,16 @@
-"""Convolution as matrix multiplication, in pure JAX."""
+"""Convolution as matrix multiplication, in pure JAX.
+
+``conv``, ``conv_general_dilated``, ``conv_transpose`` and ``pointwise`` convolve, each by the
+algorithm that is fastest for its shapes, dtype and platform, or by one of ``ALGORITHMS`` that is
+named; ``im2col`` and ``col2im`` are the patch matrix and its adjoint.
+
+``accelerate`` does the same for the convolutions of a function that is written already,
+``enable`` for those of the whole process; ``by_blocks`` is for inference in batches, and
+``keep_memory`` for any JAX program on Linux.
+
+``plan`` tells what is chosen for one convolution and why, ``explain`` for each convolution of a
+function, forward and backward; ``autotune`` measures, and ``config`` has the settings.
+"""
 
 from typing import Any
 

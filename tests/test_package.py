@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import reference
 
 import jaxconv
 from jaxconv.config import SETTINGS, Config
@@ -87,6 +88,13 @@ def test_functions_are_documented_with_an_example(name: str) -> None:
     if "The others: as in" not in text:
         assert set(signature.parameters) <= set(re.findall(r"\w+", text))
     assert inspect.getdoc(jaxconv.UnsupportedConvError)
+
+
+def test_page_of_functions_is_up_to_date() -> None:
+    """``python tests/reference.py`` writes it."""
+    text = reference.PAGE.read_text(encoding="utf-8")
+    assert text == reference.page()
+    assert [name for name in PUBLIC if f"\n### `{name}`\n" not in text] == []
 
 
 def test_config_is_documented() -> None:
