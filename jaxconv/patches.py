@@ -69,7 +69,7 @@ def _shape(function: str, name: str, given: Any, remedy: str) -> tuple[int, ...]
 def _kernel_shape(function: str, given: Any, ndim: int) -> tuple[int, ...]:
     """Args: ndim: the number of spatial dimensions that ``x`` has if it has a batch."""
     remedy = "give one size for each spatial dimension"
-    if hasattr(given, "shape"):
+    if len(getattr(given, "shape", ())) > 2:
         remedy = f"give the kernel's shape without its channels: {tuple(given.shape[:-2])}"
     elif isinstance(given, int) and ndim > 0:
         remedy += f": {(given,) * ndim}"

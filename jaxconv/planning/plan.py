@@ -116,7 +116,7 @@ def plan(
 def plan(*args: Any, dtype: Any = None, platform: str | None = None, **kwargs: Any) -> Plan:
     """Plans a convolution without running anything, by the arguments of ``conv`` or of lax.
 
-    These are the arguments of ``conv``, channels last, with its defaults. If there is a third
+    The arguments are those of ``conv``, channels last, with its defaults. If there is a third
     argument by position, or the name of one that only lax has (``window_strides``,
     ``dimension_numbers``, …), they are those of ``lax.conv_general_dilated`` instead.
 
