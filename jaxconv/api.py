@@ -1,7 +1,8 @@
 """The functions that users call."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,20 +10,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxconv import compat
+from jaxconv import compat, hints
 from jaxconv.algorithms import UnsupportedConvError
 from jaxconv.arguments import (
-    Padding,
-    fail,
-    operand,
-    parse,
+    check_ranks,
+    parameters,
     parse_dimension_numbers,
     parse_out_dtype,
-    parse_pairs,
-    per_axis,
     positive,
-    resolve_padding,
 )
+from jaxconv.channels_last import NAMES, Padding, lax_arguments
+from jaxconv.errors import Call, fail, operand
+from jaxconv.padding import fail_padding, parse_pairs, transpose_pads
 from jaxconv.planning.choose import check_algorithm
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.borders import MeshLine, cut_axis_of, window
@@ -30,25 +29,29 @@ from jaxconv.transforms.primitive import conv_p
 
 
 def _bind(
-    function: str, lhs: Any, rhs: Any, algorithm: str, out_sharding: Any = None, **arguments: Any
+    call: Call, lhs: Array, rhs: Array, algorithm: str, out_sharding: Any = None, **arguments: Any
 ) -> Array:
     """Checks lax's arguments and binds the primitive."""
-    lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
     if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
         if algorithm not in ("auto", "xla"):
             fail(
-                function,
+                call.function,
                 "symbolic shapes are for algorithm 'auto' or 'xla'",
                 repr(algorithm),
                 "use one of these",
                 UnsupportedConvError,
             )
         return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
-    params = parse(function, lhs, rhs, **arguments)
-    check_algorithm(function, algorithm, ConvSpec.from_params(lhs, rhs, params))
-    out_sharding = compat.canonicalize_sharding(out_sharding, function)
+    params = parameters(call, lhs, rhs, **arguments)
+    check_algorithm(call.function, algorithm, ConvSpec.from_params(lhs, rhs, params))
+    out_sharding = compat.canonicalize_sharding(out_sharding, call.function)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
     return conv_p.bind(lhs, rhs, **params, out_sharding=out_sharding, algorithm=algorithm)
+
+
+def _operands(function: str, lhs: Any, rhs: Any) -> tuple[Call, Array, Array]:
+    lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
+    return Call(function, {"lhs": lhs.shape, "rhs": rhs.shape}), lhs, rhs
 
 
 def conv_general_dilated(
@@ -98,8 +101,9 @@ def conv_general_dilated(
       >>> jaxconv.conv_general_dilated(image, kernel, (1, 1), "VALID")[0, 0, 0]
       Array([9., 9., 9.], dtype=float32)
     """
+    call, lhs, rhs = _operands("conv_general_dilated", lhs, rhs)
     return _bind(
-        "conv_general_dilated",
+        call,
         lhs,
         rhs,
         algorithm,
@@ -169,40 +173,27 @@ def conv(
       (2, 32, 32, 8)
     """
     x, w = operand("conv", "x", x), operand("conv", "w", w)
-    ndim = w.ndim - 2
-    if ndim < 0 or x.ndim not in (w.ndim, w.ndim - 1):
-        fail(
-            "conv",
-            "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)",
-            f"shapes {x.shape} and {w.shape}",
-            "add the missing dimensions",
-            TypeError,
-        )
+    call, arguments = lax_arguments(
+        "conv",
+        x,
+        w,
+        strides,
+        padding,
+        dilation=dilation,
+        groups=groups,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
     batched = x.ndim == w.ndim
-    strides = per_axis("conv", "strides", strides, ndim)
-    strides = positive("conv", "strides", strides, ndim, ValueError)
-    dilation = per_axis("conv", "dilation", dilation, ndim)
-    dilation = positive("conv", "dilation", dilation, ndim, TypeError)
-    axes = tuple(range(1, ndim + 1))
-    channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
     x = x if batched else x[None]
-    arguments: dict[str, Any] = {
-        "window_strides": strides,
-        "padding": resolve_padding("conv", padding, w.shape[:-2], dilation),
-        "rhs_dilation": dilation,
-        "dimension_numbers": lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
-        "feature_group_count": groups,
-        "precision": precision,
-        "preferred_element_type": preferred_element_type,
-    }
     if spatial_axes is not None:
-        x, arguments["padding"] = _with_borders(x, w, spatial_axes, arguments)
-    out = _bind("conv", x, w, algorithm, **arguments)
+        x, arguments["padding"] = _with_borders(call, x, w, spatial_axes, arguments)
+    out = _bind(call, x, w, algorithm, **arguments)
     return out if batched else out[0]
 
 
 def _with_borders(
-    x: Array, w: Array, names: Sequence[Any], arguments: dict[str, Any]
+    call: Call, x: Array, w: Array, names: Sequence[Any], arguments: dict[str, Any]
 ) -> tuple[Array, list[tuple[int, int]]]:
     """A device's part of the image with its neighbours' borders, and the padding of that."""
     ndim = w.ndim - 2
@@ -225,7 +216,7 @@ def _with_borders(
         )
     sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
     whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    spec = ConvSpec.from_params(whole, w, parse("conv", whole, w, **arguments))
+    spec = ConvSpec.from_params(whole, w, parameters(call, whole, w, **arguments))
     padding = list(spec.padding)
     for d, (line, count) in enumerate(zip(lines, counts, strict=True)):
         if count == 1:
@@ -284,49 +275,53 @@ def conv_transpose(
       >>> jaxconv.conv_transpose(image, kernel, (2, 2), "SAME").shape
       (1, 16, 16, 2)
     """
-    lhs, rhs = operand("conv_transpose", "lhs", lhs), operand("conv_transpose", "rhs", rhs)
+    call, lhs, rhs = _operands("conv_transpose", lhs, rhs)
     ndim = rhs.ndim - 2
+    guesses: Iterable[hints.Guess] = ()
     if dimension_numbers is None:
         if not 0 <= ndim <= 3:
-            fail(
-                "conv_transpose",
+            call.fail(
                 "dimension_numbers have a default for 0 to 3 spatial dimensions only",
-                f"shapes {lhs.shape} and {rhs.shape}",
+                None,
                 "give them",
             )
         letters = ("", "H", "HW", "HWD")[ndim]
         dimension_numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    if lhs.ndim != rhs.ndim:
-        fail(
-            "conv_transpose",
-            "lhs and rhs must have the same rank",
-            f"shapes {lhs.shape} and {rhs.shape}",
-            "add the missing dimensions",
-            TypeError,
-        )
-    dnums = parse_dimension_numbers("conv_transpose", lhs.shape, rhs.shape, dimension_numbers)
-    strides = positive("conv_transpose", "strides", strides, ndim, TypeError)
+        guesses = hints.of_transpose(lhs.shape, rhs.shape, transpose_kernel)
+    check_ranks(call, lhs.shape, rhs.shape)
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
+    inputs = dnums.rhs_spec[0 if transpose_kernel else 1]
+    call = dataclasses.replace(
+        call,
+        names={"window_strides": "strides", "feature_group_count": ""},
+        paddings="'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs",
+        channels=(f"axis {dnums.lhs_spec[1]}", f"axis {inputs}"),
+        guesses=lambda groups: guesses,
+    )
+    strides = positive(call, "window_strides", strides, ndim, TypeError)
     if rhs_dilation is None:
         rhs_dilation = (1,) * ndim
-    rhs_dilation = positive("conv_transpose", "rhs_dilation", rhs_dilation, ndim, TypeError)
+    rhs_dilation = positive(call, "rhs_dilation", rhs_dilation, ndim, TypeError)
+    pads: Any = padding
     if isinstance(padding, str):
-        same_or_valid = padding in ("SAME", "VALID")
+        transposed = padding in ("SAME", "VALID")
+        if not transposed and (use_consistent_padding or max(strides, default=1) > 1):
+            fail_padding(call, padding)
         pads = [padding] * ndim
     else:
-        same_or_valid, pads = False, padding
-        if use_consistent_padding:
-            pads = parse_pairs("conv_transpose", padding, ndim)
-    if use_consistent_padding or same_or_valid:
+        transposed = use_consistent_padding
+        pads = parse_pairs(call, padding, ndim)
+    if transposed:
         kernel_shape = [rhs.shape[d] for d in dnums.rhs_spec[2:]]
         windows = map(dilate, kernel_shape, rhs_dilation)
         padding = [
-            _transpose_pads(k, stride, pad)
+            transpose_pads(k, stride, pad)
             for k, stride, pad in zip(windows, strides, pads, strict=True)
         ]
     if transpose_kernel:
         rhs = jnp.flip(rhs, dnums.rhs_spec[2:]).swapaxes(*dnums.rhs_spec[:2])
     return _bind(
-        "conv_transpose",
+        call,
         lhs,
         rhs,
         algorithm,
@@ -338,21 +333,6 @@ def conv_transpose(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-
-
-def _transpose_pads(k: int, stride: int, pads: str | tuple[int, int]) -> tuple[int, int]:
-    """Pads of the transpose of a convolution with window ``k`` along one axis, as lax has them."""
-    if pads == "SAME":
-        total = k + stride - 2
-        low = k - 1 if stride > k - 1 else -(-total // 2)
-    elif pads == "VALID":
-        total = k + stride - 2 + max(k - stride, 0)
-        low = k - 1
-    elif isinstance(pads, str):
-        fail("conv_transpose", "padding must be 'SAME', 'VALID' or pairs", repr(pads), "use one")
-    else:
-        low, total = k - 1 - pads[0], 2 * (k - 1) - sum(pads)
-    return low, total - low
 
 
 def pointwise(
@@ -377,15 +357,12 @@ def pointwise(
       (2, 7, 7, 256)
     """
     x, w = operand("pointwise", "x", x), operand("pointwise", "w", w)
-    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0] or x.dtype != w.dtype:
-        fail(
-            "pointwise",
-            "x must be (…, C) and w (C, O), of one dtype",
-            f"{x.dtype.name}{list(x.shape)} and {w.dtype.name}{list(w.shape)}",
-            "reshape a (1, …, 1, C, O) kernel with w.reshape(w.shape[-2:])",
-            TypeError,
-        )
-    parse_out_dtype("pointwise", x.dtype, w.dtype, preferred_element_type)
+    call = Call("pointwise", {"x": x.shape, "w": w.shape}, NAMES)
+    if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
+        guesses = hints.of_pointwise(x.shape, w.shape) if min(x.ndim, w.ndim - 1) > 0 else ()
+        remedy = hints.likeliest(guesses) or "w needs as many rows as x has channels"
+        call.fail("x must be (…, C) and w (C, O)", None, remedy, TypeError)
+    parse_out_dtype(call, x.dtype, w.dtype, preferred_element_type)
     return jnp.einsum(
         "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
     )

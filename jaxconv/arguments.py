@@ -3,40 +3,16 @@
 import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
 
-from jaxconv import compat
-from jaxconv.spec import Pads, dilate
-
-# Padding of the channels-last functions.
-Padding = str | int | Sequence[tuple[int, int]]
-
-
-def fail(
-    function: str, constraint: str, given: object, remedy: str, error: type[Exception] = ValueError
-) -> NoReturn:
-    """Raises ``error`` with a message in the form shared by all of jaxconv's errors."""
-    raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}.")
-
-
-def check_array(function: str, name: str, x: Any, concrete: bool = False) -> None:
-    """Raises if ``x`` has no shape and dtype or, where it must be ``concrete``, no values."""
-    has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
-    has_type = hasattr(x, "shape") and hasattr(x, "dtype")
-    if not (has_values if concrete else has_type):
-        fail(
-            function,
-            f"{name} must be an array",
-            type(x).__name__,
-            "convert it with jnp.asarray",
-            TypeError,
-        )
-
+from jaxconv import compat, hints
+from jaxconv.errors import Call, check_array
+from jaxconv.padding import to_pairs
+from jaxconv.spec import dilate
 
 # lax's signature without ``out_sharding``, which does not affect the values.
 _parameters = inspect.signature(lax.conv_general_dilated).parameters.values()
@@ -51,6 +27,23 @@ def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
       args, kwargs: those of ``lax.conv_general_dilated``; the operands may be anything with a
         ``shape`` and a ``dtype``.
 
+    Returns, Raises: as ``parameters``.
+    """
+    given = SIGNATURE.bind(*args, **kwargs).arguments
+    for name in ("lhs", "rhs"):
+        check_array(function, name, given[name])
+    call = Call(function, {name: given[name].shape for name in ("lhs", "rhs")})
+    return parameters(call, **given)
+
+
+def parameters(call: Call, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The parameters of lax's primitive for arguments of ``lax.conv_general_dilated``.
+
+    Args:
+      call: the user's, for error messages.
+      args, kwargs: those of ``lax.conv_general_dilated``; the operands have been checked to be
+        arrays, or to stand for some.
+
     Returns:
       The parameters of lax's convolution primitive, except ``out_sharding``: strides, dilations and
       pads as tuples of integers, ``dimension_numbers`` as ``lax.ConvDimensionNumbers``.
@@ -60,63 +53,36 @@ def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         dilations, or an impossible ``preferred_element_type``.
       ValueError: everything else that ``lax.conv_general_dilated`` refuses.
     """
-    try:
-        bound = SIGNATURE.bind(*args, **kwargs)
-    except TypeError as error:
-        fail(
-            function,
-            "arguments must be those of lax.conv_general_dilated",
-            f"others ({error})",
-            "see help(jaxconv.conv_general_dilated)",
-            TypeError,
-        )
+    bound = SIGNATURE.bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     lhs, rhs = given["lhs"], given["rhs"]
-    for name in ("lhs", "rhs"):
-        check_array(function, name, given[name])
-    if len(lhs.shape) != len(rhs.shape):
-        fail(
-            function,
-            "lhs and rhs must have the same rank (batch, channels and the spatial dimensions)",
-            f"shapes {lhs.shape} and {rhs.shape}",
-            "add the missing dimensions",
-            TypeError,
-        )
-    if len(lhs.shape) < 2:
-        fail(
-            function,
-            "lhs and rhs must have at least a batch and a channel dimension",
-            f"shapes {lhs.shape} and {rhs.shape}",
-            "add them with x[None]",
-            TypeError,
-        )
-    out_dtype = parse_out_dtype(function, lhs.dtype, rhs.dtype, given["preferred_element_type"])
-    dnums = parse_dimension_numbers(function, lhs.shape, rhs.shape, given["dimension_numbers"])
+    check_ranks(call, lhs.shape, rhs.shape)
+    out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, given["preferred_element_type"])
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, given["dimension_numbers"])
     ndim = len(lhs.shape) - 2
-    strides = positive(function, "window_strides", given["window_strides"], ndim, ValueError)
+    strides = positive(call, "window_strides", given["window_strides"], ndim, ValueError)
     ones = (1,) * ndim
     lhs_dilation, rhs_dilation = (
-        ones if given[name] is None else positive(function, name, given[name], ndim, TypeError)
+        ones if given[name] is None else positive(call, name, given[name], ndim, TypeError)
         for name in ("lhs_dilation", "rhs_dilation")
     )
     feature_groups, batch_groups = (
-        positive(function, name, (given[name],), 1, ValueError)[0]
-        for name in ("feature_group_count", "batch_group_count")
+        _count(call, name, given[name]) for name in ("feature_group_count", "batch_group_count")
     )
 
     n, c, *lhs_spatial = (lhs.shape[d] for d in dnums.lhs_spec)
     o, i, *kernel_shape = (rhs.shape[d] for d in dnums.rhs_spec)
-    _check_groups(function, n, c, i, o, feature_groups, batch_groups)
+    canonical = (n, *lhs_spatial, c), (*kernel_shape, i, o)
+    _check_groups(call, lhs, rhs, dnums, canonical, feature_groups, batch_groups)
     if 0 in kernel_shape:
-        fail(
-            function,
+        call.fail(
             "the kernel must have at least one tap in each spatial dimension",
             f"kernel shape {tuple(kernel_shape)}",
             "drop the convolution where there is no kernel",
         )
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
-    pads = _pads(function, given["padding"], lhs_spatial, window, strides, lhs_dilation)
+    pads = to_pairs(call, given["padding"], lhs_spatial, window, strides, lhs_dilation)
     return {
         "window_strides": strides,
         "padding": pads,
@@ -130,18 +96,39 @@ def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def parse_out_dtype(function: str, lhs: Any, rhs: Any, preferred: Any) -> np.dtype | None:
+def check_ranks(call: Call, lhs_shape: Sequence[int], rhs_shape: Sequence[int]) -> None:
+    if len(lhs_shape) != len(rhs_shape):
+        added = f"a batch is {call.name('lhs')}[None]"
+        missing = len(lhs_shape) == len(rhs_shape) - 1
+        call.fail(
+            f"{call.name('lhs')} and {call.name('rhs')} must have the same rank (batch, channels"
+            " and the spatial dimensions)",
+            None,
+            "add the missing dimensions" + (f"; {added}" if missing else ""),
+            TypeError,
+        )
+    if len(lhs_shape) < 2:
+        call.fail(
+            f"{call.name('lhs')} and {call.name('rhs')} must have at least a batch and a channel"
+            " dimension",
+            None,
+            "add them with x[None]",
+            TypeError,
+        )
+
+
+def parse_out_dtype(call: Call, lhs: Any, rhs: Any, preferred: Any) -> np.dtype | None:
     if lhs != rhs:
-        fail(
-            function,
-            "lhs and rhs must have the same dtype",
+        x, w = call.name("lhs"), call.name("rhs")
+        call.fail(
+            f"{x} and {w} must have the same dtype",
             f"{np.dtype(lhs).name} and {np.dtype(rhs).name}",
-            "cast one of them with .astype",
+            f"cast one of them with .astype, for example {_cast(x, w, lhs, rhs)}",
             TypeError,
         )
     if preferred is None:
         return None
-    preferred = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, function))
+    preferred = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, call.function))
     widens = preferred.itemsize >= np.dtype(lhs).itemsize
     issub = jnp.issubdtype
     if issub(lhs, np.integer) and issub(preferred, np.floating):
@@ -152,25 +139,32 @@ def parse_out_dtype(function: str, lhs: Any, rhs: Any, preferred: Any) -> np.dty
         kinds = (np.integer, np.floating, np.complexfloating)
         compatible = all(issub(preferred, kind) for kind in kinds if issub(lhs, kind))
     if not (widens and compatible):
-        fail(
-            function,
+        call.fail(
             "preferred_element_type must be as wide as the operands and of their kind"
             " (integers may also become floats, unsigned integers signed ones)",
-            f"{preferred.name} for {np.dtype(lhs).name} operands",
+            f"{preferred.name} with {np.dtype(lhs).name} operands",
             "cast the operands before or the result after",
             TypeError,
         )
     return preferred
 
 
+def _cast(x: str, w: str, lhs: Any, rhs: Any) -> str:
+    """The cast that is most likely wanted: from integers to floats, or else to fewer bits."""
+
+    def rank(dtype: Any) -> tuple[bool, int]:
+        return not jnp.issubdtype(dtype, np.inexact), np.dtype(dtype).itemsize
+
+    return f"{x}.astype({w}.dtype)" if rank(lhs) > rank(rhs) else f"{w}.astype({x}.dtype)"
+
+
 def parse_dimension_numbers(
-    function: str, lhs_shape: Sequence[int], rhs_shape: Sequence[int], given: Any
+    call: Call, lhs_shape: Sequence[int], rhs_shape: Sequence[int], given: Any
 ) -> lax.ConvDimensionNumbers:
     try:
         dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
     except TypeError as error:
-        fail(
-            function,
+        call.fail(
             "dimension_numbers must be None, a ConvDimensionNumbers, or three strings such as"
             f" ('NHWC', 'HWIO', 'NHWC') of length {len(lhs_shape)}",
             repr(given),
@@ -184,8 +178,7 @@ def parse_dimension_numbers(
     except TypeError:
         specs, error = [()], TypeError
     if any(sorted(spec) != axes for spec in specs):
-        fail(
-            function,
+        call.fail(
             f"each spec of dimension_numbers must be a permutation of 0…{axes[-1]}",
             dnums,
             "name every dimension once",
@@ -195,119 +188,80 @@ def parse_dimension_numbers(
 
 
 def positive(
-    function: str, name: str, given: Sequence[int], length: int, error: type[Exception]
+    call: Call, argument: str, given: Any, length: int, error: type[Exception]
 ) -> tuple[int, ...]:
     """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers."""
-    remedy = "give 1 where there is nothing to do"
     try:
         values = tuple(map(operator.index, given))
+        remedy = hints.of_values(values, length)
     except TypeError:
         values, error = (), TypeError
-        remedy = "give static Python integers; under jax.jit, name the argument in static_argnums"
+        remedy = hints.of_no_integers(given, length)
     if len(values) != length or any(value < 1 for value in values):
-        shown = given[0] if name.endswith("count") else given
-        fail(
-            function,
-            f"{name} must be "
-            + ("a positive integer" if name.endswith("count") else f"{length} positive integers"),
-            repr(shown),
-            remedy,
-            error,
-        )
+        constraint = f"{call.name(argument)} must be {length} positive integers"
+        call.fail(constraint, repr(given), remedy, error)
     return values
 
 
+def _count(call: Call, argument: str, given: Any) -> int:
+    """A number of groups."""
+    try:
+        count, error, remedy = operator.index(given), ValueError, "give 1 where there are no groups"
+    except TypeError:
+        count, error, remedy = 0, TypeError, hints.of_no_integers(given, 1)
+    if count < 1:
+        call.fail(f"{call.name(argument)} must be a positive integer", repr(given), remedy, error)
+    return count
+
+
 def _check_groups(
-    function: str, n: int, c: int, i: int, o: int, feature_groups: int, batch_groups: int
+    call: Call,
+    lhs: Any,
+    rhs: Any,
+    dnums: lax.ConvDimensionNumbers,
+    canonical: tuple[tuple[int, ...], tuple[int, ...]],
+    feature_groups: int,
+    batch_groups: int,
 ) -> None:
+    """Args: canonical: the shapes of ``lhs`` and ``rhs`` in the canonical layout."""
+    (n, *_, c), (*_, i, o) = canonical
+    x, w, groups = map(call.name, ("lhs", "rhs", "feature_group_count"))
     if feature_groups > 1 and batch_groups > 1:
-        fail(
-            function,
+        call.fail(
             "at most one of feature_group_count and batch_group_count may be above 1",
             f"{feature_groups} and {batch_groups}",
             "split the batch by hand and use feature_group_count",
         )
-    if c % feature_groups or c // feature_groups != i:
-        fail(
-            function,
-            "the channels of lhs must be feature_group_count times the input channels of rhs",
-            f"{c} channels, {feature_groups} groups, {i} input channels in rhs",
-            "check dimension_numbers, whose default is channels first, and the group count",
+    if c != feature_groups * i:
+        of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {dnums.rhs_spec[1]}")
+        guesses = ()
+        if call.guesses is not None:
+            guesses = call.guesses(feature_groups)
+        elif batch_groups == 1:
+            guesses = hints.of_lax(lhs.shape, rhs.shape, canonical, feature_groups)
+        times = f"{groups} ({feature_groups}) times " if groups else ""
+        needed = f"{w} needs {c // feature_groups} input channels for this {x}"
+        if c % feature_groups:
+            needed = f"{groups} must divide the channels of {x}"
+        call.fail(
+            f"the channels of {x} ({of_x}: {c}) must be {times}the input channels of {w}"
+            f" ({of_w}: {i})",
+            None,
+            hints.likeliest(guesses) or needed,
         )
-    for name, count in (("feature", feature_groups), ("batch", batch_groups)):
+    for name, count in ((groups, feature_groups), ("batch_group_count", batch_groups)):
         if o % count:
-            fail(
-                function,
-                f"{name}_group_count must divide the output channels of rhs",
+            call.fail(
+                f"{name} must divide the output channels of {w}",
                 f"{o} output channels and {count} groups",
                 "each group needs as many output channels as the next",
             )
     if n % batch_groups:
-        fail(
-            function,
+        call.fail(
             "batch_group_count must divide the batch of lhs",
             f"a batch of {n} and {batch_groups} groups",
             "each group needs as many images as the next",
         )
-
-
-def _pads(
-    function: str,
-    padding: Any,
-    lhs_spatial: Sequence[int],
-    window: Sequence[int],
-    strides: Sequence[int],
-    lhs_dilation: Sequence[int],
-) -> Pads:
-    """Padding as (low, high) pairs; strings are resolved against the dilated window."""
-    if isinstance(padding, str):
-        if any(d > 1 for d in lhs_dilation):
-            fail(
-                function,
-                "padding must be explicit (low, high) pairs where lhs_dilation is above 1",
-                repr(padding),
-                "give pairs, or use conv_transpose",
-            )
-        if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
-            fail(
-                function,
-                "padding must be 'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs",
-                repr(padding),
-                "use one of these",
-            )
-        return tuple(lax.padtype_to_pads(lhs_spatial, window, strides, padding))
-    pads = parse_pairs(function, padding, len(lhs_spatial))
-    for size, d, (lo, hi) in zip(lhs_spatial, lhs_dilation, pads, strict=True):
-        if dilate(size, d) + lo + hi < 0:
-            fail(
-                function,
-                "negative padding must not be larger than the dimension that it crops",
-                f"padding {(lo, hi)} for {dilate(size, d)} elements",
-                "crop less",
-            )
-    return pads
-
-
-def parse_pairs(function: str, padding: Any, ndim: int) -> Pads:
-    """Explicit padding as ``ndim`` pairs of integers."""
-    try:
-        pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
-    except (TypeError, ValueError):
-        fail(
-            function,
-            "padding must be 'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs of integers",
-            repr(padding),
-            "give one pair for each spatial dimension",
-        )
-    if len(pads) != ndim:
-        fail(
-            function,
-            f"padding must have one (low, high) pair for each of {ndim} spatial dimensions",
-            repr(padding),
-            "add or drop pairs",
-            TypeError,
-        )
-    return pads
 
 
 def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
@@ -324,43 +278,3 @@ def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
     return all(
         len(values) == len(taps) and min(values, default=1) > 0 for values in (taps, *factors)
     )
-
-
-def operand(function: str, name: str, x: Any) -> Array:
-    """``x`` as a JAX array; a list is refused."""
-    check_array(function, name, x, concrete=True)
-    return jnp.asarray(x)
-
-
-def per_axis(function: str, name: str, value: int | Sequence[int], ndim: int) -> tuple[int, ...]:
-    """An integer for all spatial axes, or one for each."""
-    try:
-        values = (value,) * ndim if isinstance(value, (int, np.integer)) else tuple(value)
-    except TypeError:
-        values = None
-    if values is None or len(values) != ndim:
-        fail(
-            function,
-            f"{name} must be an integer or {ndim} of them, one for each spatial dimension",
-            repr(value),
-            "give one for each",
-        )
-    return values
-
-
-def resolve_padding(
-    function: str, padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
-) -> str | Sequence[tuple[int, int]]:
-    """Channels-last padding (an int, "CAUSAL", …) as ``lax.conv_general_dilated`` takes it."""
-    if isinstance(padding, (int, np.integer)):
-        return ((int(padding), int(padding)),) * len(kernel_shape)
-    if isinstance(padding, str) and padding.upper() == "CAUSAL":
-        if len(kernel_shape) != 1:
-            fail(
-                function,
-                "padding 'CAUSAL' is for one spatial dimension",
-                f"{len(kernel_shape)} of them",
-                "give (low, high) pairs",
-            )
-        return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
-    return padding

@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from jaxconv import tables
-from jaxconv.arguments import fail
+from jaxconv import hints, tables
+from jaxconv.errors import fail
 
 # Share of physical memory that one convolution may take besides operands and output: a program
 # holds its own arrays, and XLA may run several convolutions at a time.
@@ -188,7 +188,7 @@ class Config:
         Raises:
           ValueError: there is no such setting, or the value is invalid.
         """
-        checked = self._checked({name: value})
+        checked = self._checked("update", {name: value})
         with self._lock:
             holder = next((b for b in reversed(self._blocks) if name in b), self._given)
             holder.update(checked)
@@ -205,7 +205,7 @@ class Config:
         Raises:
           ValueError: as ``update``.
         """
-        block = self._checked(values)
+        block = self._checked("set", values)
         with self._lock:
             self._blocks = (*self._blocks, block)
         notify()
@@ -216,13 +216,14 @@ class Config:
                 self._blocks = tuple(other for other in self._blocks if other is not block)
             notify()
 
-    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _checked(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
         checked = {}
         for name, value in values.items():
             if name not in SETTINGS:
-                names = ", ".join(SETTINGS)
-                fail("config", f"a setting must be one of {names}", repr(name), "use one of these")
-            checked[name] = _checked(name, name, value)
+                called = "name" if method == "update" else "each name"
+                constraint = f"{called} must be one of {', '.join(SETTINGS)}"
+                fail(f"config.{method}", constraint, repr(name), hints.of_name(name, SETTINGS))
+            checked[name] = _checked(f"config.{method}", name, name, value)
         return checked
 
     def _from_user(self, name: str) -> Any:
@@ -234,7 +235,7 @@ class Config:
             variable = SETTINGS[name].variable
             text = self._environment.get(variable, "")
             called = f"the environment variable {variable}"
-            self._environed[name] = _checked(name, called, text) if text.strip() else None
+            self._environed[name] = _checked("config", name, called, text) if text.strip() else None
         return self._environed[name]
 
     def _value(self, name: str) -> Any:
@@ -255,10 +256,10 @@ class Config:
         return tables.as_text([("setting", "value", "variable", "what it is"), *rows], right=())
 
 
-def _checked(name: str, called: str, value: Any) -> Any:
+def _checked(function: str, name: str, called: str, value: Any) -> Any:
     checked = SETTINGS[name].checked(value)
     if checked is None:
-        fail("config", f"{called} must be {SETTINGS[name].expects}", repr(value), "give one")
+        fail(function, f"{called} must be {SETTINGS[name].expects}", repr(value), "give one")
     return checked
 
 

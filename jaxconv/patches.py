@@ -10,12 +10,14 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
-from jaxconv.arguments import Padding, fail, operand, parse, per_axis, resolve_padding
+from jaxconv.arguments import parameters
+from jaxconv.channels_last import NAMES, PADDINGS, Padding, per_axis, resolve_padding
+from jaxconv.errors import Call, fail, operand
 from jaxconv.spec import ConvSpec
 
 
 def _patch_spec(
-    function: str,
+    call: Call,
     x_shape: tuple[int, ...],
     dtype: Any,
     kernel_shape: Sequence[int],
@@ -26,46 +28,57 @@ def _patch_spec(
     """The spec of the convolution whose patches are gathered; ``x_shape`` includes the batch."""
     ndim = len(kernel_shape)
     if len(x_shape) != ndim + 2:
-        fail(
-            function,
-            f"x must be (batch, {ndim} spatial dimensions, channels), the batch optional, for a"
-            f" kernel of {ndim} dimensions",
-            f"kernel shape {tuple(kernel_shape)} and an x that with its batch is {x_shape}",
-            "give kernel_shape one size for each spatial dimension",
+        rank = len(x_shape)
+        remedy = f"give {rank - 2} sizes, or {rank - 1} if x has no batch"
+        if rank == ndim > 1 and kernel_shape[-2] == x_shape[-1]:
+            remedy = f"leave out the kernel's channels: {tuple(kernel_shape[:-2])}"
+        elif rank <= ndim:
+            remedy = "give x an axis of channels, x[..., None], or fewer sizes"
+        call.fail(
+            "kernel_shape must have one size for each spatial dimension of x, which is"
+            " (N, spatial…, C) or (spatial…, C)",
+            None,
+            remedy,
         )
     letters = "".join(chr(ord("a") + d) for d in range(ndim))
     channels = x_shape[-1]
     lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
     rhs = np.broadcast_to(np.zeros((), dtype), (*kernel_shape, channels, 1))
-    dilation = per_axis(function, "dilation", dilation, ndim)
-    params = parse(
-        function,
+    dilation = per_axis(call, "rhs_dilation", dilation, ndim, TypeError)
+    params = parameters(
+        call,
         lhs,
         rhs,
-        per_axis(function, "strides", strides, ndim),
-        resolve_padding(function, padding, kernel_shape, dilation),
+        per_axis(call, "window_strides", strides, ndim, ValueError),
+        resolve_padding(call, padding, kernel_shape, dilation),
         rhs_dilation=dilation,
         dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
     )
     return ConvSpec.from_params(lhs, rhs, params)
 
 
-def _kernel_shape(function: str, kernel_shape: Sequence[int]) -> tuple[int, ...]:
+def _shape(function: str, name: str, given: Any, remedy: str) -> tuple[int, ...]:
+    """``given`` as a shape."""
     try:
-        shape = tuple(map(operator.index, kernel_shape))
+        return tuple(map(operator.index, given))
     except TypeError:
-        fail(
-            function,
-            "kernel_shape must be a sequence of integers",
-            repr(kernel_shape),
-            "give one for each spatial dimension",
-            TypeError,
-        )
+        given = type(given).__name__ if hasattr(given, "shape") else repr(given)
+        fail(function, f"{name} must be a sequence of integers", given, remedy, TypeError)
+
+
+def _kernel_shape(function: str, given: Any, ndim: int) -> tuple[int, ...]:
+    """Args: ndim: the number of spatial dimensions that ``x`` has if it has a batch."""
+    remedy = "give one size for each spatial dimension"
+    if len(getattr(given, "shape", ())) > 2:
+        remedy = f"give the kernel's shape without its channels: {tuple(given.shape[:-2])}"
+    elif isinstance(given, int) and ndim > 0:
+        remedy += f": {(given,) * ndim}"
+    shape = _shape(function, "kernel_shape", given, remedy)
     if any(k < 1 for k in shape):
         fail(
             function,
             "the kernel must have at least one tap in each spatial dimension",
-            f"kernel shape {shape}",
+            f"kernel_shape {shape}",
             "drop the convolution where there is no kernel",
         )
     return shape
@@ -108,10 +121,12 @@ def im2col(
              [1., 2.],
              [2., 3.]], dtype=float32)
     """
-    x, kernel_shape = operand("im2col", "x", x), _kernel_shape("im2col", kernel_shape)
+    x = operand("im2col", "x", x)
+    kernel_shape = _kernel_shape("im2col", kernel_shape, x.ndim - 2)
+    call = Call("im2col", {"x": x.shape, "kernel_shape": kernel_shape}, NAMES, PADDINGS)
     batched = x.ndim != len(kernel_shape) + 1
     x = x if batched else x[None]
-    spec = _patch_spec("im2col", x.shape, x.dtype, kernel_shape, strides, padding, dilation)
+    spec = _patch_spec(call, x.shape, x.dtype, kernel_shape, strides, padding, dilation)
     channels = spec.taps * x.shape[-1]
     shape = (x.shape[0], *spec.out_spatial, channels)
     if 0 in shape:
@@ -153,21 +168,21 @@ def col2im(
       Array([1., 2., 2., 1.], dtype=float32)
     """
     patches = operand("col2im", "patches", patches)
-    kernel_shape, x_shape = _kernel_shape("col2im", kernel_shape), tuple(x_shape)
+    x_shape = _shape("col2im", "x_shape", x_shape, "give x.shape")
+    kernel_shape = _kernel_shape("col2im", kernel_shape, len(x_shape) - 2)
+    shapes = {"patches": patches.shape, "x_shape": x_shape, "kernel_shape": kernel_shape}
+    call = Call("col2im", shapes, NAMES, PADDINGS)
     ndim = len(kernel_shape)
     batched = len(x_shape) != ndim + 1
     full_shape = x_shape if batched else (1, *x_shape)
-    spec = _patch_spec(
-        "col2im", full_shape, patches.dtype, kernel_shape, strides, padding, dilation
-    )
+    spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, strides, padding, dilation)
     channels = x_shape[-1]
     expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
     if patches.shape != (expected if batched else expected[1:]):
-        fail(
-            "col2im",
+        call.fail(
             f"patches of x_shape {x_shape} must have the shape"
             f" {expected if batched else expected[1:]}",
-            patches.shape,
+            None,
             "give the arguments passed to im2col",
         )
     if 0 in expected:

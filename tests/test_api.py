@@ -359,12 +359,20 @@ def test_signature_is_laxs_and_algorithm(name: str) -> None:
     assert algorithm == ("algorithm", inspect.Parameter.KEYWORD_ONLY, "auto")
 
 
-def test_plan_has_the_arguments_of_the_convolution() -> None:
-    *planned, platform = inspect.signature(jaxconv.plan).parameters.values()
-    given = list(inspect.signature(jaxconv.conv_general_dilated).parameters.values())
-    names = [(p.name, p.default) for p in planned]
-    assert names == [(p.name, p.default) for p in given[: len(names)]]
-    assert (platform.name, platform.kind) == ("platform", inspect.Parameter.KEYWORD_ONLY)
+def test_plan_has_the_arguments_of_conv() -> None:
+    """And, as ``*args`` and ``**kwargs``, those of lax; none of what chooses or cuts."""
+
+    def defaults(function: Any, without: set[str]) -> dict[str, Any]:
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in without}
+
+    planned = defaults(jaxconv.plan, {"args", "kwargs", "dtype", "platform"})
+    assert planned == defaults(jaxconv.conv, {"spatial_axes", "algorithm"})
+    kinds = {p.name: p.kind for p in inspect.signature(jaxconv.plan).parameters.values()}
+    assert kinds.pop("x") == kinds.pop("w") == inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert kinds.pop("args") == inspect.Parameter.VAR_POSITIONAL
+    assert kinds.pop("kwargs") == inspect.Parameter.VAR_KEYWORD
+    assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
 
 
 # Exactness, and where NaN and Inf go

@@ -207,7 +207,7 @@ def test_blocks_divide_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(TypeError, match=r"by_blocks: fn must be a function, got 3"):
+    with pytest.raises(TypeError, match=r"by_blocks: fn must be a function, got int"):
         jaxconv.by_blocks(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"argnum must be an argument's position, got 2 of 1"):
         jaxconv.by_blocks(block_of_network, argnum=2)(IMAGES)

@@ -74,6 +74,71 @@ def test_arrays_and_structs_give_the_same_plan() -> None:
     assert len(plans) == 1
 
 
+OF_CONV = {  # shapes of x and w, conv's arguments, lax's for (N, spatial…, C) and (spatial…, C, O)
+    "defaults": ((2, 9, 8, 4), (3, 3, 4, 6), {}, {}),
+    "strides and groups": (
+        (2, 9, 8, 4),
+        (3, 3, 1, 8),
+        {"strides": 2, "groups": 4},
+        {"window_strides": (2, 2), "feature_group_count": 4},
+    ),
+    "padding and dilation": (
+        (2, 9, 8, 4),
+        (3, 3, 4, 6),
+        {"padding": 1, "dilation": (1, 2)},
+        {"padding": ((1, 1), (1, 1)), "rhs_dilation": (1, 2)},
+    ),
+    "causal": ((2, 9, 4), (3, 4, 6), {"padding": "CAUSAL"}, {"padding": ((2, 0),)}),
+    "precision": (
+        (2, 5, 6, 7, 4),
+        (3, 3, 3, 4, 6),
+        {"precision": "highest", "padding": "VALID"},
+        {"precision": "highest", "padding": "VALID"},
+    ),
+    "matrix product": ((5, 4), (4, 6), {}, {}),
+}
+
+
+@pytest.mark.parametrize("name", OF_CONV)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arguments_of_conv_give_the_plan_of_what_conv_runs(dtype: str, name: str) -> None:
+    x_shape, w_shape, ours, laxs = OF_CONV[name]
+    x, w = struct(*x_shape, dtype=dtype), struct(*w_shape, dtype=dtype)
+    plan = jaxconv.plan(x, w, **ours, platform="cpu")
+    assert plan == planned(x_shape, w_shape, dtype=dtype, **laxs)
+    (row,) = jaxconv.explain(lambda x, w: jaxconv.conv(x, w, **ours), platform="cpu")(x, w).rows
+    assert plan.spec == row.spec
+    assert plan == jaxconv.plan(x=x_shape, w=list(w_shape), **ours, dtype=dtype, platform="cpu")
+    assert plan == jaxconv.plan(x, w_shape, **ours, platform="cpu")
+    assert plan == jaxconv.plan(x_shape, w, **ours, platform="cpu")
+
+
+def test_an_image_without_a_batch_is_planned_as_one() -> None:
+    kernel = (3, 3, 4, 6)
+    assert jaxconv.plan((9, 8, 4), kernel) == jaxconv.plan((1, 9, 8, 4), kernel)
+
+
+def test_shapes_are_of_float32_or_of_the_dtype_given() -> None:
+    shapes = (2, 9, 8, 4), (3, 3, 4, 6)
+    assert jaxconv.plan(*shapes).spec.dtype == np.float32
+    assert jaxconv.plan(*shapes, dtype="int8").spec.dtype == np.int8
+    assert jaxconv.plan(*shapes, dtype=np.float64).spec.dtype == np.float64
+
+
+def test_a_third_position_or_a_name_of_laxs_alone_means_lax() -> None:
+    """Channels first, by lax's default: the arguments of conv would not fit."""
+    x, w, strides = (2, 4, 9, 8), (6, 4, 3, 3), (1, 1)
+    plans = {
+        jaxconv.plan(x, w, strides, "SAME"),
+        jaxconv.plan(x, w, strides, padding="SAME"),
+        jaxconv.plan(x, w, window_strides=strides, padding="SAME"),
+        jaxconv.plan(lhs=x, rhs=w, window_strides=strides, padding="SAME"),
+        jaxconv.plan(struct(*x), struct(*w), strides, "SAME"),
+    }
+    assert len(plans) == 1
+    assert plans.pop().spec.channels_first
+
+
 def test_layouts_of_one_convolution_differ_in_what_is_moved() -> None:
     last = planned((2, 9, 8, 16), (3, 3, 16, 24))
     first = jaxconv.plan(

@@ -94,7 +94,7 @@ BAD = {
 def test_bad_values_are_refused(name: str, value: object) -> None:
     fresh = Config({})
     before = getattr(fresh, name)
-    match = rf"jaxconv\.config: {name} must be .*, got {value!r}; give one"
+    match = rf"jaxconv\.config\.(update|set): {name} must be .*, got {value!r}; give one"
     with pytest.raises(ValueError, match=match):
         fresh.update(name, value)
     with pytest.raises(ValueError, match=match), fresh.set(**{name: value}):
@@ -114,7 +114,7 @@ def test_a_bad_environment_variable_is_refused_at_use(name: str) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    match = r"a setting must be one of workspace_limit, .*, got 'workspace'; use one of these"
+    match = r"name must be one of workspace_limit, .*, got 'workspace'; perhaps 'workspace_limit'"
     with pytest.raises(ValueError, match=match):
         config.update("workspace", 1)
     with pytest.raises(ValueError, match=match), config.set(workspace=1):

@@ -7,10 +7,11 @@ from functools import lru_cache
 import jax
 from jax import Array
 
+from jaxconv import hints
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
-from jaxconv.arguments import fail
 from jaxconv.config import listeners, over_limit
+from jaxconv.errors import fail
 from jaxconv.planning import accelerators
 from jaxconv.planning.measured import own_rows
 from jaxconv.planning.predict import Time, model, predicted, time_of
@@ -155,8 +156,8 @@ def execute(
 def check_name(function: str, algorithm: str) -> None:
     """Raises where ``algorithm`` is unknown."""
     if not isinstance(algorithm, str) or algorithm not in ("auto", *ALGORITHMS):
-        names = ", ".join(ALGORITHMS)
-        fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), "use one")
+        names, remedy = ", ".join(ALGORITHMS), hints.of_name(algorithm, ("auto", *ALGORITHMS))
+        fail(function, f"algorithm must be 'auto' or one of {names}", repr(algorithm), remedy)
 
 
 def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
@@ -164,11 +165,12 @@ def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     check_name(function, algorithm)
     reason = None if algorithm == "auto" else refusal(ALGORITHMS[algorithm], spec)
     if reason is not None:
+        others = ", ".join(n for n, other in ALGORITHMS.items() if refusal(other, spec) is None)
         fail(
             function,
             f"algorithm {algorithm!r} can't do this convolution ({reason})",
             spec,
-            "use algorithm='auto', which chooses one that can",
+            f"use algorithm='auto', or one that can: {others}",
             UnsupportedConvError,
         )
 
@@ -177,7 +179,8 @@ def checked_platform(function: str, platform: str | None) -> str:
     """``platform``, or that of JAX's default backend; raises where it is unknown."""
     platform = jax.default_backend() if platform is None else platform
     if platform not in ("cpu", "gpu", "tpu", jax.default_backend()):
-        fail(function, "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), "use one of these")
+        remedy = hints.of_platform(platform)
+        fail(function, "platform must be 'cpu', 'gpu' or 'tpu'", repr(platform), remedy)
     return platform
 
 

@@ -1,16 +1,17 @@
 """``plan``: which algorithm does a convolution, which others could, and what each would cost."""
 
 import dataclasses
-import inspect
+from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, overload
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.arguments import SIGNATURE, parse
+from jaxconv.channels_last import Padding
 from jaxconv.config import listeners
 from jaxconv.planning.choose import checked_platform, choose, rejection, workspace
+from jaxconv.planning.described import described, documented
 from jaxconv.planning.predict import Time, time_of
 from jaxconv.spec import ConvSpec
 
@@ -94,43 +95,67 @@ class Plan(tables.Report):
         return tables.Table(above, rows, range(2, 6), bold)
 
 
-def plan(lhs: Any, rhs: Any, *args: Any, platform: str | None = None, **kwargs: Any) -> Plan:
-    """Plans ``conv_general_dilated`` with the same arguments, without running anything.
+@overload
+def plan(
+    x: Any,
+    w: Any,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    dtype: Any = None,
+    platform: str | None = None,
+) -> Plan: ...
+@overload
+def plan(
+    lhs: Any, rhs: Any, *args: Any, dtype: Any = None, platform: str | None = None, **kwargs: Any
+) -> Plan: ...
+def plan(*args: Any, dtype: Any = None, platform: str | None = None, **kwargs: Any) -> Plan:
+    """Plans a convolution without running anything, by the arguments of ``conv`` or of lax.
+
+    The arguments are those of ``conv``, channels last, with its defaults. If there is a third
+    argument by position, or the name of one that only lax has (``window_strides``,
+    ``dimension_numbers``, …), they are those of ``lax.conv_general_dilated`` instead.
 
     In a program of several processes all plan alike: without measurements, for a common machine.
 
     Args:
-      lhs, rhs: arrays or ``jax.ShapeDtypeStruct``s.
+      x, w: image and kernel: arrays, ``jax.ShapeDtypeStruct``s, or shapes.
+      strides, padding, dilation, groups, precision, preferred_element_type: as in ``conv``.
+      dtype: that of operands given as shapes; default: that of the other operand, or float32.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
-      The others: as in ``lax.conv_general_dilated``.
+      args, kwargs: those of ``lax.conv_general_dilated`` after the operands, instead.
 
     Returns:
       A ``Plan``: the algorithm that "auto" would run, why, and every candidate with its GEMM
       shape, FLOPs, workspace in bytes and predicted seconds, or the reason why it can't.
 
     Raises:
-      TypeError, ValueError: as ``conv_general_dilated``.
+      TypeError, ValueError: as ``conv`` or ``conv_general_dilated``; and for arguments of both.
 
     Example:
       >>> import jax, jaxconv
+      >>> p = jaxconv.plan((1, 56, 56, 128), (3, 3, 1, 128), groups=128, platform="cpu")
+      >>> p.algorithm
+      'shift'
+
+      The same by lax's arguments, for arrays or what stands for them:
+
       >>> image = jax.ShapeDtypeStruct((1, 56, 56, 128), "float32")
       >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 128), "float32")
       >>> channels_last = ("NHWC", "HWIO", "NHWC")
-      >>> p = jaxconv.plan(image, kernel, (1, 1), "SAME", dimension_numbers=channels_last,
-      ...                  feature_group_count=128, platform="cpu")
-      >>> p.algorithm
-      'shift'
+      >>> p == jaxconv.plan(image, kernel, (1, 1), "SAME", dimension_numbers=channels_last,
+      ...                   feature_group_count=128, platform="cpu")
+      True
     """
-    params = parse("plan", lhs, rhs, *args, **kwargs)
-    return plan_spec(ConvSpec.from_params(lhs, rhs, params), checked_platform("plan", platform))
+    spec = described(args, kwargs, dtype)
+    return plan_spec(spec, checked_platform("plan", platform))
 
 
-_platform = inspect.Parameter(
-    "platform", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None
-)
-plan.__signature__ = SIGNATURE.replace(  # pyright: ignore[reportFunctionMemberAccess]
-    parameters=[*SIGNATURE.parameters.values(), _platform], return_annotation=Plan
-)
+plan.__signature__ = documented(Plan)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @lru_cache(maxsize=4096)

@@ -16,8 +16,8 @@ from jax import Array
 from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
-from jaxconv.arguments import fail
 from jaxconv.config import notify, several_processes
+from jaxconv.errors import check_function, fail
 from jaxconv.planning.choose import choose, execute, rejection
 from jaxconv.planning.measured import Row, here, own_rows, record
 from jaxconv.planning.plan import plan_spec
@@ -181,13 +181,11 @@ def autotune(
             remedy = "run the program first, or pass a function and its arguments"
             constraint = "without fn, jaxconv must have planned convolutions in this process"
             fail("autotune", constraint, f"none on {platform}", remedy)
-    elif callable(fn):
-        choices = (choice("autotune", eqn) for eqn, *_ in walk(fn_jaxpr(fn, args, kwargs)))
+    else:
+        check_function("autotune", fn)
+        choices = (choice("autotune", eqn) for eqn, *_ in walk(_traced(fn, args, kwargs)))
         by_auto = (spec for spec, name, _ in choices if name == "auto" and not spec.is_empty)
         specs = list(dict.fromkeys(by_auto))
-    else:
-        given, remedy = type(fn).__name__, "pass the function itself"
-        fail("autotune", "fn must be a function", given, remedy, TypeError)
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     own = {} if force else own_rows(platform)
     found = {spec: own.get(prepared(spec)) for spec in specs}
@@ -204,6 +202,16 @@ def autotune(
             notify()
     measured = (_measurement(rows[spec], planned[spec], spec in known, platform) for spec in specs)
     return Tuning(platform, tuple(measured))
+
+
+def _traced(fn: Any, args: Any, kwargs: Any) -> Any:
+    try:
+        return fn_jaxpr(fn, args, kwargs)
+    except TypeError as error:
+        if args or kwargs:
+            raise
+        remedy = "give them after it: jaxconv.autotune(fn, x, w)"
+        fail("autotune", "fn's arguments must be given too", f"none ({error})", remedy, TypeError)
 
 
 def check_alone(function: str) -> None:

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxconv import tables
-from jaxconv.arguments import fail
 from jaxconv.compat import current_traceback, rev_p
+from jaxconv.errors import of_function
 from jaxconv.planning.choose import checked_platform
 from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec
@@ -141,6 +141,7 @@ def _figures(seconds: float, sure: str, lax_seconds: float, workspace: int) -> t
     return own, sure, by_lax, times, tables.mebibytes(workspace)
 
 
+@of_function
 def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P, Explanation]:
     """Explains how each convolution in ``fn`` is planned, without running anything.
 
@@ -177,14 +178,6 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
       >>> [row.direction for row in explanation.rows]
       ['forward', 'weight gradient']
     """
-    if not callable(fn):
-        fail(
-            "explain",
-            "fn must be a function",
-            type(fn).__name__,
-            "pass the function itself",
-            TypeError,
-        )
     platform = checked_platform("explain", platform)
 
     def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:

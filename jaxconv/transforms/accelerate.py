@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxconv import compat
-from jaxconv.arguments import fail
 from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
+from jaxconv.errors import of_function
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
 
@@ -51,6 +51,7 @@ RULES = ("bwd", "rule")
 THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
 
 
+@of_function
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
     """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
 
@@ -86,8 +87,6 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
       >>> step(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))).shape
       (4, 3, 3, 3)
     """
-    if not callable(fn):
-        fail("accelerate", "fn must be a function", repr(fn), "pass the function itself", TypeError)
     check_name("accelerate", algorithm)
     return functools.wraps(fn, updated=())(_under(fn, algorithm))
 

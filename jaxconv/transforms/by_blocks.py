@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 
-from jaxconv.arguments import fail
 from jaxconv.compat import Literal, Primitive
+from jaxconv.errors import fail, of_function
 
 R = TypeVar("R")
 
@@ -48,6 +48,7 @@ OPENED = frozenset({"jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp
 SHAPES = frozenset({"shape", "new_sizes", "limit_indices"})
 
 
+@of_function
 def by_blocks(fn: Callable[..., R], *, argnum: int = 0) -> Callable[..., R]:
     """A function like ``fn`` that runs chains of its operations by blocks of the batch.
 
@@ -84,15 +85,23 @@ def by_blocks(fn: Callable[..., R], *, argnum: int = 0) -> Callable[..., R]:
       >>> forward(jnp.ones((3, 3, 16, 96)), jnp.ones((8, 64, 64, 16))).shape
       (8, 96)
     """
-    if not callable(fn):
-        fail("by_blocks", "fn must be a function", repr(fn), "pass the function itself", TypeError)
+    if not isinstance(argnum, int):
+        fail("by_blocks", "argnum must be an integer", repr(argnum), "give the batch's", TypeError)
 
     @jax.custom_jvp
     def blocked(*args: Any) -> Any:
         return _run(fn, argnum, args)
 
     blocked.defjvp(lambda primals, tangents: jax.jvp(fn, primals, tangents))
-    return functools.wraps(fn, updated=())(lambda *args: blocked(*args))
+
+    @functools.wraps(fn, updated=())
+    def by_position(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            constraint, given = "fn's arguments must be given by position", f"{next(iter(kwargs))}="
+            fail("by_blocks", constraint, given, "leave out the names", TypeError)
+        return blocked(*args)
+
+    return by_position
 
 
 def _run(fn: Callable[..., Any], argnum: int, args: tuple[Any, ...]) -> Any:

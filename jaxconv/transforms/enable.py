@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 
-from jaxconv.arguments import fail
+from jaxconv import hints
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
+from jaxconv.errors import fail
 from jaxconv.transforms.primitive import for_several_devices, lowering, plannable
 
 PLATFORMS = ("cpu", "gpu", "tpu")
@@ -103,9 +104,14 @@ def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
 
 
 def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
-    names = (platforms,) if isinstance(platforms, str) else tuple(platforms)
-    if not set(names) <= set(PLATFORMS):
-        fail(function, "platforms must be among 'cpu', 'gpu' and 'tpu'", repr(names), "use these")
+    is_one = isinstance(platforms, str) or not isinstance(platforms, Iterable)
+    names: tuple[Any, ...] = (platforms,) if is_one else tuple(platforms)
+    for name in names:
+        if name not in PLATFORMS:
+            remedy = hints.of_platform(name)
+            if callable(name):
+                remedy = "for one function use jaxconv.accelerate"
+            fail(function, "platforms must be among 'cpu', 'gpu' and 'tpu'", repr(names), remedy)
     return frozenset(names)
 
 

@@ -1,0 +1,134 @@
+"""The arguments of the channels-last functions, as those of ``lax.conv_general_dilated``."""
+
+import operator
+from collections.abc import Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from jaxconv import hints
+from jaxconv.arguments import positive
+from jaxconv.errors import Call
+from jaxconv.spec import Pads
+
+Padding = str | int | Sequence[tuple[int, int]]
+PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
+# What these functions call the arguments of lax.
+NAMES = MappingProxyType(
+    {
+        "lhs": "x",
+        "rhs": "w",
+        "window_strides": "strides",
+        "rhs_dilation": "dilation",
+        "feature_group_count": "groups",
+    }
+)
+
+
+def lax_arguments(
+    function: str,
+    x: Any,
+    w: Any,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "SAME",
+    *,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> tuple[Call, dict[str, Any]]:
+    """Arguments of ``conv`` as those of ``lax.conv_general_dilated`` for the same operands.
+
+    Args:
+      function: the public function named in error messages.
+      x, w: anything with a shape; the batch of ``x``, where it has none, is to be added.
+      The others: as in ``conv``.
+
+    Returns:
+      The call, for the errors of ``parameters``; and the arguments besides the operands.
+    """
+    call = Call(
+        function,
+        {"x": x.shape, "w": w.shape},
+        NAMES,
+        PADDINGS,
+        ("the last axis", "the last axis but one"),
+        partial(hints.of_conv, tuple(x.shape), tuple(w.shape)),
+    )
+    _check_ranks(call, len(x.shape), len(w.shape))
+    ndim = len(w.shape) - 2
+    strides = per_axis(call, "window_strides", strides, ndim, ValueError)
+    dilation = per_axis(call, "rhs_dilation", dilation, ndim, TypeError)
+    axes = tuple(range(1, ndim + 1))
+    channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
+    return call, {
+        "window_strides": strides,
+        "padding": resolve_padding(call, padding, w.shape[:-2], dilation),
+        "rhs_dilation": dilation,
+        "dimension_numbers": lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
+        "feature_group_count": groups,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+    }
+
+
+def _check_ranks(call: Call, of_x: int, of_w: int) -> None:
+    if of_w >= 2 and of_x in (of_w, of_w - 1):
+        return
+    if of_x == of_w + 2 or (of_w <= 2 and of_x == of_w + 1):
+        c, remedy = call.shapes["x"][-1], "w has no axes of channels: give "
+        if c == 1:
+            remedy += "w[..., None, None]"
+        else:
+            remedy += f"jnp.tile(w[..., None, None], {c}) and groups={c} for the same on each"
+    elif of_x > of_w:
+        remedy = "make the leading axes of x one batch, or add the missing axes of w"
+    else:
+        remedy = "add the missing axes, such as x[..., None] for one channel"
+    constraint = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)"
+    call.fail(constraint, None, remedy, TypeError)
+
+
+def per_axis(
+    call: Call, argument: str, given: Any, ndim: int, error: type[Exception]
+) -> tuple[int, ...]:
+    """A positive integer for all spatial axes, or one for each."""
+    try:
+        values = (operator.index(given),) * ndim
+    except TypeError:
+        values = _listed(given)
+    if values is None or len(values) != ndim:
+        remedy = (
+            hints.of_no_integers(given, ndim) if values is None else hints.of_values(values, ndim)
+        )
+        constraint = f"{call.name(argument)} must be an integer or {ndim} of them"
+        call.fail(f"{constraint}, one for each spatial dimension", repr(given), remedy)
+    return positive(call, argument, values, ndim, error)
+
+
+def _listed(given: Any) -> tuple[Any, ...] | None:
+    """The elements of what is no string; None where there are none."""
+    try:
+        return None if isinstance(given, str) else tuple(given)
+    except TypeError:
+        return None
+
+
+def resolve_padding(
+    call: Call, padding: Padding, kernel_shape: Sequence[int], dilation: Sequence[int]
+) -> str | Pads | Sequence[tuple[int, int]]:
+    """Channels-last padding (an int, "CAUSAL", …) as ``lax.conv_general_dilated`` takes it."""
+    if isinstance(padding, (int, np.integer)):
+        return ((int(padding), int(padding)),) * len(kernel_shape)
+    if isinstance(padding, str) and padding.upper() == "CAUSAL":
+        if len(kernel_shape) != 1:
+            call.fail(
+                "padding 'CAUSAL' is for one spatial dimension",
+                f"{len(kernel_shape)} of them",
+                "give (low, high) pairs",
+            )
+        return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
+    return padding

@@ -1,0 +1,117 @@
+"""Errors that name function and argument, the constraint, what was given, and the remedy."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv import hints
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def fail(
+    function: str, constraint: str, given: object, remedy: str, error: type[Exception] = ValueError
+) -> NoReturn:
+    """Raises ``error`` with a message in the form shared by all of jaxconv's errors."""
+    raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a public function, as its error messages speak of it.
+
+    Attributes:
+      function: its name.
+      shapes: those given, by the argument's name.
+      names: of lax's arguments that the function calls otherwise.
+      paddings: what its padding may be.
+      channels: which axes of image and kernel are channels and input channels; by default those
+        that dimension_numbers say.
+      guesses: what may be meant by operands whose channels don't fit, given the group count.
+    """
+
+    function: str
+    shapes: Mapping[str, Sequence[int]]
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
+    channels: tuple[str, str] | None = None
+    guesses: Callable[[int], Iterable[hints.Guess]] | None = None
+
+    def name(self, argument: str) -> str:
+        """What the function calls an argument of lax."""
+        return self.names.get(argument, argument)
+
+    def fail(
+        self, constraint: str, given: object, remedy: str, error: type[Exception] = ValueError
+    ) -> NoReturn:
+        """Raises ``error``; the message adds the shapes to what was ``given``, None for nothing."""
+        *others, last = (
+            name + (" " if name.endswith("shape") else " of shape ") + str(tuple(shape))
+            for name, shape in self.shapes.items()
+        )
+        shapes = f"{', '.join(others)} and {last}"
+        given = shapes if given is None else f"{given} for {shapes}"
+        fail(self.function, constraint, given, remedy, error)
+
+
+def check_array(function: str, name: str, x: Any, concrete: bool = False) -> None:
+    """Raises if ``x`` has no shape and dtype or, where it must be ``concrete``, no values."""
+    has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
+    has_type = hasattr(x, "shape") and hasattr(x, "dtype")
+    if not (has_values if concrete else has_type):
+        is_shape = isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, tuple) and is_integers(x))
+        by_shape = "jaxconv.plan takes shapes; for values give jnp.zeros(shape), for example"
+        remedy = by_shape if is_shape else "convert it with jnp.asarray"
+        fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
+    if has_type and not is_numeric(x.dtype):
+        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it with .astype"
+        fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
+
+
+def is_numeric(dtype: Any) -> bool:
+    """Whether arrays of this dtype are of numbers or booleans."""
+    try:
+        return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+    except TypeError:  # another library's
+        return False
+
+
+def is_integers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, (int, np.integer)) for value in values)
+
+
+def operand(function: str, name: str, x: Any) -> Array:
+    """``x`` as a JAX array; a list is refused."""
+    check_array(function, name, x, concrete=True)
+    return jnp.asarray(x)
+
+
+def check_function(function: str, fn: Any) -> None:
+    """Raises if ``fn`` can't be called."""
+    if not callable(fn):
+        given, remedy = type(fn).__name__, "pass the function itself, not what it returns"
+        fail(function, "fn must be a function", given, remedy, TypeError)
+
+
+def of_function(public: Callable[P, R]) -> Callable[P, R]:
+    """Lets a public function that makes one function of another refuse everything else."""
+    name = public.__name__
+
+    @functools.wraps(public)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if args or "fn" in kwargs:
+            check_function(name, args[0] if args else kwargs["fn"])
+        if len(args) > 1:
+            constraint = "fn must be the only argument by position"
+            remedy = f"give options by name, and arguments of fn to jaxconv.{name}(fn)"
+            fail(name, constraint, f"{len(args)} arguments", remedy, TypeError)
+        return public(*args, **kwargs)
+
+    return checked
