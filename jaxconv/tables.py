@@ -16,6 +16,8 @@ Widths = dict[int, int]
 LEAST, ROOM = 24, 40
 BETWEEN, INDENT = "  ", "    "
 EMPTY = {"", "–"}
+# Spaces where it may not: in a tuple, and before a unit.
+GLUE = re.compile(r"(?<=\d,) (?=\d)|(?<=\d) (?=ms|MiB|GiB|MFLOP|×/÷)|(?<=÷) (?=\d)")
 # Where text may be broken: between words, and in paths and shapes.
 WORDS = re.compile(r"\s+|(?<=[,/×])")
 
@@ -128,19 +130,19 @@ def _fitted(table: Table, limit: float) -> tuple[Widths, int | None]:
     if _total(widths) <= limit:
         return widths, None
     least = {i: _least(column, i in table.right) for i, column in columns.items()}
-    last = max(columns) if table.detail else None
-    if last is not None:
+    last = len(table.rows[0]) - 1 if table.detail else None
+    if last in columns:
         beside = _narrowed(widths, least | {last: ROOM}, limit)
         if beside is not None:
             return beside, None
         del widths[last]
-    for spare in (None, *table.spare):
-        widths = {i: size for i, size in widths.items() if i != spare}
-        narrowed = _narrowed(widths, least, limit)
-        if narrowed is not None:
-            return narrowed, last
+    shown = {i: size for i, size in widths.items() if i not in table.spare}
+    for spare in reversed(table.spare):
+        if spare in widths:
+            more = {i: widths[i] for i in sorted((*shown, spare))}
+            shown = more if _narrowed(more, least, limit) else shown
     broken = {i: size if i in table.right else 1 for i, size in least.items()}
-    return _narrowed(widths, broken, limit) or widths, last
+    return _narrowed(shown, least, limit) or _narrowed(shown, broken, limit) or shown, last
 
 
 def _least(column: Sequence[str], figures: bool) -> int:
@@ -183,23 +185,30 @@ class _Words(textwrap.TextWrapper):
     wordsep_re = re.compile(f"({WORDS.pattern})")
 
 
+def _between_words(text: str, width: float) -> list[str]:
+    """``text`` in lines of ``width``, but for longer words, which stay whole."""
+    words = textwrap.TextWrapper(max(int(width), 1), break_long_words=False, break_on_hyphens=False)
+    glued = words.wrap(GLUE.sub("\N{NO-BREAK SPACE}", text))
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in glued]
+
+
 def _lines(text: str, width: float) -> list[str]:
-    """``text`` in lines of ``width``, broken between words; none where it is empty."""
+    """The lines of a cell; none where it is empty."""
     if len(text) <= width:
         return [text] if text else []
-    words = textwrap.TextWrapper(int(width), break_long_words=False, break_on_hyphens=False)
-    within = _Words(int(width))
+    within = _Words(max(int(width), 1))
     return [
         part
-        for line in words.wrap(text)
+        for line in _between_words(text, width)
         for part in (within.wrap(line) if len(line) > width else [line])
     ]
 
 
 def _wrapped(line: str, width: float) -> list[str]:
-    """``line`` in lines of ``width``: all but the first are indented further."""
+    """The lines of a line of text: all but the first are indented further. A file's name, as any
+    word, stays whole, to be copied."""
     if len(line) <= width:
         return [line]
     lead = line[: len(line) - len(line.lstrip())]
-    first, *rest = _lines(line.strip(), width - len(lead) - len(BETWEEN))
+    first, *rest = _between_words(line.strip(), width - len(lead) - len(BETWEEN))
     return [lead + first, *(lead + BETWEEN + more for more in rest)]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -625,6 +626,40 @@ def test_bench_runs_all_suites(
     assert {path.name for path in plots.iterdir()} == {f"{name}.png" for name in suites}
     assert "below 0.95" in out
     assert "regret of 2: " in out
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("width", [80, 120])
+def test_bench_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(capsys, "layers", "regret", "--quick")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= width
+    assert "a wider terminal has all, or --json." in " ".join(out.split())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_shows_how_many_of_how_many(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = run(capsys, "regret", "--quick", "--specs", "2")
+    assert code == 0
+    assert "left" not in out.partition("Left out")[0]
+    for text in ("0 of 2,", "1 of 2,", "2 of 2,", "left "):
+        assert text in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "layers", "models", "--list", "--direction", "forward")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == ["tiny, forward"] * 7 + ["one, batch 1, forward"]
+    code, out, _ = run(capsys, "profile", "--list", "--case", "batch")
+    assert (code, out.splitlines()) == (0, ["one, batch 1, forward", "one, batch 1, training step"])
 
 
 @pytest.mark.usefixtures("tiny")

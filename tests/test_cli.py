@@ -376,6 +376,20 @@ def test_unwritable_output(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "photograph.png"]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_compare_fits_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(compare, "convolutions", lambda _: SHORT[:1])
+    code, out, err = run(capsys, "compare", "-o", tmp_path / "x.png", *QUICK)
+    assert (code, err) == (0, "")
+    assert ("Left out to fit" in out) == (width == 80)
+    # But for the picture's name, which stays whole.
+    lines = [line for line in out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= width
+
+
 def test_an_interrupt_loses_no_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

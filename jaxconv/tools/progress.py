@@ -35,12 +35,13 @@ def shown(
     from rich.table import Column
 
     unit = " s" if seconds else ""
+    name = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # it alone is shortened
     columns = (
         BarColumn(20),
         TextColumn(f"{{task.completed:.0f}} of {{task.total:.0f}}{unit},"),
         TimeRemainingColumn(),
         TextColumn("left"),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn("{task.description}", table_column=name),
     )
     start, done = time.perf_counter(), 0
     with Progress(
@@ -48,6 +49,7 @@ def shown(
         console=Console(stderr=True),
         auto_refresh=False,
         transient=True,
+        expand=True,
         redirect_stdout=False,
         redirect_stderr=False,
         speed_estimate_period=float("inf"),
