@@ -35,24 +35,26 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
+CLOSED_PIPE = 141  # the exit code of what a closed pipe ends: 128 and the number of SIGPIPE
+
 
 class Commands(TyperGroup):
     """Commands end without a traceback where it is no news: interrupted, or with a message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except KeyboardInterrupt:
             raise typer.Exit(scripts.INTERRUPTED) from None
         except BrokenPipeError:
-            # The reader has gone, as head does; Python would tell when it flushes at the end.
+            # Its reader has gone, as head does. Nothing is left to be flushed, which would fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(CLOSED_PIPE) from None
         except commands.CommandError as error:
             _fail(str(error))
 
-
-CLOSED_PIPE = 128 + 13  # the exit code of what SIGPIPE ends
 
 app = typer.Typer(
     cls=Commands,

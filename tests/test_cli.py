@@ -151,7 +151,7 @@ def test_auto_and_what_it_takes_have_one_measurement(
 
 
 def test_laxs_own_program_has_no_ratio(tmp_path: Path) -> None:
-    """What a first run showed as 3.48 times as fast was lax itself."""
+    """It would be noise: of the first runs it was 3.48 once."""
     spec = prepared(SHORT[0].layer.spec)
     with jaxconv.config.set(cache_dir=tmp_path, use_cache=True):
         record([Row(spec, here(PLATFORM), {"xla": 1e-6, "im2col": 1.0})], PLATFORM)

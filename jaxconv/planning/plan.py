@@ -50,7 +50,9 @@ SPARE = (2, 3, 4)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(tables.Report):
-    """The algorithm chosen for a convolution, and the alternatives. It is displayed as a table.
+    """The algorithm chosen for a convolution, and the alternatives.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       spec: the convolution, in the canonical layout.

@@ -65,7 +65,9 @@ SPARE = (4, 0, 5)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tuning(tables.Report):
-    """What ``autotune`` measured. It is displayed as a table.
+    """What ``autotune`` measured.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       platform: where it was measured: "cpu", "gpu", "tpu", …

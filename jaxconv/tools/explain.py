@@ -88,7 +88,9 @@ WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation(tables.Report):
-    """The convolutions of a function. It is displayed as a table.
+    """The convolutions of a function.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       platform: the one they are planned for: "cpu", "gpu", "tpu", …
