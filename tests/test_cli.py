@@ -168,7 +168,7 @@ def test_laxs_own_program_has_no_ratio(tmp_path: Path) -> None:
         assert "(" not in line
     picture = draw.picture(photograph(), "a caption", [comparison])
     labels = [label.get_text() for axes in picture.axes for label in axes.get_yticklabels()]
-    assert {"auto → xla = lax", "xla ▸ = lax", "im2col "} <= set(labels)
+    assert {"auto → xla = lax", "xla ▸ = lax", "im2col"} <= set(labels)
 
 
 def test_lax_is_measured_where_all_refuse() -> None:

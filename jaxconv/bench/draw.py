@@ -53,7 +53,7 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
         colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
         _bars(
             below,
-            [f"{r.name} {r.how}{' = lax' * r.is_lax}" for r in shown],
+            [" ".join(filter(None, (r.name, r.how, "= lax" * r.is_lax))) for r in shown],
             [result.quartiles() for result in shown],
             [colours.get(result.name, OTHER) for result in shown],
         )
