@@ -13,7 +13,15 @@ import jaxconv
 from jaxconv import tables
 from jaxconv.bench import compare as engine
 from jaxconv.bench import draw, report, sharding
-from jaxconv.bench.report import PROFILED, SHARDING, SUITES, Selected, Selection, print_table
+from jaxconv.bench.report import (
+    PROFILED,
+    SHARDING,
+    SUITES,
+    Selected,
+    Selection,
+    name_of,
+    print_table,
+)
 from jaxconv.tools.progress import shown
 
 
@@ -102,7 +110,7 @@ def profile(suites: Sequence[str], selection: Selection) -> None:
 def names(suites: Sequence[str], selection: Selection) -> None:
     """Prints the names of the selected cases."""
     for selected in _selected(suites, selection).values():
-        for name, *_ in selected:
+        for name in dict.fromkeys(name_of(case) for _, case, _ in selected):
             print(name)
 
 

@@ -50,8 +50,13 @@ def contents(results: Sequence[Result]) -> tables.Table:
     return dataclasses.replace(table(results), below=["", *summary(results)])
 
 
-# Name, case, direction.
+# What is measured, as progress shows it; its case and direction.
 Selected = tuple[str, Any, str]
+
+
+def name_of(case: Any) -> str:
+    """The name that a case is selected by."""
+    return getattr(case, "name", None) or str(case)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Suite:
 
     Attributes:
       measure: measures a case in a direction: a ``Result`` or, of sharding, ``Moved``.
-      cases: all of them, with names and directions; those without a name are named by ``str``.
+      cases: all of them, with directions; see ``name_of``.
       few: those of a quick run.
       effort: of one case.
       contents: the report on the results.
@@ -90,7 +95,7 @@ class Suite:
         """The cases of a selection; those selected by name also in a quick run."""
         cases = self.cases(selection)
         for case in cases[self.few] if selection.quick and selection.case is None else cases:
-            name = getattr(case, "name", None) or str(case)
+            name = name_of(case)
             if selection.case is not None and not selection.case.search(name):
                 continue
             for direction in getattr(case, "directions", ("",)):
