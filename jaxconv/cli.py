@@ -1,35 +1,20 @@
 """The command line: ``jaxconv compare``, ``jaxconv bench``, ``jaxconv tune``, ``jaxconv run``."""
 
 import io
-import math
 import os
 import re
-import shutil
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 try:
     import typer
-    from matplotlib.backend_bases import FigureCanvasBase
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from typer.core import TyperGroup
 
-    from jaxconv.bench import calibrate, draw, report, sharding
+    from jaxconv.bench import calibrate, commands, draw
     from jaxconv.bench import compare as engine
     from jaxconv.bench.measure import PEERS
-    from jaxconv.bench.report import DIRECTIONS, PROFILED, SHARDING, SUITES, Selection
+    from jaxconv.bench.report import DIRECTIONS, PROFILED, SUITES, Selection
 except ModuleNotFoundError as error:
     # Not in main: without these packages the commands can't be defined.
     print(
@@ -40,7 +25,6 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from None
 
 import jax
-import numpy as np
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
@@ -51,7 +35,29 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
+CLOSED_PIPE = 141  # the exit code of what a closed pipe ends: 128 and the number of SIGPIPE
+
+
+class Commands(TyperGroup):
+    """Commands end without a traceback where it is no news: interrupted, or with a message."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except KeyboardInterrupt:
+            raise typer.Exit(scripts.INTERRUPTED) from None
+        except BrokenPipeError:
+            # Its reader has gone, as head does. Nothing is left to be flushed, which would fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(CLOSED_PIPE) from None
+        except commands.CommandError as error:
+            _fail(str(error))
+
+
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -85,7 +91,9 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    # Not every encoding of stdout includes × and →.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @app.command()
@@ -111,20 +119,21 @@ def compare(
     ] = None,
     size: Annotated[
         int, typer.Option(min=16, help="A longer side is scaled down to this many pixels.")
-    ] = 512,
+    ] = 384,
     repeats: Annotated[
         int | None,
         typer.Option(
             min=1,
             help="Pairs of calls, lax and the algorithm in turn.",
-            show_default=f"what fits {engine.BUDGET} s, from 1 to {engine.ENOUGH}",
+            show_default=f"what fits {engine.BUDGET} s, from {engine.FEWEST} to {engine.ENOUGH}",
         ),
     ] = None,
 ) -> None:
     """Compare all algorithms on real convolutions of a photograph.
 
-    Prints, for each convolution and algorithm, the GEMM shape, the median time, its ratio to lax
-    (above 1 is faster), the workspace and the error against float64, and writes a picture.
+    Prints, for each convolution as soon as it is measured, the GEMM shape of each algorithm, the
+    median time, its ratio to lax (above 1 is faster), the workspace and the error against float64,
+    and writes a picture.
     """
     known = ("auto", *ALGORITHMS)
     for name in algorithm or ():
@@ -134,83 +143,10 @@ def compare(
         photograph, caption = engine.load(image, size)
     except OSError as error:
         _fail(f"can't read the image {str(image)!r}: {error.strerror or error}")
-    _check_output(output, image)
-    try:
-        _compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
-    except KeyboardInterrupt:
-        raise typer.Exit(scripts.INTERRUPTED) from None
-
-
-def _check_output(output: Path, image: Path | None) -> None:
-    """Fails if the picture can't be written, before any time is spent on measuring."""
-    kinds = FigureCanvasBase.get_supported_filetypes()
-    if output.suffix[1:].lower() not in kinds:
-        names = ", ".join(f".{kind}" for kind in kinds)
-        _fail(f"can't write {str(output)!r}: the name of a picture ends in one of {names}")
-    try:
-        if image is not None and output.exists() and output.samefile(image):
-            _fail(f"can't write {str(output)!r}: it is the photograph; name another --output")
-        if output.exists():
-            output.open("r+b").close()
-        else:
-            tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        _fail(f"can't write {str(output)!r}: {error.strerror or error}")
-
-
-def _compare(
-    photograph: np.ndarray,
-    caption: str,
-    output: Path,
-    algorithms: list[str],
-    repeats: int | None,
-) -> None:
-    start = time.perf_counter()
-    comparisons: list[engine.Comparison] = []
-    convolutions = engine.convolutions(photograph)
-    with _progress(BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
-        task = progress.add_task("", total=len(convolutions) * (1 + len(algorithms)))
-        done = 0
-        for step in engine.compare(convolutions, algorithms, repeats):
-            if isinstance(step, engine.Comparison):
-                comparisons.append(step)
-                continue
-            progress.update(task, description=step, completed=done)
-            done += 1
-    versions = f"jaxconv {jaxconv.__version__}, JAX {jax.__version__}"
-    where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    _replace_unknown_signs()
-    print(f"{caption}; {where}; float32\n")
-    # A file or a pipe has room for all columns.
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
-    for comparison in comparisons:
-        print(engine.table(comparison, width))
-    figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)
-    try:
-        figure.savefig(output, dpi=110)
-    except OSError as error:
-        _fail(f"can't write {str(output)!r}: {error.strerror or error}")
-    seconds = time.perf_counter() - start
-    print(
-        "▸ what auto chose. × lax: lax's time over the algorithm's, the two called in turn; the"
-        " median of the pairs, above 1 is faster. error: root mean square against float64, over"
-        f" lax's.\nThe picture: {output}. {seconds:.0f} s in all."
-    )
-
-
-def _progress(*columns: ProgressColumn) -> Progress:
-    """A progress line, on stderr and only if that is a terminal: stdout, which may be a pipe, is
-    for the tables only."""
-    console = Console(stderr=True)
-    description = TextColumn("{task.description}")
-    hidden = not console.is_terminal
-    return Progress(description, *columns, console=console, transient=True, disable=hidden)
-
-
-def _replace_unknown_signs() -> None:
-    """Not every encoding of stdout includes × and →."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    if problem := draw.problem(output, image):
+        _fail(f"can't write {str(output)!r}: {problem}")
+    names = list(dict.fromkeys(algorithm or known))
+    commands.compare(photograph, caption, output, names, repeats)
 
 
 @app.command()
@@ -248,6 +184,9 @@ def bench(
     folder: Annotated[
         Path | None, typer.Option("--plots", help="Draw pictures into this folder.")
     ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the names of the selected cases, and exit.")
+    ] = False,
 ) -> None:
     """Measure jaxconv against lax, and against other runtimes.
 
@@ -264,63 +203,15 @@ def bench(
     profiled = bool(suites) and suites[0] == "profile"
     suites = list(suites or [])[profiled:] or ["models" if profiled else "layers"]
     selection = _selection(suites, case, direction, quick, specs, _peers(against))
-    if profiled:
-        return _profile(suites, selection, file, folder)
-    for parent in {path for path in (file and file.parent, folder) if path is not None}:
-        try:
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as error:
-            _fail(f"can't write into {str(parent)!r}: {error.strerror or error}")
-    if file is not None and file.is_dir():
-        _fail(f"can't write {str(file)!r}: it is a folder")
-    if SHARDING in suites:
-        if len(suites) > 1 or folder is not None:
-            _fail("the suite sharding times nothing: it runs by itself, without --plots")
-        try:
-            sharding.set_devices()
-        except ValueError as error:
-            _fail(str(error).removeprefix("jaxconv."))
-    try:
-        _bench(suites, selection, file, folder)
-    except KeyboardInterrupt:
-        raise typer.Exit(scripts.INTERRUPTED) from None
-
-
-def _shown(steps: Iterator[Any]) -> Iterator[Any]:
-    """The results among ``steps``; the names that come before them are shown as progress."""
-    with _progress(TimeElapsedColumn()) as progress:
-        task = progress.add_task("")
-        for step in steps:
-            if isinstance(step, str):
-                progress.update(task, description=escape(step))
-            else:
-                yield step
-
-
-def _profile(
-    suites: list[str], selection: Selection, file: Path | None, folder: Path | None
-) -> None:
-    """Prints the profile of each selected case."""
-    for name in suites:
-        if name not in PROFILED:
-            _fail(f"can't profile the suite {name!r}; possible are {', '.join(PROFILED)}")
-    if file is not None or folder is not None:
+    if listed:
+        commands.names(suites, selection)
+    elif not profiled:
+        if not commands.bench(suites, selection, file, folder):
+            raise typer.Exit(1)
+    elif file is not None or folder is not None:
         _fail("profile only prints: it takes neither --json nor --plots")
-    _replace_unknown_signs()
-    count = 0
-    try:
-        for suite in suites:
-            for found in _shown(SUITES[suite].profiles(selection)):
-                print(f"{found}\n", flush=True)
-                count += 1
-    except KeyboardInterrupt:
-        raise typer.Exit(scripts.INTERRUPTED) from None
-    if not count:
-        _fail(NOTHING)
-
-
-# What a selection of nothing gets.
-NOTHING = "no case is selected; --case and --direction leave none"
+    else:
+        commands.profile(suites, selection)
 
 
 def _selection(
@@ -360,24 +251,6 @@ def _peers(against: str | None) -> tuple[str, ...]:
     return names
 
 
-def _bench(suites: list[str], selection: Selection, file: Path | None, folder: Path | None) -> None:
-    start = time.perf_counter()
-    _replace_unknown_signs()
-    results = report.Report(report.machine(selection.against), file)
-    for suite in suites:
-        try:
-            for result in _shown(SUITES[suite].run(selection)):
-                results.add(suite, result)
-        finally:  # also report partial results if the user interrupts
-            results.end(suite)
-    if not any(results.results.values()):
-        _fail(NOTHING)
-    written = [] if folder is None else draw.draw(folder, results.results)
-    results.close(written, time.perf_counter() - start)
-    if results.wrong:
-        raise typer.Exit(1)
-
-
 @app.command()
 def tune(
     seconds: Annotated[
@@ -399,16 +272,10 @@ def tune(
         count = measured.forget(jax.default_backend())
         print(f"Dropped {count} convolutions measured with this device and these versions.")
         return
-    console = Console(stderr=True)
-    with console.status("Timing convolutions") as status:
-        try:
-            tuned = calibrate.tune(seconds, lambda spec: status.update(f"Timing {escape(spec)}"))
-        except KeyboardInterrupt:
-            raise typer.Exit(scripts.INTERRUPTED) from None
-        except ValueError as error:  # a platform without predictions
-            _fail(str(error).removeprefix("jaxconv."))
-    _replace_unknown_signs()
-    print(tuned)
+    try:
+        print(calibrate.tune(seconds))
+    except ValueError as error:  # a platform without predictions
+        _fail(str(error).removeprefix("jaxconv."))
 
 
 # Everything after the script is passed to it, options included.

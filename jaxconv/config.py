@@ -253,7 +253,8 @@ class Config:
             (name, str(self._value(name)), setting.variable, setting.summary)
             for name, setting in SETTINGS.items()
         ]
-        return tables.as_text([("setting", "value", "variable", "what it is"), *rows], right=())
+        header = "setting", "value", "variable", "what it is"
+        return tables.Table(rows=[header, *rows], detail=True).text(tables.terminal_width())
 
 
 def _checked(function: str, name: str, called: str, value: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -240,7 +241,7 @@ def test_channels_first_a_network_is_timed_beside_channels_last() -> None:
     assert first.wrong is None
     assert first.quartiles(measure.CHANNELS_LAST)[0] > 0
     assert "against the same channels last: " in "\n".join(summary([last, first]))
-    assert "× channels last" in report.table([last, first])
+    assert "× channels last" in report.table([last, first]).text()
 
 
 # Profiles
@@ -522,7 +523,7 @@ def test_what_is_moved_is_reported() -> None:
         moved(name="six", jaxconv=(), differences=None, failed="ValueError: no"),
         moved(name="seven", direction="training step", differences=None),
     ]
-    _, table, said = sharding.text(rows).split("\n\n")
+    _, table, said = sharding.contents(rows).text().split("\n\n")
     head, *lines = table.splitlines()
     assert head.split()[:5] == ["what", "layout", "direction", "how", "lax"]
     assert [line.split("forward")[1].split()[1:] for line in lines[:-1]] == [
@@ -534,7 +535,7 @@ def test_what_is_moved_is_reported() -> None:
         ["2", "5.0", "0", "0.0", "FAILED,", "memory", "1.50"],
     ]
     assert lines[-1].endswith("  5.0  memory 1.50")
-    assert said.replace("\n", " ") == (
+    assert said == (
         "jaxconv moves more than lax in 2 of 7: two, rows, forward; three, rows, forward."
         " It moves less in 1. lax's own result is wrong in 1."
     )
@@ -559,9 +560,11 @@ def test_the_table_of_sharding_fits() -> None:
         for case in sharding.CASES
         for direction in case.directions
     ]
-    lines = sharding.text(rows).splitlines()
-    assert len(lines) > len(rows)
-    assert max(map(len, lines)) <= 120
+    for width in (80, 100, 120):
+        text = sharding.contents(rows).text(width)
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("99,609") == sharding.contents(rows).text().count("99,609")
+    assert "Left out" not in sharding.contents(rows).text(120)
 
 
 # The command
@@ -600,9 +603,12 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "bench.json"
-    options = ("--quick", "--specs", 2, "--json", file, "--plots", tmp_path)
+def test_bench_runs_all_suites(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    file, plots = tmp_path / "bench.json", tmp_path / "new" / "plots"
+    options = ("--quick", "--specs", 2, "--json", file, "--plots", plots)
     suites = [name for name in SUITES if name != SHARDING]
     code, out, err = run(capsys, *suites, *options)
     assert (code, err) == (0, "")
@@ -617,10 +623,43 @@ def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (*_, row) = document["results"]["layers"]
     assert row["ratios"]["lax"][1] > 0
     assert row["wrong"] is None
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written == {"bench.json", *(f"{name}.png" for name in suites)}
+    assert {path.name for path in plots.iterdir()} == {f"{name}.png" for name in suites}
     assert "below 0.95" in out
     assert "regret of 2: " in out
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("width", [80, 120])
+def test_bench_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(capsys, "layers", "regret", "--quick")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= width
+    assert "a wider terminal has all, or --json." in " ".join(out.split())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_shows_how_many_of_how_many(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    code, out, err = run(capsys, "regret", "--quick", "--specs", "2")
+    assert code == 0
+    assert "left" not in out.partition("Left out")[0]
+    for text in ("0 of 2,", "1 of 2,", "2 of 2,", "left "):
+        assert text in err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_bench_lists_names(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "layers", "models", "--list", "--direction", "forward")
+    assert (code, err) == (0, "")
+    assert out == "tiny\none, batch 1\n"
+    assert run(capsys, "profile", "--list", "--case", "batch") == (0, "one, batch 1\n", "")
+    assert run(capsys, "--list", "--case", "batch")[0] == 2
 
 
 @pytest.mark.usefixtures("tiny")
@@ -632,7 +671,10 @@ def test_bench_selects(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bench_profiles(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_profiles(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, err = run(capsys, "profile", "--direction", "forward")
     assert (code, err) == (0, "")
     assert re.match(r"one, batch 1, forward: [\d.]+ ms a call", out)
@@ -665,10 +707,11 @@ def test_bench_tells_what_is_wrong(
         (("--case", "("), "--case '(' is no regular expression: "),
         (
             ("--quick", "--case", "nothing"),
-            "no case is selected; --case and --direction leave none",
+            "no case is selected; jaxconv bench layers --list prints the names of all",
         ),
-        (("loops", "--direction", "forward"), "no case is selected"),
-        (("profile", "--case", "nothing"), "no case is selected"),
+        (("loops", "--direction", "forward"), "no case is selected; jaxconv bench loops --list"),
+        (("profile", "--case", "nothing"), "no case is selected; jaxconv bench models --list"),
+        (("sharding", "--case", "nothing"), "no case is selected; jaxconv bench sharding --list"),
         (
             ("profile", "layers"),
             "can't profile the suite 'layers'; possible are models, programs",
@@ -681,12 +724,12 @@ def test_bench_tells_what_is_wrong(
         ),
         (("--json", "missing/x.json"), "can't write into 'missing': No such file or directory"),
         (("--json", "."), "can't write '.': it is a folder"),
-        (("--plots", "missing"), "can't write into 'missing': No such file or directory"),
+        (("--plots", "file"), "can't write into 'file': File exists"),
         (("loops", "sharding"), "the suite sharding times nothing: it runs by itself, without"),
         (("sharding", "--plots", "."), "the suite sharding times nothing: it runs by itself,"),
         # This process has started JAX.
         (
-            ("sharding", "--case", "nothing"),
+            ("sharding", "--case", "3×3"),
             "bench: the suite sharding needs 8 CPU devices, got 1 of a JAX that has started;"
             " run it in a process of its own.",
         ),
@@ -700,8 +743,9 @@ def test_bench_refuses(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, *arguments)
-    assert code == 2
+    (tmp_path / "file").touch()
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
     assert err.startswith(f"jaxconv: {message}")
 
 
@@ -735,14 +779,16 @@ def test_an_interrupted_suite_is_reported(
 def test_a_table_leaves_out_what_is_unknown_and_what_is_too_wide() -> None:
     (result,) = run_layers((TINY,), ("forward",), ONCE)
     result = dataclasses.replace(result, peers={})
-    whole = report.table([result])
-    assert "PyTorch" not in whole
-    assert "regret" not in whole
-    width = max(map(len, whole.splitlines())) - 1
-    narrow = report.table([result], width)
-    assert "compile" in whole
-    assert "compile" not in narrow
-    assert "workspace" in narrow
+    table = report.table([result])
+    whole = table.text().splitlines()
+    assert "PyTorch" not in whole[0]
+    assert "regret" not in whole[0]
+    assert "compile" in whole[0]
+    head, _, note = table.text(max(map(len, whole)) - 10).splitlines()
+    assert "compile" not in head
+    assert "workspace" in head
+    assert note.startswith("Left out to fit ")
+    assert " columns: compile; " in note
 
 
 def test_summary_ranks() -> None:
@@ -774,10 +820,11 @@ def test_quick_is_a_few() -> None:
         return case.upper()
 
     suite = Suite(measured, lambda _: "abc", slice(1, 2), ONCE)
-    selection = Selection(quick=True)
-    assert results(suite.run(selection)) == ["B"]
-    named = dataclasses.replace(selection, case=re.compile("[ac]"))
-    assert results(suite.run(named)) == ["A", "C"]
+    few = Selection(quick=True)
+    named = dataclasses.replace(few, case=re.compile("[ac]"))
+    for selection, expected in ((few, ["B"]), (named, ["A", "C"])):
+        selected = list(suite.selected(selection))
+        assert results(suite.run(selected, selection)) == expected
 
 
 def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,11 +19,16 @@ from PIL import Image
 
 import jaxconv
 from jaxconv import cli
+from jaxconv.algorithms.base import prepared
 from jaxconv.bench import compare, draw
+from jaxconv.bench.cases import Layer
 from jaxconv.bench.measure import reference
+from jaxconv.config import notify
+from jaxconv.planning.measured import Row, here, record
 from jaxconv.tools import script as scripts
 from jaxconv.transforms import primitive
 
+PLATFORM = jax.default_backend()
 PNG = b"\x89PNG\r\n\x1a\n"
 # The options that make a run short.
 QUICK = ("--size", "32", "--repeats", "1", "-a", "auto", "-a", "im2col", "-a", "pointwise")
@@ -50,8 +57,8 @@ def comparisons() -> list[compare.Comparison]:
     return [step for step in found if isinstance(step, compare.Comparison)]
 
 
-def text(comparisons: list[compare.Comparison], width: int) -> list[str]:
-    tables = (compare.table(comparison, width) for comparison in comparisons)
+def text(comparisons: list[compare.Comparison], width: int | None = None) -> list[str]:
+    tables = (compare.table(comparison).text(width) for comparison in comparisons)
     return "\n".join(tables).splitlines()
 
 
@@ -97,11 +104,71 @@ def test_measures_every_algorithm(comparisons: list[compare.Comparison]) -> None
             assert result.wrong is None
 
 
-def test_budget_allows_one_pair_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budget_allows_five_pairs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "BUDGET", 0.0)
     *_, comparison = compare.compare(SHORT[:1], ["im2col"])
     assert isinstance(comparison, compare.Comparison)
-    assert [len(result.lax) for result in comparison.results] == [1, 1]
+    assert [len(result.lax) for result in comparison.results] == [5, 5]
+
+
+def test_what_is_slow_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "SLOW", 0.0)
+    chosen = compare.plan_spec(SHORT[0].layer.spec, PLATFORM).algorithm
+    other = next(name for name in ("im2col", "implicit") if name != chosen)
+    *_, comparison = compare.compare(SHORT[:1], [chosen, other])
+    assert isinstance(comparison, compare.Comparison)
+    assert {result.name for result in comparison.results} == {"lax", chosen}
+    assert re.fullmatch(
+        r"a call takes [\d.]+ s; with --repeats it is run", comparison.refused[other]
+    )
+    *_, comparison = compare.compare(SHORT[:1], [other], repeats=1)
+    assert isinstance(comparison, compare.Comparison)
+    assert not comparison.refused
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_auto_and_what_it_takes_have_one_measurement(
+    monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    chosen = compare.plan_spec(SHORT[0].layer.spec, PLATFORM).algorithm
+    asked: list[str] = []
+    original = Layer.function
+
+    def watched(self: Layer, *args: Any, algorithm: str = "lax", **options: Any) -> Any:
+        asked.append(algorithm)
+        options |= {} if algorithm == "lax" else {"algorithm": algorithm}
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Layer, "function", watched)
+    names = [chosen, "auto"] if listed else ["auto"]
+    *_, comparison = compare.compare(SHORT[:1], names, repeats=2)
+    assert isinstance(comparison, compare.Comparison)
+    assert asked == ["lax", "auto"]
+    results = {result.name: result for result in comparison.results}
+    assert results["auto"].how == f"→ {chosen}"
+    if listed:
+        assert results[chosen] == dataclasses.replace(results["auto"], name=chosen, how="▸")
+
+
+def test_laxs_own_program_has_no_ratio(tmp_path: Path) -> None:
+    """It would be noise: of the first runs it was 3.48 once."""
+    spec = prepared(SHORT[0].layer.spec)
+    with jaxconv.config.set(cache_dir=tmp_path, use_cache=True):
+        record([Row(spec, here(PLATFORM), {"xla": 1e-6, "im2col": 1.0})], PLATFORM)
+        notify()
+        *_, comparison = compare.compare(SHORT[:1], ["auto", "xla", "im2col"], repeats=3)
+    assert isinstance(comparison, compare.Comparison)
+    results = {result.name: result for result in comparison.results}
+    assert {name for name, result in results.items() if result.is_lax} == {"auto", "xla"}
+    for name in ("auto", "xla"):
+        assert results[name].lax == results["lax"].lax
+        assert results[name].quartiles() == (1, 1, 1)
+        (line,) = (line for line in text([comparison]) if line.startswith(f"{name}  "))
+        assert "  = lax  " in line
+        assert "(" not in line
+    picture = draw.picture(photograph(), "a caption", [comparison])
+    labels = [label.get_text() for axes in picture.axes for label in axes.get_yticklabels()]
+    assert {"auto → xla = lax", "xla ▸ = lax", "im2col"} <= set(labels)
 
 
 def test_lax_is_measured_where_all_refuse() -> None:
@@ -122,7 +189,7 @@ def test_workspace_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_tables_mark_the_choice_and_list_refusals(comparisons: list[compare.Comparison]) -> None:
     for comparison in comparisons:
-        lines = text([comparison], 120)
+        lines = text([comparison])
         chosen = comparison.plan.algorithm
         assert any(line.split()[:3] == ["auto", "→", chosen] for line in lines)
         assert [line.split()[0] for line in lines if " ▸ " in line] == [chosen]
@@ -131,17 +198,22 @@ def test_tables_mark_the_choice_and_list_refusals(comparisons: list[compare.Comp
             assert f"  {name} not run: {reason}" in lines
 
 
-def test_tables_fit_a_narrow_terminal(comparisons: list[compare.Comparison]) -> None:
-    rows = [line for line in text(comparisons, 80) if re.match("auto +→", line)]
-    assert len(rows) == len(comparisons)
-    assert max(map(len, rows)) <= 80
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_tables_fit_a_terminal(comparisons: list[compare.Comparison], width: int) -> None:
+    lines = text(comparisons, width)
+    assert max(map(len, lines)) <= width
+    for comparison in comparisons:
+        for result in comparison.results:
+            low, ratio, high = result.quartiles()
+            figures = "= lax" if result.is_lax else f"{ratio:.3g} ({low:.3g}–{high:.3g})"
+            assert any(line.startswith(f"{result.name} ") and figures in line for line in lines)
 
 
 def test_tables_sort_by_ratio(comparisons: list[compare.Comparison]) -> None:
     for comparison in comparisons:
         ratios = [result.quartiles()[1] for result in comparison.results]
         assert ratios == sorted(ratios, reverse=True)
-        lines = text([comparison], 120)
+        lines = text([comparison])
         names = [f"{result.name}  " for result in comparison.results]
         at = [next(i for i, line in enumerate(lines) if line.startswith(name)) for name in names]
         assert at == sorted(at)
@@ -201,7 +273,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 def test_compare_default_image(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "picture.png"
     code, out, err = run(capsys, "compare", "-o", output, *QUICK)
     assert (code, err) == (0, "")
@@ -304,14 +376,56 @@ def test_unwritable_output(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "photograph.png"]
 
 
-def test_interrupt(
+@pytest.mark.parametrize("width", [80, 120])
+def test_compare_fits_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(compare, "convolutions", lambda _: SHORT[:1])
+    code, out, err = run(capsys, "compare", "-o", tmp_path / "x.png", *QUICK)
+    assert (code, err) == (0, "")
+    assert ("Left out to fit" in out) == (width == 80)
+    # But for the picture's name, which stays whole.
+    lines = [line for line in out.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= width
+
+
+def test_an_interrupt_loses_no_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: object, **__: object) -> None:
+    measured = compare.compare
+
+    def interrupted(convolutions: Any, *args: Any) -> Iterator[Any]:
+        yield from measured(convolutions[1:2], *args)
+        print("and then")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "compare", interrupted)
-    assert run(capsys, "compare", "-o", tmp_path / "picture.png") == (130, "", "")
+    code, out, err = run(capsys, "compare", "-o", tmp_path / "picture.png", *QUICK)
+    assert (code, err) == (130, "")
+    table, rest = out.split("and then")
+    assert "Sobel pair" in table
+    assert len(re.findall("^auto +→ ", table, re.MULTILINE)) == 1
+    assert rest == "\n"
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
+    """As ``head`` closes it after some lines."""
+    arguments = ("-m", "jaxconv", "compare", "-o", str(tmp_path / "picture.png"), *QUICK)
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        env=os.environ | environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith("astronaut")
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,15 +434,20 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("jaxconv ")
 
 
+def environment() -> dict[str, str]:
+    """Variables of a process of its own; its tables are wide."""
+    root = str(Path(jaxconv.__file__).parents[1])
+    variables = {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": root}
+    return variables | {"COLUMNS": "300"}
+
+
 def python(
     *arguments: str, cwd: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    variables |= {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8"}
-    variables["PYTHONPATH"] = str(Path(jaxconv.__file__).parents[1])
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=os.environ | variables,
+        env=os.environ | environment() | variables,
         capture_output=True,
         encoding="utf-8",
         check=False,

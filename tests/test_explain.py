@@ -258,7 +258,7 @@ def test_a_while_loop_counts_one_iteration() -> None:
     found = explain(network)(X, W)
     assert [(row.count, row.within) for row in found.rows] == [(2, "while")]
     assert "2 while" in str(found)
-    assert str(found).endswith(WITHIN)
+    assert found.table().endswith(WITHIN)
 
 
 def test_all_branches_are_listed() -> None:
@@ -395,7 +395,7 @@ def test_str_and_html_are_the_same_table() -> None:
         return (lambda x, w: conv(x, w))(x, w)
 
     found = explain(jax.grad(partial(loss, conv=escaped), BOTH))(X, W)
-    above, head, *lines, total = str(found).splitlines()
+    above, head, *lines, total = found.table().splitlines()
     assert above == f"Planned for cpu. {CAUTION}"
     assert head.split()[:4] == ["where", "direction", "algorithm", "count"]
     for row, text in zip(found.rows, lines, strict=True):
@@ -432,13 +432,14 @@ def test_a_function_without_convolutions() -> None:
 def test_empty_convolutions_have_a_row() -> None:
     found = explain(conv)(struct(0, 4, 8, 8), W)
     assert found.rows[0].algorithm in ALGORITHMS
-    assert "–" in str(found)
+    assert "0.000 ms" in str(found)
 
 
 # What is compiled
 
 
-def test_compiled_convolutions_are_counted() -> None:
+def test_compiled_convolutions_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     compiled = Compiled()
     assert str(compiled) == "No convolution was compiled."
 

@@ -19,7 +19,7 @@ import itertools
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache as once
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import Model, known_rows, place
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import check_alone, timed
+from jaxconv.tools.progress import shown
 
 SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
 WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
@@ -160,7 +161,7 @@ def merge(into: Path, files: Iterable[Path]) -> None:
 # A user's own
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Tuned(tables.Report):
     """What ``tune`` measured. ``str()`` is a table.
 
@@ -178,7 +179,7 @@ class Tuned(tables.Report):
     after: Mapping[str, Sequence[float]]
     file: Path | None
 
-    def _table(self) -> tables.Table:
+    def _contents(self) -> tables.Table:
         above = [
             f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
             " predicted time, the median (quartiles):",
@@ -201,14 +202,11 @@ def _quartiles(ratios: Sequence[float]) -> str:
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
-def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None) -> Tuned:
+def tune(seconds: float = SECONDS) -> Tuned:
     """Times random convolutions for about ``seconds``, and keeps them for predictions.
 
     They are the user's rows, as those of ``autotune``; called again, it times others. Each is kept
     as soon as it is measured, so that an interrupt loses nothing.
-
-    Args:
-      shown: called with each convolution before it is timed.
 
     Raises:
       ValueError: the package has no rows for this platform, which could predict the time of others;
@@ -223,18 +221,10 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
             platform,
             "use jaxconv.autotune, which measures a program's own convolutions",
         )
-    known, own = known_rows(platform), own_rows(platform)
-    end = time.perf_counter() + seconds
-    rows: list[Row] = []
+    known, rows = known_rows(platform), list[Row]()
     try:
-        for spec in _sample():
-            if prepared(spec) in own:
-                continue
-            if time.perf_counter() > end:
-                break
-            shown(str(spec))
-            rows.append(timed(spec, _fastest(spec), platform, EACH))
-            record(rows[-1:], platform)
+        for row in shown(_timed(seconds, platform), seconds, seconds=True):
+            rows.append(row)
     finally:
         notify()
     halves = rows[::2], rows[1::2]
@@ -242,6 +232,20 @@ def tune(seconds: float = SECONDS, shown: Callable[[str], None] = lambda _: None
     for name, ratios in _ratios(halves[1], [*known, *halves[0]]).items():
         after[name] += ratios
     return Tuned(platform, len(rows), _ratios(rows, known), after, measured.file(platform))
+
+
+def _timed(seconds: float, platform: str) -> Iterator[str | Row]:
+    """Times and keeps convolutions. Yields what each is, then its row."""
+    own, end = own_rows(platform), time.perf_counter() + seconds
+    for spec in _sample():
+        if prepared(spec) in own:
+            continue
+        if time.perf_counter() > end:
+            break
+        yield str(spec)
+        row = timed(spec, _fastest(spec), platform, EACH)
+        record([row], platform)
+        yield row
 
 
 def _ratios(rows: Sequence[Row], known: Sequence[Row]) -> dict[str, list[float]]:

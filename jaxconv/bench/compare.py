@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +13,19 @@ from jax import Array, lax
 from PIL import Image, ImageOps
 
 import jaxconv
+from jaxconv import tables
 from jaxconv.bench.cases import Layer
 from jaxconv.bench.measure import Effort, Result, measure, reference
 from jaxconv.bench.report import table as results_table
 from jaxconv.planning.plan import Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
-# Seconds to measure an algorithm on a convolution, and the number of pairs that is enough, unless
-# given by the user. In total this takes a minute on two cores.
+# Seconds to measure an algorithm on a convolution, and the numbers of pairs that are needed and
+# that are enough, unless given by the user. In total this takes a minute on two cores.
 BUDGET = 0.3
-ENOUGH = 20
+FEWEST, ENOUGH = 5, 20
+# An algorithm with calls of more seconds than this is not measured unless the user says how often.
+SLOW = 1.0
 # An algorithm that needs more intermediate bytes than this is not run: it could exhaust memory.
 # Only photographs larger than the default size reach the limit.
 WORKSPACE_LIMIT = 4 << 30
@@ -142,7 +145,8 @@ class Comparison:
     Attributes:
       output: the convolution in float64: (1, h, w, o).
       results: named by algorithm, the fastest first; "lax" against itself shows the noise.
-        ``how`` is "→" and the algorithm that "auto" chose, or "▸" for that algorithm itself.
+        ``how`` is "→" and the algorithm that "auto" chose, or "▸" for that algorithm itself: the
+        two have one measurement.
       refused: why the other algorithms were not run.
     """
 
@@ -161,63 +165,98 @@ def compare(
     Args:
       algorithms: names in ``jaxconv.ALGORITHMS``, and "auto".
       repeats: pairs of calls, lax and the algorithm in turn; default: as many as fit ``BUDGET``,
-        from 1 to ``ENOUGH``.
+        from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
 
     Yields:
       A description before each measurement, and the ``Comparison`` after those of a convolution.
     """
-    effort = Effort(ENOUGH, BUDGET, 0.0, 1) if repeats is None else Effort(repeats, math.inf, 0.0)
+    effort = Effort(ENOUGH, BUDGET, 0.0, FEWEST)
+    if repeats is not None:
+        effort = Effort(repeats, math.inf, 0.0)
     for convolution in convolutions:
         layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
         plan = plan_spec(layer.spec, jax.default_backend())
+        yield f"{layer.name}: lax"
         exact = reference(layer, "forward", *operands)
         # The kernel is an argument: a constant would be folded into the compiled code.
-        baseline = Compiled(layer.function(lax.conv_general_dilated, "forward"), *operands)
-        results: list[Result] = []
-        refused: dict[str, str] = {}
-        for name in ("lax", *algorithms):
-            yield f"{convolution.layer.name}: {name}"
-            result = _measured(name, layer, plan, baseline, exact, effort)
+        function = layer.function(lax.conv_general_dilated, "forward")
+        baseline, program = Compiled(function, *operands), _program(function, operands)
+        slow = math.inf if repeats else SLOW
+        contest = _Contest(layer, plan, baseline, program, exact, effort, slow)
+        by_lax = contest.against(baseline)
+        # By the algorithm that is run: that of "auto" may be listed itself.
+        measured: dict[str, Result | str] = {}
+        results, refused = [dataclasses.replace(by_lax, name="lax", gemm=plan.spec.gemm)], {}
+        for name in algorithms:
+            yield f"{layer.name}: {name}"
+            runs = plan.algorithm if name == "auto" else name
+            if runs not in measured:
+                by_auto = runs == plan.algorithm and "auto" in algorithms
+                measured[runs] = contest.of(runs, "auto" if by_auto else runs, by_lax)
+            result = measured[runs]
             if isinstance(result, str):
                 refused[name] = result
             else:
-                results.append(result)
+                how = {"auto": f"→ {plan.algorithm}", plan.algorithm: "▸"}.get(name, "")
+                results.append(dataclasses.replace(result, name=name, how=how))
         results.sort(key=lambda result: -result.quartiles()[1])
         yield Comparison(convolution, plan, exact, tuple(results), refused)
 
 
-def _measured(
-    name: str, layer: Layer, plan: Plan, baseline: Compiled, exact: np.ndarray, effort: Effort
-) -> Result | str:
-    """One algorithm against ``baseline``, or the reason why it is not run."""
-    gemm, subject, how = plan.spec.gemm, baseline, ""
-    try:
-        if name != "lax":
-            how = {"auto": f"→ {plan.algorithm}", plan.algorithm: "▸"}.get(name, "")
-            runs = plan.algorithm if name == "auto" else name
-            candidate = next(c for c in plan.candidates if c.name == runs)
-            if candidate.reason is not None:
-                return candidate.reason
-            if candidate.workspace > WORKSPACE_LIMIT:
-                needs = f"{candidate.workspace / 2**30:.1f} GiB"
-                return f"it would need {needs} of intermediate arrays"
-            gemm = candidate.gemm
-            function = layer.function(jaxconv.conv_general_dilated, "forward", algorithm=name)
-            subject = Compiled(function, *baseline.args)
-        facts = {"name": name, "direction": "", "how": how, "gemm": gemm, "tolerance": 1e-4}
-        return measure(effort, baseline, subject, exact=lambda: exact, **facts)
-    except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
-        return f"it failed: {str(error).splitlines()[0]}"
+class _Contest(NamedTuple):
+    """What the algorithms for one convolution are measured by.
+
+    Attributes:
+      program: lax's, as text.
+      slow: seconds of a call above which an algorithm that "auto" does not take is not measured.
+    """
+
+    layer: Layer
+    plan: Plan
+    baseline: Compiled
+    program: str
+    exact: np.ndarray
+    effort: Effort
+    slow: float
+
+    def against(self, subject: Compiled) -> Result:
+        facts = {"name": "", "direction": "", "how": "", "tolerance": 1e-4}
+        return measure(self.effort, self.baseline, subject, exact=lambda: self.exact, **facts)
+
+    def of(self, runs: str, algorithm: str, by_lax: Result) -> Result | str:
+        """The algorithm ``runs``, asked for as ``algorithm``; or the reason why it is not run."""
+        candidate = next(c for c in self.plan.candidates if c.name == runs)
+        if candidate.reason is not None:
+            return candidate.reason
+        if candidate.workspace > WORKSPACE_LIMIT:
+            needs = f"{candidate.workspace / 2**30:.1f} GiB"
+            return f"it would need {needs} of intermediate arrays"
+        function = self.layer.function(jaxconv.conv_general_dilated, "forward", algorithm=algorithm)
+        try:
+            if _program(function, self.baseline.args) == self.program:
+                return dataclasses.replace(by_lax, gemm=candidate.gemm, is_lax=True)
+            subject = Compiled(function, *self.baseline.args)
+            seconds = subject.call()
+            if seconds > self.slow and runs != self.plan.algorithm:
+                return f"a call takes {seconds:.1f} s; with --repeats it is run"
+            return dataclasses.replace(self.against(subject), gemm=candidate.gemm)
+        except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
+            return f"it failed: {str(error).splitlines()[0]}"
 
 
-def table(comparison: Comparison, width: float = math.inf) -> str:
-    """A table of a convolution for a terminal of ``width``, the fastest algorithm first."""
+def _program(function: Callable[..., Any], operands: Sequence[Any]) -> str:
+    """What XLA is given to compile, as text."""
+    return jax.jit(function).lower(*operands).as_text()
+
+
+def table(comparison: Comparison) -> tables.Table:
+    """A convolution by lax and by all algorithms, the fastest first."""
     plan = comparison.plan
-    lines = [
+    above = [
+        "",
         comparison.convolution.layer.name,
         f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
         f"auto chose {plan.algorithm}, since {plan.why}",
-        results_table(comparison.results, width),
-        *(f"  {name} not run: {reason}" for name, reason in comparison.refused.items()),
     ]
-    return "\n".join(lines) + "\n"
+    below = [f"  {name} not run: {reason}" for name, reason in comparison.refused.items()]
+    return dataclasses.replace(results_table(comparison.results), above=above, below=below)

@@ -1,11 +1,13 @@
 """Pictures of the results of ``jaxconv compare`` and ``jaxconv bench``."""
 
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -16,7 +18,7 @@ OTHER, AUTO, CHOSEN = "#c3c8d1", "#d9480f", "#f4a77c"
 FASTER, SLOWER = "tab:blue", "tab:red"
 LEGEND = """Bars: lax's time over the algorithm's, the two called in turn; median and quartiles.
 Above 1 is faster than lax. Orange: auto, as jaxconv runs by default; pale: what it chose, by its
-own name."""
+own name. = lax: it is lax's own program."""
 
 
 def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparison]) -> Figure:
@@ -51,7 +53,7 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
         colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
         _bars(
             below,
-            [f"{result.name} {result.how}" for result in shown],
+            [" ".join(filter(None, (r.name, r.how, "= lax" * r.is_lax))) for r in shown],
             [result.quartiles() for result in shown],
             [colours.get(result.name, OTHER) for result in shown],
         )
@@ -85,6 +87,24 @@ def _bars(
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(rows, labels, fontsize=8)
     axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
+
+
+def problem(path: Path, photograph: Path | None) -> str | None:
+    """Why the picture can't be written; None if it can."""
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        names = ", ".join(f".{kind}" for kind in kinds)
+        return f"the name of a picture ends in one of {names}"
+    try:
+        if photograph is not None and path.exists() and path.samefile(photograph):
+            return "it is the photograph; name another --output"
+        if path.exists():
+            path.open("r+b").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:

@@ -82,6 +82,7 @@ class Result:
         square; None where it was not measured.
       gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
       best: the fastest algorithm, and ``regret`` the time of "auto" over its time.
+      is_lax: whether jaxconv's program is lax's own: what differs in their times is noise.
     """
 
     name: str
@@ -100,10 +101,13 @@ class Result:
     gemm: tuple[int, int, int, int] | None = None
     best: str = ""
     regret: float | None = None
+    is_lax: bool = False
 
     def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
         """First quartile, median and third quartile of the time of ``peer``, "lax" or one of
-        ``peers``, over jaxconv's: above 1 jaxconv is faster."""
+        ``peers``, over jaxconv's: above 1 jaxconv is faster; 1 if both are one program."""
+        if self.is_lax and peer == "lax":
+            return 1.0, 1.0, 1.0
         pairs = self.lax if peer == "lax" else self.peers[peer]
         ratios = [other / own for other, own in pairs]
         low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))

@@ -22,6 +22,7 @@ LONGEST = 40
 KINDS = 12
 HEADER: tuple[str, ...] = ("time", "share", "calls", "kind", "result", "from")
 FIGURES = range(3)
+SPARE = (4, 2, 1)
 # Longest text of a result's shape and of an origin.
 WIDTH = 60
 
@@ -47,7 +48,7 @@ class Operation:
     calls: int
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Profile(tables.Report):
     """The operations of a program, the longest first. ``str()`` is a table; so is the value in a
     notebook.
@@ -69,7 +70,7 @@ class Profile(tables.Report):
             kinds[operation.kind] = kinds.get(operation.kind, 0.0) + operation.seconds
         return dict(sorted(kinds.items(), key=lambda kind: -kind[1]))
 
-    def _table(self) -> tables.Table:
+    def _contents(self) -> tables.Table:
         total = sum(operation.seconds for operation in self.operations)
         above = [
             f"{self.name}: {tables.milliseconds(self.seconds)} a call, its operations"
@@ -89,7 +90,7 @@ class Profile(tables.Report):
         left = self.operations[LONGEST:]
         rest = sum(operation.seconds for operation in left)
         below = [f"{len(left)} more, {tables.milliseconds(rest)} in all"] if left else []
-        return tables.Table(above, rows, FIGURES, below=below)
+        return tables.Table(above, rows, FIGURES, below=below, spare=SPARE, detail=True)
 
 
 def _short(text: str) -> str:

@@ -17,7 +17,6 @@ from jaxconv import tables
 from jaxconv.bench import programs, regret, sharding
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, PEERS, TITLES, Effort, Result, gemm_peak
-from jaxconv.bench.profile import Profile
 from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.measured import processor, version
@@ -46,9 +45,18 @@ class Selection:
     against: tuple[str, ...] = ()
 
 
-def text(results: Sequence[Result]) -> str:
+def contents(results: Sequence[Result]) -> tables.Table:
     """The table and the summary of a suite's results."""
-    return "\n".join([table(results), "", *summary(results)])
+    return dataclasses.replace(table(results), below=["", *summary(results)])
+
+
+# What is measured, as progress shows it; its case and direction.
+Selected = tuple[str, Any, str]
+
+
+def name_of(case: Any) -> str:
+    """The name that a case is selected by."""
+    return getattr(case, "name", None) or str(case)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,42 +65,42 @@ class Suite:
 
     Attributes:
       measure: measures a case in a direction: a ``Result`` or, of sharding, ``Moved``.
-      cases: all of them, with names and directions; those without a name are named by ``str``.
+      cases: all of them, with directions; see ``name_of``.
       few: those of a quick run.
       effort: of one case.
-      text: the report on the results.
+      contents: the report on the results.
     """
 
     measure: Callable[[Any, str, Effort], Any]
     cases: Callable[[Selection], Sequence[Any]]
     few: slice
     effort: Effort
-    text: Callable[[Sequence[Any]], str] = text
+    contents: Callable[[Sequence[Any]], tables.Table] = contents
 
-    def run(self, selection: Selection) -> Iterator[Any]:
-        """Measures the selected cases. Yields the name of each, then its result."""
+    def run(self, cases: Sequence[Selected], selection: Selection) -> Iterator[Any]:
+        """Measures selected cases. Yields the name of each, then its result."""
         effort = QUICK if selection.quick else self.effort
         effort = dataclasses.replace(effort, against=selection.against)
-        for name, case, direction in self.selected(selection):
+        for name, case, direction in cases:
             yield name
             yield self.measure(case, direction, effort)
 
-    def profiles(self, selection: Selection) -> Iterator[str | Profile]:
-        """Profiles the selected cases. Yields the name of each, then its profile."""
-        for name, case, direction in self.selected(selection):
+    def profiles(self, cases: Sequence[Selected]) -> Iterator[Any]:
+        """Profiles selected cases. Yields the name of each, then its profile."""
+        for name, case, direction in cases:
             yield name
             yield programs.profile_of(case, direction)
 
-    def selected(self, selection: Selection) -> Iterator[tuple[str, Any, str]]:
-        """(name, case, direction) of each; those selected by name also in a quick run."""
+    def selected(self, selection: Selection) -> Iterator[Selected]:
+        """The cases of a selection; those selected by name also in a quick run."""
         cases = self.cases(selection)
         for case in cases[self.few] if selection.quick and selection.case is None else cases:
-            name = getattr(case, "name", None) or str(case)
+            name = name_of(case)
             if selection.case is not None and not selection.case.search(name):
                 continue
             for direction in getattr(case, "directions", ("",)):
                 if selection.direction in (None, direction):
-                    yield f"{name}, {direction}", case, direction
+                    yield f"{name}, {direction}" if direction else name, case, direction
 
 
 # It runs by itself: where a host is many devices, other programs take other times.
@@ -115,7 +123,7 @@ SUITES = {
         regret.ENOUGH,
     ),
     SHARDING: Suite(
-        sharding.measure, lambda _: sharding.CASES, slice(3, 120, 40), ENOUGH, sharding.text
+        sharding.measure, lambda _: sharding.CASES, slice(3, 120, 40), ENOUGH, sharding.contents
     ),
 }
 # Those of whole programs, whose operations can be timed.
@@ -133,39 +141,34 @@ HEADER += ("GFLOP/s", "of peak")
 HEADER += tuple(column for title in BESIDE.values() for column in (title, f"× {title} (quartiles)"))
 HEADER += ("best", "regret", "compile", "workspace", "error")
 WORDS = ("what", "direction", "how", "best")
-# Columns dropped for a narrow terminal, the least important first.
-SPARE = ("compile", "workspace", "GEMMs × m×n×k", "lax", "GFLOP/s", "error")
+# Columns left out in a narrow terminal, the least important first.
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "GFLOP/s", *BESIDE.values(), "of peak", "lax")
+SPARE += ("error", "jaxconv", "best", "how")
+SPARE += tuple(f"× {title} (quartiles)" for title in reversed(BESIDE.values()))
 
 
-def table(results: Sequence[Result], width: float = math.inf) -> str:
-    """A line for each result, without empty columns, and without those in ``SPARE`` that do not fit
-    a terminal of ``width``."""
-    rows = list(map(_cells, results))
-    titles = [t for t, column in zip(HEADER, zip(*rows, strict=True), strict=True) if any(column)]
-    text = ""
-    for spared in (None, *SPARE):
-        titles = [title for title in titles if title != spared]
-        shown = [HEADER.index(title) for title in titles]
-        cells = [titles, *([row[i] or "–" for i in shown] for row in rows)]
-        text = tables.as_text(cells, [i for i, t in enumerate(titles) if t not in WORDS])
-        if max(map(len, text.splitlines())) <= width:
-            break
-    return text
+def table(results: Sequence[Result]) -> tables.Table:
+    """A line for each result."""
+    rows = [HEADER, *map(_cells, results)]
+    figures = [i for i, title in enumerate(HEADER) if title not in WORDS]
+    return tables.Table(rows=rows, right=figures, spare=list(map(HEADER.index, SPARE)))
 
 
 def _cells(result: Result) -> tuple[str, ...]:
     def ratio(peer: str) -> str:
+        if result.is_lax and peer == "lax":
+            return "= lax"
         low, median, high = result.quartiles(peer)
         return f"{median:.3g} ({low:.3g}–{high:.3g})"
 
     def beside(peer: str) -> tuple[str, str]:
         if peer not in result.peers:
-            return "", ""
+            return "–", "–"
         return tables.milliseconds(np.median(result.peers[peer], axis=0)[0]), ratio(peer)
 
     workspace = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
     if result.wrong:
-        error = f"WRONG: {result.wrong}"
+        error = "WRONG"
     elif result.error_ratio is None:
         error = f"{result.difference:.0e}"
     else:
@@ -175,14 +178,14 @@ def _cells(result: Result) -> tuple[str, ...]:
         result.name,
         result.direction,
         result.how,
-        "" if result.gemm is None else "{} × {}×{}×{}".format(*result.gemm),
+        "–" if result.gemm is None else "{} × {}×{}×{}".format(*result.gemm),
         *map(tables.milliseconds, np.median(result.lax, axis=0)),
         ratio("lax"),
-        "" if rate is None else f"{rate / 1e9:.3g}",
-        "" if rate is None or result.peak is None else f"{rate / result.peak:.0%}",
+        "–" if rate is None else f"{rate / 1e9:.3g}",
+        "–" if rate is None or result.peak is None else f"{rate / result.peak:.0%}",
         *(cell for peer in BESIDE for cell in beside(peer)),
         result.best,
-        "" if result.regret is None else f"{result.regret:.2f}",
+        "–" if result.regret is None else f"{result.regret:.2f}",
         "{:.2f} → {:.2f} s".format(*result.compile_seconds),
         " → ".join(workspace),
         error,
@@ -223,6 +226,11 @@ def summary(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def print_table(table: tables.Table) -> None:
+    """Prints it at once, no wider than the terminal."""
+    print(table.text(tables.terminal_width()), flush=True)
+
+
 class Report:
     """Prints a table of each suite, and writes all results to ``file`` after every result.
 
@@ -234,12 +242,10 @@ class Report:
         self.machine = machine
         self.file = file
         self.results: dict[str, list[Any]] = {}
-        print(
-            f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, "
-            + "".join(f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
-            + f"{machine['cpu']}, {machine['cores']} cores,"
-            f" float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
-        )
+        peers = (f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
+        line = f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {''.join(peers)}"
+        line += f"{machine['cpu']}, {machine['cores']} cores, float32 GEMM"
+        print_table(tables.Table([f"{line} {machine['gemm'] / 1e9:.0f} GFLOP/s"]))
 
     def add(self, suite: str, result: Any) -> None:
         """Keeps a result and rewrites the file atomically, for concurrent readers."""
@@ -255,7 +261,9 @@ class Report:
     def end(self, suite: str) -> None:
         """Prints the table and the summary of a suite, also of one that was interrupted."""
         if results := self.results.get(suite):
-            print(f"\n{suite}\n\n{SUITES[suite].text(results)}", flush=True)
+            table = SUITES[suite].contents(results)
+            above, rest = ["", suite, "", *table.above], "a wider terminal has all, or --json"
+            print_table(dataclasses.replace(table, above=above, rest=rest))
 
     def close(self, written: list[Path], seconds: float) -> None:
         """Prints disagreements with lax, the files written, and the time taken."""
@@ -263,7 +271,7 @@ class Report:
         lines = [f"WRONG: {text}" for text in self.wrong]
         if files:
             lines.append(f"Written: {', '.join(files)}")
-        print("\n" + "\n".join([*lines, f"{seconds:.0f} s in all."]))
+        print_table(tables.Table(["", *lines, f"{seconds:.0f} s in all."]))
 
     @property
     def wrong(self) -> list[str]:

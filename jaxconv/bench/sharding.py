@@ -7,7 +7,6 @@ gather a result at their end that does not divide by its devices, such as 28 row
 import dataclasses
 import math
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -335,12 +334,15 @@ def _bytes(moved: Collectives) -> int:
 
 HEADER = ("what", "layout", "direction", "how", "lax", "KiB", "jaxconv", "KiB", "")
 FIGURES = range(4, 8)
-ABOVE = """Collectives and the size of their results on a device, of lax's program and of jaxconv's.
-memory: of jaxconv's intermediate arrays, over lax's."""
-WIDTH = 120
+SPARE = (3, 4, 6)
+ABOVE = (
+    "Collectives and the size of their results on a device, of lax's program and of jaxconv's.",
+    "memory: of jaxconv's intermediate arrays, over lax's.",
+    "",
+)
 
 
-def text(rows: Sequence[Moved]) -> str:
+def contents(rows: Sequence[Moved]) -> tables.Table:
     """A line for each row, and what they say."""
     above = [row.label for row in rows if max(row.more) > 0]
     below = [row for row in rows if max(row.more) <= 0 > min(row.more)]
@@ -349,8 +351,8 @@ def text(rows: Sequence[Moved]) -> str:
     said += f" It moves less in {len(below)}."
     if wrong := sum(row.lax_is_wrong for row in rows):
         said += f" lax's own result is wrong in {wrong}."
-    table = tables.as_text([HEADER, *map(_cells, rows)], FIGURES)
-    return f"{ABOVE}\n\n{table}\n\n{textwrap.fill(said, WIDTH)}"
+    table = [HEADER, *map(_cells, rows)]
+    return tables.Table(ABOVE, table, FIGURES, below=["", said], spare=SPARE)
 
 
 def _cells(row: Moved) -> tuple[str, ...]:

@@ -46,11 +46,14 @@ class Candidate:
 
 
 HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "time", "what it does")
+SPARE = (2, 3, 4)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Plan(tables.Report):
-    """The algorithm chosen for a convolution, and the alternatives. ``str()`` is a table.
+    """The algorithm chosen for a convolution, and the alternatives.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       spec: the convolution, in the canonical layout.
@@ -73,7 +76,7 @@ class Plan(tables.Report):
         possible = (c for c in self.candidates if c.reason is None)
         return tuple(c for c in possible if ALGORITHMS[c.name].breach(spec) is None)
 
-    def _table(self) -> tables.Table:
+    def _contents(self) -> tables.Table:
         groups, m, n, k = self.spec.gemm
         product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
         above = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
@@ -92,7 +95,7 @@ class Plan(tables.Report):
                 summary += f" (left out: {c.doubt})"
             rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
         bold = [i for i, row in enumerate(rows) if row[0]]
-        return tables.Table(above, rows, range(2, 6), bold)
+        return tables.Table(above, rows, range(2, 6), bold, spare=SPARE, detail=True)
 
 
 @overload

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, overload
@@ -23,6 +21,7 @@ from jaxconv.planning.measured import Row, here, own_rows, record
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
+from jaxconv.tools.progress import shown
 from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
 from jaxconv.transforms.primitive import planned_here
 
@@ -61,11 +60,14 @@ class Measurement:
 
 
 HEADER = ("planned", "chosen", "measured", "× lax", "when", "the others", "convolution")
+SPARE = (4, 0, 5)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Tuning(tables.Report):
-    """What ``autotune`` measured. ``str()`` is a table; so is the value in a notebook.
+    """What ``autotune`` measured.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       platform: where it was measured: "cpu", "gpu", "tpu", …
@@ -75,7 +77,7 @@ class Tuning(tables.Report):
     platform: str
     rows: tuple[Measurement, ...]
 
-    def _table(self) -> tables.Table:
+    def _contents(self) -> tables.Table:
         changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
         known = sum(row.known for row in self.rows)
         line = (
@@ -84,7 +86,8 @@ class Tuning(tables.Report):
         )
         if known:
             line += f" {known} were known before; force=True measures them again."
-        return tables.Table([line], [HEADER, *map(_cells, self.rows)], (2, 3), changed)
+        rows = [HEADER, *map(_cells, self.rows)]
+        return tables.Table([line], rows, (2, 3), changed, spare=SPARE, detail=True)
 
 
 def _cells(row: Measurement) -> tuple[str, ...]:
@@ -152,8 +155,8 @@ def autotune(
       fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
       force: whether convolutions that are known are measured again.
-      progress: whether to show a progress bar on stderr, if the package rich is installed; default:
-        if stderr is a terminal.
+      progress: whether to show progress on stderr (how many of how many, the time left), if the
+        package rich is installed; default: if stderr is a terminal.
 
     Returns:
       A ``Tuning``, a table of the convolutions: the algorithm planned before, the one chosen, the
@@ -194,9 +197,8 @@ def autotune(
     rows = dict(known)
     todo = [spec for spec in specs if spec not in known]
     try:
-        for spec in _shown(todo, progress):
-            rows[spec] = timed(spec, candidates(spec, platform), platform)
-            record([rows[spec]], platform)
+        for row in shown(_measured(todo, platform), len(todo), progress):
+            rows[row.spec] = row
     finally:
         if todo:
             notify()
@@ -237,19 +239,13 @@ def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurem
     return Measurement(row.spec, planned, chosen, why, tuple(ranked), compiling, ratio, known)
 
 
-def _shown(specs: Sequence[ConvSpec], progress: bool | None) -> Iterator[ConvSpec]:
-    """``specs``, with a progress bar: how many of how many, and the time left."""
-    if progress is None:
-        progress = sys.stderr.isatty()
-    if not specs or not progress or importlib.util.find_spec("rich") is None:
-        yield from specs
-        return
-    from rich.console import Console  # optional
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = "Measuring convolutions", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(specs)
+def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Row]:
+    """Measures and keeps each. Yields what it is, then its row."""
+    for spec in specs:
+        yield str(spec)
+        row = timed(spec, candidates(spec, platform), platform)
+        record([row], platform)
+        yield row
 
 
 def candidates(spec: ConvSpec, platform: str) -> list[str]:

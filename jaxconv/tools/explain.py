@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ParamSpec
 
@@ -81,13 +81,16 @@ HEADER: tuple[str, ...] = (
     "convolution",
 )
 FIGURES = range(3, 9)
+SPARE = (5, 8, 6, 3, 1)
 CAUTION = "Times are for one of each, measured or else predicted, likely within the factor ×/÷."
 WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Explanation(tables.Report):
-    """The convolutions of a function. ``str()`` is a table; so is the value in a notebook.
+    """The convolutions of a function.
+
+    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
 
     Attributes:
       platform: the one they are planned for: "cpu", "gpu", "tpu", …
@@ -117,14 +120,18 @@ class Explanation(tables.Report):
         """The maximum of the convolutions' bytes of intermediate arrays."""
         return max((row.workspace for row in self.rows), default=0)
 
-    def _table(self) -> tables.Table:
+    def _contents(self) -> tables.Table:
         if not self.rows:
             return tables.Table(["There is no convolution in this function."], [])
         figures = _figures(self.seconds, "", self.lax_seconds, self.workspace)
         rows = [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
-        above = [f"Planned for {self.platform}. {CAUTION}"]
-        below = [WITHIN] if any(row.within for row in self.rows) else []
-        return tables.Table(above, rows, FIGURES, [len(self.rows) + 1], below)
+        return _table(f"Planned for {self.platform}.", rows, [len(self.rows) + 1])
+
+
+def _table(title: str, rows: Sequence[Sequence[str]], bold: Sequence[int] = ()) -> tables.Table:
+    counts = [row[HEADER.index("count")] for row in rows]
+    below = [WITHIN] if any(" " in count for count in counts) else []
+    return tables.Table([f"{title} {CAUTION}"], rows, FIGURES, bold, below, SPARE, detail=True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -243,13 +250,9 @@ class Compiled:
             where = self._where[spec, algorithm, platform]
             row = _row(spec, algorithm, BY_NAME, platform, where, count=count)
             rows[platform].append(_cells(row))
-        direction = HEADER.index("direction")  # unknown when compiling
-        figures = [i - 1 for i in FIGURES]
-        lines = []
-        for platform, table in rows.items():
-            table = [row[:direction] + row[direction + 1 :] for row in table]
-            lines += [f"Compiled for {platform}. {CAUTION}", tables.as_text(table, figures)]
-        return "\n".join(lines) or "No convolution was compiled."
+        width = tables.terminal_width()
+        found = [_table(f"Compiled for {platform}.", table) for platform, table in rows.items()]
+        return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
 
 
 def _row(

@@ -1,0 +1,350 @@
+"""Reports fit a terminal: no line is longer, no figure is cut, and what is left out is named."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from test_plan import Table as Parsed
+from test_plan import case_plan, struct
+
+import jaxconv
+from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.bench import calibrate, cases, networks, profile, programs, regret, report, sharding
+from jaxconv.bench.measure import TITLES, Result
+from jaxconv.config import config
+from jaxconv.tables import Table
+from jaxconv.tools.autotune import Measurement, Tuning
+from jaxconv.tools.explain import Compiled, Explanation
+from jaxconv.tools.progress import shown
+
+WIDTHS = (80, 100, 120)
+FIT = pytest.mark.parametrize("width", WIDTHS)
+NUMBERS = np.random.default_rng(0)
+
+
+def check(table: Table, width: int) -> None:
+    """No line is longer; the figures of a row are in one line; no word is lost."""
+    text = table.text(width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    side_by_side, below = tables._fitted(table, width)
+    shown = [i for i in table.columns if i in (*side_by_side, below)]
+    left_out = [i for i in table.columns if i not in shown]
+    assert set(left_out) <= set(table.spare)
+    assert ("Left out to fit" in text) == bool(left_out)
+    for row in table.rows[1:]:
+        figures = [re.escape(row[i]) for i in side_by_side if i in table.right]
+        assert any(re.search(r"\s.*".join(figures), line) for line in lines)
+    for line in (*table.above, *table.below, *(row[i] for row in table.rows for i in shown)):
+        assert all(word in text for word in tables.WORDS.split(line))
+
+
+# Reports of every kind, with the longest contents
+
+
+def network(net: Any, x: Any) -> Any:
+    return net.logits(net.relu(net.conv(net.conv(x, 8, 3, 2), 8, 3, groups=8)))
+
+
+def explanation() -> Explanation:
+    small = networks.Network("small", network, (32, 32, 3))
+    with jax.numpy_rank_promotion("allow"):
+        params, data = jax.eval_shape(small.init), jax.eval_shape(lambda: small.data(4))
+        found = jaxconv.explain(small.step, platform="cpu")(params, *data)
+    where = "models/vision/mobile/inverted_residual.py:1234 (InvertedResidual.__call__)"
+    long = dataclasses.replace(
+        found.rows[0], where=where, count=123, within="while", seconds=12.3, lax_seconds=123.4
+    )
+    exchanged = "2 rows of the image from each neighbour; sums over 8 devices"
+    return Explanation("cpu", (*found.rows, dataclasses.replace(long, exchanged=exchanged)))
+
+
+def tuning() -> Tuning:
+    seconds = tuple((name, 1.234 * 3**i) for i, name in enumerate(ALGORITHMS))
+    specs = [CASES[name].spec("float32") for name in ("3x3", "transposed", "grouped")]
+    rows = [
+        Measurement(spec, "im2col_tiled", chosen, "why", seconds, seconds, ratio, known=known)
+        for spec in specs
+        for chosen, ratio, known in (("im2col_tiled", 12.3, False), ("winograd4", None, True))
+    ]
+    return Tuning("cpu", tuple(rows))
+
+
+def tuned() -> calibrate.Tuned:
+    ratios = dict.fromkeys(ALGORITHMS, (0.1, 12.3, 123.4))
+    return calibrate.Tuned("cpu", 123, ratios, ratios, Path("/home/somebody/.cache/jaxconv/x.json"))
+
+
+def profiled() -> profile.Profile:
+    origin = "jit(step)/transpose(jvp(Network))/Block_1/Conv_2/jaxconv/im2col 1x2x3x4*5x6x7x8/dot"
+    operations = [
+        profile.Operation(f"{kind}.{i}", kind, "f32[8,112,112,1024]{3,2,1,0}", origin, 1.5**i, i)
+        for i, kind in enumerate(("transpose_copy_fusion", "dot", "convolution") * 20)
+    ]
+    return profile.Profile("ResNet-50, batch 8, training step", 12.3, tuple(operations))
+
+
+REPORTS: dict[str, Callable[[], tables.Report]] = {
+    "plan": lambda: case_plan(CASES["3x3"]),
+    "plan of groups": lambda: case_plan(CASES["depthwise"]),
+    "plan of the largest": lambda: jaxconv.plan(
+        struct(1024, 1024, 1024, 512),
+        struct(11, 11, 512, 512),
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        platform="cpu",
+    ),
+    "plan without output": lambda: case_plan(CASES["no output"]),
+    "explain": explanation,
+    "autotune": tuning,
+    "tune": tuned,
+    "profile": profiled,
+}
+
+
+def result(name: str, direction: str = "", **changes: Any) -> Result:
+    """One with every figure that there is."""
+
+    def pairs() -> tuple[tuple[float, ...], ...]:
+        return tuple(map(tuple, NUMBERS.uniform(0.01, 12.3, (5, 2)).tolist()))
+
+    facts: dict[str, Any] = {
+        "name": name,
+        "direction": direction,
+        "how": "im2col_tiled, winograd4, pointwise",
+        "lax": pairs(),
+        "compile_seconds": (12.34, 123.45),
+        "workspace": (2**30, 2**33),
+        "difference": 1e-6,
+        "differing": "jaxconv",
+        "tolerance": 1e-4,
+        "peers": {peer: pairs() for peer in TITLES if peer != "lax"},
+        "flops": 1e12,
+        "peak": 1e11,
+        "errors": (1e-7, 1.234e-6),
+        "gemm": (401408, 1, 128, 1152),
+        "best": "im2col_tiled",
+        "regret": 1.23,
+    }
+    return Result(**facts | changes)
+
+
+def named(items: Sequence[Any]) -> list[Result]:
+    """A result of each, with peers and without."""
+    return [
+        result(getattr(item, "name", None) or str(item), direction, **changes)
+        for item in items
+        for direction in getattr(item, "directions", ("",))
+        for changes in ({}, {"peers": {}, "gemm": None, "difference": 1.0})
+    ]
+
+
+def moved() -> list[sharding.Moved]:
+    collectives = (("all-reduce", 10_200_000),) * 10
+    facts = (collectives, collectives[1:], (8, 12), None, 1e-6)
+    return [
+        sharding.Moved(case.what.name, case.layout, direction, "im2col_tiled, winograd", *facts)
+        for case in sharding.CASES
+        for direction in case.directions
+    ]
+
+
+SUITES: dict[str, Callable[[], Table]] = {
+    "layers": lambda: report.contents(named(cases.LAYERS)),
+    "loops": lambda: report.contents(named(programs.LOOPS)),
+    "programs": lambda: report.contents(named(programs.PROGRAMS)),
+    "models": lambda: report.contents(named(programs.MODELS)),
+    "regret": lambda: report.contents(named(regret.random_specs(1, 20))),
+    "relatives": lambda: report.contents(named(regret.random_specs(2, 20))),
+    "sharding": lambda: sharding.contents(moved()),
+}
+
+
+@FIT
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_fit(name: str, width: int) -> None:
+    found = REPORTS[name]()
+    check(found._contents(), width)
+    assert max(map(len, found.table(width).splitlines())) <= width
+
+
+@FIT
+@pytest.mark.parametrize("suite", SUITES)
+def test_suites_fit(suite: str, width: int) -> None:
+    table = SUITES[suite]()
+    check(table, width)
+    # What they are about stays.
+    shown, _ = tables._fitted(table, width)
+    titles = [table.rows[0][i] for i in shown]
+    stay = {"what", "direction", "× lax (quartiles)", "regret", "lax", "KiB"}
+    assert {*table.rows[0]} & (stay - {"lax"}) <= {*titles, "direction"}
+
+
+def test_every_suite_is_tried() -> None:
+    assert set(SUITES) == set(report.SUITES)
+
+
+@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.parametrize("width", [1, 20, 40])
+def test_a_terminal_too_narrow_keeps_the_figures(name: str, width: int) -> None:
+    table = REPORTS[name]()._contents()
+    shown, _ = tables._fitted(table, width)
+    text = table.text(width)
+    for row in table.rows[1:]:
+        assert all(row[i] in text for i in shown if i in table.right)
+
+
+# How they are displayed
+
+
+@FIT
+@pytest.mark.parametrize("name", REPORTS)
+def test_a_report_is_displayed_as_its_table(
+    name: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    found = REPORTS[name]()
+    assert repr(found) == str(found) == f"{found}" == found.table(width)
+    assert found == REPORTS[name]()
+
+
+def test_without_a_terminal_there_are_80_columns() -> None:
+    code = "from jaxconv import tables; print(tables.terminal_width())"
+    variables = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    variables["PYTHONPATH"] = str(Path(jaxconv.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "80\n"
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_the_whole_table_has_all_and_so_has_html(name: str) -> None:
+    found = REPORTS[name]()
+    table = found._contents()
+    assert max(map(len, found.table().splitlines())) > max(WIDTHS) or name == "tune"
+    head = found.table().splitlines()[len(table.above)]
+    assert head.split() == " ".join(table.rows[0][i] for i in table.columns).split()
+    parsed = Parsed()
+    parsed.feed(found._repr_html_())
+    parsed.close()
+    assert parsed.rows == [[row[i] for i in table.columns] for row in table.rows]
+
+
+@FIT
+def test_what_was_compiled_and_the_settings_fit(
+    width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    compiled = Compiled()
+    compiled(CASES["transposed"].spec("float32"), "im2col_tiled", "cpu")
+    compiled(CASES["grouped"].spec("float32"), "auto", "gpu")
+    for text in (str(compiled), repr(config)):
+        assert max(map(len, text.splitlines())) <= width
+    assert "direction" not in str(compiled)
+
+
+# The mechanism
+
+WORDS = "several words that are too long for it"
+ROWS = [("name", "n", "speed", "what it is"), ("one", "1", "12.5", WORDS), ("two", "", "3", "")]
+
+
+def test_columns_are_left_out_in_order() -> None:
+    figures = [("name", "n", "speed"), ("one", "1", "12.5"), ("two", "", "3")]
+    table = Table(rows=figures, right=(1, 2), spare=(1, 2), rest="others have")
+    assert table.text(14) == table.text()
+    assert table.text(13).splitlines() == [
+        "name  speed",
+        "one    12.5",
+        "two       3",
+        "Left out to",
+        "  fit 13",
+        "  columns: n;",
+        "  others",
+        "  have.",
+    ]
+    assert table.text(10).splitlines()[:3] == ["name  n", "one   1", "two"]
+
+
+def test_long_text_is_wrapped_beside_or_goes_below() -> None:
+    table = Table(["A line above it that is as long."], ROWS * 2, (1, 2), detail=True)
+    assert f"one   1   12.5  {WORDS}" in table.text(54).splitlines()
+    assert table.text(53).splitlines()[:5] == [
+        "A line above it that is as long.",
+        "name  n  speed",
+        "    what it is",
+        "one   1   12.5",
+        f"    {WORDS}",
+    ]
+    wide = Table(rows=[(*row[:3], row[3] * 2) for row in ROWS], detail=True)
+    assert wide.text(59).splitlines()[1:3] == [
+        "one   1  12.5   several words that are too long for",
+        "                itseveral words that are too long for it",
+    ]
+
+
+def test_text_is_broken_where_it_may_be() -> None:
+    assert tables._lines("im2col 12.345 ms ×/÷ 1.5, padding ((1, 1), (2, 2))", 12) == [
+        "im2col",
+        "12.345 ms",
+        "×/÷ 1.5,",
+        "padding",
+        "((1, 1),",
+        "(2, 2))",
+    ]
+    assert tables._lines("some/long/path.py:123 (f)", 12) == ["some/long/", "path.py:123", "(f)"]
+    assert tables._lines("float32[128,56,56,1]", 12) == ["float32[128,", "56,56,1]"]
+    assert tables._lines("", 12) == []
+
+
+def test_a_word_above_a_table_stays_whole() -> None:
+    path = "/home/somebody/" + "x" * 80
+    text = Table([f"  It is kept in a file, {path}, for later."]).text(80)
+    assert text.splitlines() == ["  It is kept in a file,", f"    {path},", "    for later."]
+
+
+def test_columns_without_a_value_are_not_shown() -> None:
+    table = Table(rows=[("a", "b", "c"), ("1", "", "–"), ("2", "", "–")])
+    assert table.text().splitlines() == ["a", "1", "2"]
+    assert "<th>b" not in table.html()
+    assert Table(rows=[("a", "b")]).text() == "a  b"
+
+
+# Progress
+
+
+def test_progress_shows_how_many_of_how_many(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    seen = []
+    for found in shown(iter(["[one]", 1, "two", 2, "w" * 100, 3]), 3, wanted=True):
+        print(f"result {found}")
+        seen.append(found)
+    out, err = capsys.readouterr()
+    assert seen == [1, 2, 3]
+    assert out == "result 1\nresult 2\nresult 3\n"
+    for text in ("0 of 3,", "1 of 3,", "2 of 3,", "3 of 3,", "[one]", "two", "left"):
+        assert text in err
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", err)
+    assert max(map(len, re.split(r"[\r\n]", plain))) <= 80
+    assert list(shown(iter(["one", jnp.pi]), 60, wanted=True, seconds=True)) == [jnp.pi]
+    assert "0 of 60 s," in capsys.readouterr().err
+    assert list(shown(iter(["one", 1]), 1)) == [1]
+    assert capsys.readouterr() == ("", "")
