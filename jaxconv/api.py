@@ -10,18 +10,19 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxconv import compat, hints
+from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
-from jaxconv.arguments import (
+from jaxconv.arguments import hints
+from jaxconv.arguments.channels_last import NAMES, Padding, lax_arguments
+from jaxconv.arguments.errors import Call, fail, operand
+from jaxconv.arguments.padding import fail_padding, parse_pairs, transpose_pads
+from jaxconv.arguments.parse import (
     check_ranks,
     parameters,
     parse_dimension_numbers,
     parse_out_dtype,
     positive,
 )
-from jaxconv.channels_last import NAMES, Padding, lax_arguments
-from jaxconv.errors import Call, fail, operand
-from jaxconv.padding import fail_padding, parse_pairs, transpose_pads
 from jaxconv.planning.choose import check_algorithm
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.borders import MeshLine, cut_axis_of, window

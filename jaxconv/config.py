@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 
-from jaxconv import hints, tables
-from jaxconv.errors import fail
+from jaxconv import tables
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import fail
 
 # Share of physical memory that one convolution may take besides operands and output: a program
 # holds its own arrays, and XLA may run several convolutions at a time.

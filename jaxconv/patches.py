@@ -10,9 +10,9 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
-from jaxconv.arguments import parameters
-from jaxconv.channels_last import NAMES, PADDINGS, Padding, per_axis, resolve_padding
-from jaxconv.errors import Call, fail, operand
+from jaxconv.arguments.channels_last import NAMES, PADDINGS, Padding, per_axis, resolve_padding
+from jaxconv.arguments.errors import Call, fail, operand
+from jaxconv.arguments.parse import parameters
 from jaxconv.spec import ConvSpec
 
 

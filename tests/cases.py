@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 from jax import lax
 
-from jaxconv.arguments import parse
+from jaxconv.arguments.parse import parse
 from jaxconv.spec import ConvSpec
 
 LAST = {

@@ -25,7 +25,7 @@ import jaxconv
 from jaxconv import compat, layout, loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, refusal
-from jaxconv.arguments import parse
+from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxconv
 from jaxconv import cli, layout
-from jaxconv.arguments import parse
+from jaxconv.arguments.parse import parse
 from jaxconv.bench import cases, measure, networks, profile, programs, regret, report, sharding
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result

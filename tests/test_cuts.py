@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxconv.arguments import parse
+from jaxconv.arguments.parse import parse
 from jaxconv.transforms.cuts import Cut, Dimensions, cut_of, dimensions
 
 DEVICES = 8

@@ -754,10 +754,10 @@ def test_refuses_while_tracing() -> None:
 
 
 MODULES = (
-    "arguments",
-    "channels_last",
-    "errors",
-    "padding",
+    "arguments.parse",
+    "arguments.channels_last",
+    "arguments.errors",
+    "arguments.padding",
     "config",
     "patches",
     "algorithms.base",

@@ -19,7 +19,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms.base import refusal
-from jaxconv.arguments import parse
+from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.spec import ConvSpec
 

@@ -158,8 +158,7 @@ MODULES = {
 }
 # The floors of the house, the lowest first: the files at the root that need nothing but each other,
 # then a folder a floor, then what users call, then the command line.
-BASE = ("compat", "tables", "spec", "loops", "layout", "hints", "errors", "padding", "arguments")
-BASE += ("channels_last", "config", "patches")
+BASE = ("compat", "tables", "spec", "loops", "layout", "arguments", "config", "patches")
 FLOORS = (
     BASE,
     ("algorithms",),

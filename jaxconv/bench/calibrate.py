@@ -29,12 +29,12 @@ import numpy as np
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.arguments.errors import fail
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.programs import convolutions, convolutions_of
 from jaxconv.bench.regret import random_specs, relatives
 from jaxconv.config import notify
-from jaxconv.errors import fail
 from jaxconv.planning import measured
 from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, record
 from jaxconv.planning.plan import plan_spec

@@ -19,11 +19,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxconv
 from jaxconv import tables
+from jaxconv.arguments.errors import fail
 from jaxconv.bench.cases import Layer, layer_of
 from jaxconv.bench.measure import Effort, difference
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.bench.programs import convolutions
-from jaxconv.errors import fail
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec

@@ -7,11 +7,11 @@ from functools import lru_cache
 import jax
 from jax import Array
 
-from jaxconv import hints
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import fail
 from jaxconv.config import listeners, over_limit
-from jaxconv.errors import fail
 from jaxconv.planning import accelerators
 from jaxconv.planning.measured import own_rows
 from jaxconv.planning.predict import Time, model, predicted, time_of

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxconv import arguments, hints
-from jaxconv.arguments import parameters, parse
-from jaxconv.channels_last import NAMES, lax_arguments
-from jaxconv.errors import check_array, fail, is_integers
+from jaxconv.arguments import hints
+from jaxconv.arguments.channels_last import NAMES, lax_arguments
+from jaxconv.arguments.errors import check_array, fail, is_integers
+from jaxconv.arguments.parse import SIGNATURE, parameters, parse
 from jaxconv.spec import ConvSpec
 
-LAX = arguments.SIGNATURE
+LAX = SIGNATURE
 _function, *_arguments = inspect.signature(lax_arguments).parameters.values()
 CONV = inspect.Signature(_arguments)
 

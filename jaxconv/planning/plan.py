@@ -8,7 +8,7 @@ from typing import Any, overload
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, refusal
-from jaxconv.channels_last import Padding
+from jaxconv.arguments.channels_last import Padding
 from jaxconv.config import listeners
 from jaxconv.planning.choose import checked_platform, choose, rejection, workspace
 from jaxconv.planning.described import described, documented

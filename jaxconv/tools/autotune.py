@@ -14,8 +14,8 @@ from jax import Array
 from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
+from jaxconv.arguments.errors import check_function, fail
 from jaxconv.config import notify, several_processes
-from jaxconv.errors import check_function, fail
 from jaxconv.planning.choose import choose, execute, rejection
 from jaxconv.planning.measured import Row, here, own_rows, record
 from jaxconv.planning.plan import plan_spec

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxconv import tables
+from jaxconv.arguments.errors import of_function
 from jaxconv.compat import current_traceback, rev_p
-from jaxconv.errors import of_function
 from jaxconv.planning.choose import checked_platform
 from jaxconv.planning.plan import plan_spec
 from jaxconv.spec import ConvSpec

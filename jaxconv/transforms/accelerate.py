@@ -14,8 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxconv import compat
+from jaxconv.arguments.errors import of_function
 from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
-from jaxconv.errors import of_function
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
 

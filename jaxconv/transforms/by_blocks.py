@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import jax
 from jax import lax
 
+from jaxconv.arguments.errors import fail, of_function
 from jaxconv.compat import Literal, Primitive
-from jaxconv.errors import fail, of_function
 
 R = TypeVar("R")
 

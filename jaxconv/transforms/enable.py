@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 
-from jaxconv import hints
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import fail
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.errors import fail
 from jaxconv.transforms.primitive import for_several_devices, lowering, plannable
 
 PLATFORMS = ("cpu", "gpu", "tpu")

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxconv.arguments import well_formed
+from jaxconv.arguments.errors import fail
+from jaxconv.arguments.parse import well_formed
 from jaxconv.compat import (
     conv_general_dilated_p,
     is_constant_shape,
@@ -17,7 +18,6 @@ from jaxconv.compat import (
     user_frames,
     without_dead_code,
 )
-from jaxconv.errors import fail
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p
 from jaxconv.transforms.state import results_and_changes

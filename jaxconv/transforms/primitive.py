@@ -16,7 +16,7 @@ from jax import Array
 from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import refusal
-from jaxconv.arguments import well_formed
+from jaxconv.arguments.parse import well_formed
 from jaxconv.compat import (
     Offloadable,
     Primitive,

@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 from jax import lax
 
-from jaxconv import hints
-from jaxconv.errors import Call
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import Call
 from jaxconv.spec import Pads, dilate
 
 

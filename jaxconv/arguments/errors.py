@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv import hints
+from jaxconv.arguments import hints
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv import compat, hints
-from jaxconv.errors import Call, check_array
-from jaxconv.padding import to_pairs
+from jaxconv import compat
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import Call, check_array
+from jaxconv.arguments.padding import to_pairs
 from jaxconv.spec import dilate
 
 # lax's signature without ``out_sharding``, which does not affect the values.

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jax import lax
 
-from jaxconv import hints
-from jaxconv.arguments import positive
-from jaxconv.errors import Call
+from jaxconv.arguments import hints
+from jaxconv.arguments.errors import Call
+from jaxconv.arguments.parse import positive
 from jaxconv.spec import Pads
 
 Padding = str | int | Sequence[tuple[int, int]]
