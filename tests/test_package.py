@@ -256,6 +256,8 @@ for i, block in enumerate(sys.argv[1:]):
 
 
 def test_readme_snippets_run(tmp_path: Path) -> None:
-    blocks = BLOCK.findall(README.read_text(encoding="utf-8"))
+    text = README.read_text(encoding="utf-8")
+    assert text.count("\n") <= 200, "the README is no longer one of one reading"
+    blocks = BLOCK.findall(text)
     assert blocks, "the README has no python block"
     run(SNIPPETS, *blocks, cwd=tmp_path)
