@@ -976,7 +976,10 @@ def test_export() -> None:
     assert_close(accelerate(again.call)(x, w), two_layers(x, w))
 
 
-@pytest.mark.parametrize(("name", "replaced"), [("MobileNetV2", 0), ("3-D U-Net", 4)])
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [pytest.param("MobileNetV2", 0, marks=pytest.mark.exhaustive), ("3-D U-Net", 4)],
+)
 def test_training_steps_are_exported_for_accelerators(name: str, replaced: int) -> None:
     """With as many convolutions as by lax, but on GPU the transposed ones of two levels and their
     kernels' gradients."""

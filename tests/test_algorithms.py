@@ -82,16 +82,15 @@ TAKES = {
 PAIRS = [(name, case) for name in ("auto", *jaxconv.ALGORITHMS) for case in CASES]
 TAKEN = [(name, case) for name, case in PAIRS if case in TAKES.get(name, CASES)]
 REFUSED = [pair for pair in PAIRS if pair not in TAKEN]
-# Every third square of the board: each algorithm on a third of its cases, each case by a third of
-# the algorithms that take it.
 _NAMES, _CASES = ["auto", *jaxconv.ALGORITHMS], list(CASES)
-SAMPLED = [
-    pytest.param(
-        *pair,
-        marks=[pytest.mark.exhaustive] * ((_NAMES.index(pair[0]) + _CASES.index(pair[1])) % 3 > 0),
-    )
-    for pair in TAKEN
-]
+
+
+def board(every: int) -> list[Any]:
+    """The pairs of ``TAKEN``: a part of the cases of each algorithm, and each case by a part of the
+    algorithms that take it. The rest is left to the exhaustive sweep."""
+    numbers = [_NAMES.index(name) + _CASES.index(case) for name, case in TAKEN]
+    marks = [[pytest.mark.exhaustive] * (number % every > 0) for number in numbers]
+    return [pytest.param(*pair, marks=m) for pair, m in zip(TAKEN, marks, strict=True)]
 
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
@@ -181,7 +180,7 @@ def winograd_roundings(name: str, case: str) -> int:
     return sum(2 * (size + 1) for size in n) + math.prod(n)
 
 
-@pytest.mark.parametrize(("name", "case"), TAKEN)
+@pytest.mark.parametrize(("name", "case"), board(2))
 def test_values_and_derivatives(name: str, case: str) -> None:
     args, expected = expected_derivatives(case)
     if name.startswith("winograd"):
@@ -298,11 +297,16 @@ ORDERED = (
     ("shift", (1, 6, 5, 2), (3, 3, 2, 4), 1),
     ("implicit", (1, 6, 5, 4), (3, 3, 4, 5), 1),
 )
+LAYOUTS = [("NCHW", "OIHW"), *(("NHWC", letters) for letters in ORDERS)]
 
 
-@pytest.mark.parametrize(("name", "lhs", "rhs", "stride"), ORDERED)
 @pytest.mark.parametrize(
-    ("image", "letters"), [("NCHW", "OIHW"), *(("NHWC", letters) for letters in ORDERS)]
+    ("image", "letters", "name", "lhs", "rhs", "stride"),
+    [
+        pytest.param(*order, *row, marks=[pytest.mark.exhaustive] * ((i + j) % 2))
+        for i, order in enumerate(LAYOUTS)
+        for j, row in enumerate(ORDERED)
+    ],
 )
 def test_kernels_in_any_order_of_memory(
     name: str,
@@ -365,7 +369,7 @@ def expected_batches(name: str) -> tuple[np.ndarray, np.ndarray, list[list[Expec
 
 
 @pytest.mark.usefixtures("_loops")
-@pytest.mark.parametrize(("name", "case"), SAMPLED)
+@pytest.mark.parametrize(("name", "case"), board(3))
 def test_vmap_and_scan(name: str, case: str) -> None:
     lhs, rhs, expected = expected_batches(case)
     if name.startswith("winograd"):

@@ -187,7 +187,18 @@ def small(network: networks.Network) -> networks.Network:
     return dataclasses.replace(network, shape=shape)
 
 
-@pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
+# The smallest in 2-D and one in 3-D.
+OFTEN = "MobileNetV2", "3-D U-Net"
+each_network = pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(one, marks=[pytest.mark.exhaustive] * (one.name not in OFTEN), id=one.name)
+        for one in networks.NETWORKS
+    ],
+)
+
+
+@each_network
 def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
     network = small(network)
     with jax.numpy_rank_promotion("allow"):  # users' models promote
@@ -217,7 +228,7 @@ def test_networks_are_timed_forward_and_in_training() -> None:
     assert not any(result.wrong for result in found)
 
 
-@pytest.mark.parametrize("network", networks.NETWORKS, ids=lambda network: network.name)
+@each_network
 def test_channels_first_a_network_computes_the_same(network: networks.Network) -> None:
     last = small(network)
     first = dataclasses.replace(last, first=True)
