@@ -104,7 +104,12 @@ def test_xla_compiles_to_a_convolution(name: str) -> None:
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("algorithm", "name"), [(algorithm, name) for algorithm in DENSE for name in DENSE[algorithm]]
+    ("algorithm", "name"),
+    [
+        pytest.param(algorithm, name, marks=[pytest.mark.exhaustive] * (i % 2))
+        for algorithm in DENSE
+        for i, name in enumerate(DENSE[algorithm])
+    ],
 )
 def test_no_convolution_forward_and_in_gradients(algorithm: str, name: str) -> None:
     assert not has_convolution(gradients, CASES[name], algorithm)
