@@ -51,7 +51,7 @@ from jax.lax import conv_general_dilated_p
 
 __all__ = [
     "JAXPRS",
-    "PADDED_IS_FASTER",
+    "OLD_XLA",
     "Literal",
     "Offloadable",
     "Primitive",
@@ -101,22 +101,8 @@ __all__ = [
 # Up to JAX 0.11 a jaxpr with its constants is a separate class.
 JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
 
-# XLA:CPU of JAX 0.10.2 convolves a padded image in pieces that stay in cache, but writes the whole
-# patch matrix of an unpadded one: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
-# zeros 6. JAX 0.12 takes about as long for both.
-PADDED_IS_FASTER = jax.__version_info__ < (0, 11)
-# Products of shifted views that a step of a loop adds up. JAX 0.10.2 vectorises only long steps:
-# 13×13 depthwise on 4×64×64×16 takes 2 ms by 48, 18 by 24. JAX 0.12 is faster with short ones:
-# 2.2 ms by 16, 3.0 by 48.
-TERMS_OF_BLOCK = 48 if jax.__version_info__ < (0, 11) else 16
-
-# Positions along one axis whose products a step of a weight gradient adds up, the preferred first.
-# From 16 on, JAX 0.10.2 is twice to four times as fast as below, and JAX 0.12 is slower: 7 taps
-# depthwise, 4×6720×64, by 15 and by 16 take 8.8 and 3.2 ms there, 1.8 and 3.1 ms here.
-ROWS_OF_LINE = range(16, 33) if jax.__version_info__ < (0, 11) else range(15, 7, -1)
-# In a loop, JAX 0.10.2 widens the whole of a bfloat16 array to take a slice of it: the gradient of
-# 7 taps, 4×16006×64, takes 850 ms, with the array widened before 9.
-SLICES_WIDEN = jax.__version_info__ < (0, 11)
+# XLA:CPU compiles loops, slices and convolutions otherwise since JAX 0.11.
+OLD_XLA = jax.__version_info__ < (0, 11)
 
 # Part of the key of jit's caches; None unless set.
 jit_key = config_ext.Config("jaxconv_accelerate", None, include_in_jit_key=True)

@@ -1,5 +1,6 @@
-"""Slices, and sums and stacks of many terms: unrolled, or as loops."""
+"""Slices, sums and stacks of many terms, unrolled or as loops, and loops over blocks of rows."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -110,3 +111,63 @@ def unravel(index: Any, shape: Sequence[int]) -> list[Any]:
         coordinates.append(index % size)
         index = index // size
     return coordinates[::-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBlocks:
+    """An array (batch, height, …) in blocks: of whole images, or of rows of one image.
+
+    Where the rows don't divide, the last block of an image starts earlier and repeats some.
+
+    Attributes:
+      images, rows: of a block.
+    """
+
+    batch: int
+    height: int
+    images: int
+    rows: int
+
+    @property
+    def per_image(self) -> int:
+        return -(-self.height // self.rows)
+
+    @property
+    def steps(self) -> int:
+        """The number of blocks."""
+        return self.batch // self.images * self.per_image
+
+    def start(self, i: Any) -> tuple[Any, Any]:
+        """The first image and the first row of block ``i``."""
+        image = i // self.per_image * self.images
+        return image, jnp.minimum(i % self.per_image * self.rows, self.height - self.rows)
+
+    def filled(
+        self, shape: Sequence[int], dtype: Any, like: Array, block: Callable[[Any, Any], Array]
+    ) -> Array:
+        """The array whose block from an image and a row on is ``block(image, row)``.
+
+        Args:
+          like: an array that varies over the same mesh axes.
+        """
+        if self.steps == 1:
+            return block(0, 0)
+
+        def add(i: Any, out: Array) -> Array:
+            image, row = self.start(i)
+            part = block(image, row)
+            starts = (image, row, *(0 for _ in shape[2:]))
+            return lax.dynamic_update_slice(out, part, [jnp.asarray(s, jnp.int32) for s in starts])
+
+        out, _ = auto_insert_reshard(jnp.zeros(shape, dtype), like)
+        return lax.fori_loop(np.int32(0), np.int32(self.steps), add, out)
+
+    def unrepeated(self, y: Array, i: Any) -> Array:
+        """Block ``i`` of ``y``, with zeros in rows that the previous block has too."""
+        image, row = self.start(i)
+        y = lax.dynamic_slice_in_dim(y, image, self.images)
+        y = lax.dynamic_slice_in_dim(y, row, self.rows, 1)
+        if self.height % self.rows == 0:
+            return y
+        repeated = row + jnp.arange(self.rows, dtype=jnp.int32) < i % self.per_image * self.rows
+        return jnp.where(repeated.reshape(-1, *(1,) * (y.ndim - 2)), np.zeros((), y.dtype), y)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,30 @@ def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
     return order if spatial == sorted(spatial) and order in KERNEL_ORDERS else "xIO"
 
 
+# Output positions up to which a result may be a kernel larger than its cotangent: VGG's first
+# linear layer, as a convolution, has 7×7.
+LARGEST_KERNEL = 49
+
+
+def _is_weight_gradient(
+    spec: "ConvSpec", lhs_spec: Sequence[int], rhs_spec: Sequence[int], out_spec: Sequence[int]
+) -> bool:
+    """Whether a convolution has the layout and the sizes of those that JAX derives for kernels.
+
+    There batch and channels of the image and the cotangent are exchanged, so that both have one
+    layout and the output has a kernel's. A forward convolution has one for image and output. Where
+    all three are alike, as channels first, or each is another, sizes tell: a kernel is smaller than
+    the cotangent, an output larger than the kernel.
+    """
+    alike, kept = lhs_spec == rhs_spec, lhs_spec == out_spec
+    if kept and not alike:
+        return False
+    larger = spec.taps >= spec.positions
+    if lhs_spec[0] == 0:  # the outermost axis is a batch, seldom channels
+        return alike and not kept and larger
+    return (alike and not kept) or larger or spec.positions <= LARGEST_KERNEL
+
+
 @dataclasses.dataclass(frozen=True)
 class ConvSpec:
     """The static description of one convolution in the canonical, channels-last layout.
@@ -53,11 +77,10 @@ class ConvSpec:
     (N / batch groups, spatial…, O). Instances are hashable values: equal convolutions have equal
     specs. ``from_params`` makes them from parameters checked by ``parse``.
 
-    ``weight_gradient`` describes memory, not shape: the batch of ``lhs`` is not the outermost axis
-    in memory, as in the weight gradients that JAX derives, whose batch axis was the channel axis.
-    See ``layout.as_forward``. So do ``channels_first``, the image and the output are (N, C,
-    spatial…) in memory, and ``kernel_order``, one of ``KERNEL_ORDERS``: the axes of the kernel in
-    memory, or those of a weight gradient's result, which is one.
+    The last three describe memory. ``weight_gradient``: the batch of ``lhs`` was the channel axis,
+    as in the weight gradients that JAX derives; see ``layout.as_forward``. ``channels_first``: the
+    image and the output are (N, C, spatial…). ``kernel_order``, one of ``KERNEL_ORDERS``: the axes of the
+    kernel, or of a weight gradient's result, which is one.
     """
 
     lhs_shape: tuple[int, ...]
@@ -103,11 +126,12 @@ class ConvSpec:
             precision=params["precision"]
             if isinstance(params["precision"], tuple)
             else (lax.Precision.DEFAULT, lax.Precision.DEFAULT),
-            weight_gradient=lhs_spec[0] != 0,
             channels_first=bool(lhs_spatial)
             and tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec))),
         )
-        return spec.replace(kernel_order=_kernel_order(spec, params["dimension_numbers"]))
+        numbers = params["dimension_numbers"]
+        spec = spec.replace(weight_gradient=_is_weight_gradient(spec, *numbers))
+        return spec.replace(kernel_order=_kernel_order(spec, numbers))
 
     def replace(self, **changes: Any) -> "ConvSpec":
         return dataclasses.replace(self, **changes)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from jax import Array, lax
 
 import jaxconv
-from jaxconv import compat, loops
+from jaxconv import loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments.parse import parse
@@ -101,7 +101,7 @@ def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops take over from what is written out after four terms, so that small cases meet them."""
     monkeypatch.setattr(loops, "UNROLL", 4)
     monkeypatch.setattr(shift, "UNROLL", 4)
-    monkeypatch.setattr(compat, "TERMS_OF_BLOCK", 4)
+    monkeypatch.setattr(shift, "TERMS_OF_BLOCK", 4)
 
 
 def conv_by(name: str, case: Case, **arguments: Any) -> Conv:
@@ -238,7 +238,7 @@ def test_shift_sums_many_taps_by_blocks(case: Case) -> None:
     terms = spec.taps * spec.rhs_shape[-2]
     _, blocks = shift.blocks_of(spec)
     assert terms > shift.UNROLL
-    assert all(math.prod(taps) * spec.rhs_shape[-2] <= compat.TERMS_OF_BLOCK for *_, taps in blocks)
+    assert all(math.prod(taps) * spec.rhs_shape[-2] <= shift.TERMS_OF_BLOCK for *_, taps in blocks)
     lhs, rhs = case.operands()
     value = case.loop(lhs, rhs)
     magnitude = case.loop(np.abs(lhs), np.abs(rhs))
@@ -664,7 +664,7 @@ def test_inf_stays_where_it_belongs_in_gradients(
 ) -> None:
     """No zeros that fill a block or a tile meet it: their product would be NaN."""
     monkeypatch.setattr(shift, "ROWS", 2)
-    monkeypatch.setattr(compat, "ROWS_OF_LINE", (2,))
+    monkeypatch.setattr(shift, "ROWS_OF_LINE", (2,))
     monkeypatch.setattr(im2col_tiled, "tile_rows", lambda spec: min(2, spec.out_spatial[0]))
     conv = conv_by(name, CASES[case])
     lhs, rhs = CASES[case].operands(np.float64)

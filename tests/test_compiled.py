@@ -14,7 +14,7 @@ from cases import CASES, LAST, Case
 from jax import Array
 
 import jaxconv
-from jaxconv import ALGORITHMS, compat, layout
+from jaxconv import ALGORITHMS, layout
 from jaxconv.algorithms import phase, shift, xla
 from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.algorithms.gemm import gradient_gemm
@@ -379,7 +379,7 @@ def test_blocks_of_shifted_rows(
 ) -> None:
     """Several blocks of an image, rows that are left over, images by twos and at one time."""
     monkeypatch.setattr(shift, "ROWS", rows)
-    monkeypatch.setattr(compat, "ROWS_OF_LINE", (rows,))
+    monkeypatch.setattr(shift, "ROWS_OF_LINE", (rows,))
     monkeypatch.setattr(layout, "LANES", lanes)
     four = (4, *CASES[case].lhs_shape[1:])
     spec = CASES[case].spec().replace(lhs_shape=four)

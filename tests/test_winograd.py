@@ -2,13 +2,14 @@
 
 import itertools
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case
+from cases import CASES, Case, make_case
 from jax import lax
 
 import jaxconv
@@ -135,7 +136,7 @@ def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatc
     gradient = algorithm.gradient(lhs, jnp.asarray(out), spec)
     np.testing.assert_allclose(gradient, transpose(out)[1], rtol=1e-11, atol=1e-11)
     cost = algorithm.cost(spec)
-    assert cost.steps == winograd.tiling(2 if name == "winograd" else 4, spec).steps
+    assert cost.steps == winograd.tiling(2 if name == "winograd" else 4, spec).blocks.steps
 
 
 @pytest.mark.parametrize("exponent", [-90, 60, 118])
@@ -166,3 +167,31 @@ def test_accuracy_where_magnitudes_range_widely() -> None:
         np.sum((np.asarray(x) - exact) ** 2, axis=(0, 2, 3)) for x in (ours, case.lax(lhs, rhs))
     ]
     assert (errors[0] <= 2**2 * errors[1]).all()
+
+
+@pytest.mark.parametrize("at", [(0, 0), (3, 3), (6, 13), (13, 0), (13, 13)])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("name", ["winograd", "winograd4"])
+def test_nan_stands_where_lax_has_it(name: str, padding: str, at: tuple[int, int]) -> None:
+    """In the image, the kernel and the cotangent; infinity too, but by F(2, 3) it becomes NaN."""
+    case = make_case("", (2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
+    by_name = partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=name)
+    lhs, rhs = case.operands()
+    cotangent = np.random.default_rng(1).standard_normal(case.spec().out_shape)
+
+    def values(conv: Any, lhs: Any, rhs: Any, cotangent: Any) -> Any:
+        out, pull = jax.vjp(conv, lhs, rhs)
+        return out, pull(cotangent)[0]
+
+    ours, by_lax = (jax.jit(partial(values, conv)) for conv in (by_name, case.lax))
+    for value in (np.nan, np.inf):
+        image, other = lhs.copy(), cotangent.copy()
+        image[(1, *at, 7)] = other[1, at[0] % 12, at[1] % 12, 5] = value
+        kernel = rhs.copy()
+        kernel[1, 2, 3, 4] = value
+        for arrays in ((image, rhs, other), (lhs, kernel, cotangent)):
+            for out, expected in zip(ours(*arrays), by_lax(*arrays), strict=True):
+                if name == "winograd":
+                    expected = np.where(np.isfinite(expected), expected, np.nan)
+                    out = np.where(np.isfinite(out), out, np.nan)
+                np.testing.assert_allclose(out, expected, rtol=0, atol=1e-10)

@@ -110,6 +110,13 @@ class Algorithm:
         that don't override it, ``run`` computes the convolution that it is."""
         raise NotImplementedError
 
+    def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
+        """How far it spreads NaN and infinity: of any so many neighbouring outputs along each
+        spatial axis, the first of those that one reaches is not finite, and with it that of all
+        output channels of the group; so is one in the kernel in all positions. None where they stay
+        where the definition has them. See ``repaired``."""
+        return None
+
     def parts(self, spec: ConvSpec) -> list[ConvSpec]:
         """The smaller convolutions that it delegates, which XLA may compute side by side."""
         return []
@@ -180,10 +187,42 @@ def is_narrow(dtype: np.dtype) -> bool:
     return info(dtype).bits < 8
 
 
-def apply(
-    algorithm: Algorithm, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve
+def repaired(
+    out: Array, groups: int, spread: tuple[int, ...], direct: Callable[[], Array]
 ) -> Array:
-    """Runs ``algorithm`` on canonical arrays; see ``Algorithm`` for the arguments."""
+    """``out`` where no operand had NaN or infinity, else what ``direct`` computes.
+
+    They are looked for in few outputs, since all of them would be read from memory again: one
+    channel of each group at every ``spread``-th and the last position, and one position. A loop of
+    no step or of one is run in place by XLA; the branches of a conditional are copied.
+    """
+    first = out[..., :: out.shape[-1] // groups]
+    seen = [
+        out[(0,) * (out.ndim - 1)],
+        first[(slice(None), *(slice(None, None, s) for s in spread))],
+    ]
+    seen += [lax.index_in_dim(first, -1, 1 + d) for d, s in enumerate(spread) if s > 1]
+    broken = ~jnp.stack([jnp.isfinite(x).all() for x in seen]).all()
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jnp.zeros_like(state[0]), direct()
+
+    return lax.while_loop(lambda state: state[0], again, (broken, out))[1]
+
+
+def apply(
+    algorithm: Algorithm,
+    lhs: Array,
+    rhs: Array,
+    spec: ConvSpec,
+    convolve: Convolve,
+    by_xla: Convolve | None = None,
+) -> Array:
+    """Runs ``algorithm`` on canonical arrays; see ``Algorithm`` for the arguments.
+
+    Args:
+      by_xla: XLA's own, for operands with NaN or infinity that the algorithm would spread.
+    """
     if spec.is_empty:
         return jnp.zeros(spec.out_shape, spec.out_dtype)
     todo = prepared(spec)
@@ -201,4 +240,8 @@ def apply(
         out = jnp.moveaxis(kernel, -2, 0)
     else:
         out = algorithm.run(lhs, rhs, todo, convolve)
-    return out != 0 if spec.out_dtype == np.bool_ else out.astype(spec.out_dtype)
+    out = out != 0 if spec.out_dtype == np.bool_ else out.astype(spec.out_dtype)
+    spread = algorithm.spread(todo)
+    if spread is None or by_xla is None:
+        return out
+    return repaired(out, todo.groups, spread, lambda: by_xla(lhs, rhs, todo).astype(spec.out_dtype))

@@ -111,11 +111,6 @@ class Blocks:
         return tuple(axis.length for axis in self.axes)
 
     @property
-    def chunks(self) -> int:
-        """Steps for each image, or for the images of a step."""
-        return -(-self.axes[0].count // self.rows)
-
-    @property
     def tiles(self) -> int:
         """Blocks of a step."""
         return self.images * self.rows * math.prod(axis.count for axis in self.axes[1:])

@@ -157,19 +157,22 @@ def dilated(x: Array, spec: ConvSpec) -> Array:
     return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
 
 
-def slab(x: Array, blocks: Blocks, i: Any, extra: int) -> tuple[Array, Any, Any]:
-    """The images and rows of step ``i``, with ``extra`` more rows, and the first of each.
-
-    Where the rows don't divide, the last step of an image starts earlier and repeats some rows.
-    """
+def row_blocks(spec: ConvSpec) -> loops.RowBlocks:
+    """The images and rows of each step, of outputs with stride 1."""
+    blocks = blocks_of(spec)
     first = blocks.axes[0]
     rows = min(first.positions, blocks.rows * first.step)
-    image = i // blocks.chunks * blocks.images
-    row = jnp.minimum(i % blocks.chunks * rows, first.positions - rows)
+    return loops.RowBlocks(spec.lhs_shape[0], first.positions, blocks.images, rows)
+
+
+def inputs_of(x: Array, spec: ConvSpec, image: Any, row: Any) -> Array:
+    """The part of a bordered ``x`` that a step from an image and an output row on needs."""
+    blocks = blocks_of(spec)
+    first = blocks.axes[0]
     x = lax.dynamic_slice_in_dim(x, image, blocks.images)
-    if first.count > 1:
-        x = lax.dynamic_slice_in_dim(x, row, rows + extra, 1)
-    return x, image, row
+    if first.count == 1:
+        return x
+    return lax.dynamic_slice_in_dim(x, row, row_blocks(spec).rows + first.taps - 1, 1)
 
 
 # Products per output from which an FFT's root mean square error is about twice lax's or less: with
@@ -182,7 +185,7 @@ class Fft(Algorithm):
     name = "fft"
     summary = "a product of spectra, by overlapping blocks"
     margin = 0.5
-    caveat = "its errors are relative to the norm of a block, not to each output"
+    caveat = "its errors are relative to the norm of a block, so zeros may become 1e-7 of it"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if not 1 <= spec.spatial_ndim <= 3:
@@ -202,11 +205,17 @@ class Fft(Algorithm):
             return f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
         return None
 
+    def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
+        if spec.weight_gradient:
+            return (1,) * spec.spatial_ndim
+        axes = zip(blocks_of(spec).axes, spec.window_strides, strict=True)
+        return tuple(max(1, axis.step // stride) for axis, stride in axes)
+
     def cost(self, spec: ConvSpec) -> Cost:
         spec = spec.forward
         blocks = blocks_of(spec)
-        n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]
-        steps = n // blocks.images * blocks.chunks
+        g, (c, o) = spec.groups, spec.rhs_shape[-2:]
+        steps = row_blocks(spec).steps
         size = math.prod(blocks.lengths)
         half = size // 2 + 1
         itemsize = spec.accumulator_dtype.itemsize
@@ -234,9 +243,10 @@ class Fft(Algorithm):
         kernel = lax.pad(kernel, np.zeros((), dtype), [(0, 0, 0)] * 3 + holes)
         kernel = window_spectrum(kernel, blocks)  # kernel: (g, c, o, frequencies)
         positions = [axis.positions for axis in blocks.axes]
-        rows = min(positions[0], blocks.rows * blocks.axes[0].step)
+        steps = row_blocks(spec)
 
-        def convolved(part: Array, image: Any) -> Array:
+        def convolved(image: Any, row: Any) -> Array:
+            part = inputs_of(x, spec, image, row)
             tiles = tiles_of(part.astype(dtype), blocks, g, overlap=True)
             tiles = spectrum(tiles, blocks)  # tiles: (tiles, g, c, frequencies)
             tiles = product(jnp.moveaxis(tiles, 0, 1), kernel, spec)
@@ -251,27 +261,16 @@ class Fft(Algorithm):
             tiles = tiles.transpose(0, *pairs, 1 + ndim, 2 + ndim)
             sizes = [count * axis.step for count, axis in zip(counts, blocks.axes, strict=True)]
             tiles = tiles.reshape(blocks.images, *sizes, -1)
-            return tiles[(slice(None), *map(slice, (rows, *positions[1:])))].astype(spec.out_dtype)
+            tiles = tiles[(slice(None), *map(slice, (steps.rows, *positions[1:])))]
+            return tiles.astype(spec.out_dtype)
 
-        def add_step(i: Any, out: Array) -> Array:
-            part, image, row = slab(x, blocks, i, blocks.axes[0].taps - 1)
-            starts = (image, row, *(0 for _ in range(ndim)))
-            starts = [jnp.asarray(start, jnp.int32) for start in starts]
-            return lax.dynamic_update_slice(out, convolved(part, image), starts)
-
-        count = spec.lhs_shape[0] // blocks.images * blocks.chunks
-        if count == 1:
-            out = convolved(x, 0)
-        else:
-            out = jnp.zeros((spec.lhs_shape[0], *positions, spec.out_channels), spec.out_dtype)
-            out, _ = compat.auto_insert_reshard(out, x)
-            out = lax.fori_loop(np.int32(0), np.int32(count), add_step, out)
+        shape = (spec.lhs_shape[0], *positions, spec.out_channels)
+        out = steps.filled(shape, spec.out_dtype, x, convolved)
         return loops.strided(out, (0,) * ndim, spec.out_spatial, spec.window_strides)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
-        blocks = blocks_of(spec)
-        first = blocks.axes[0]
+        blocks, steps = blocks_of(spec), row_blocks(spec)
         # One exponent for all images: the kernel is a sum over them.
         lhs_exponent, rhs_exponent = excess(image[None]), excess(cotangent[None])
         image = scaled(image[None], -lhs_exponent)[0]
@@ -279,28 +278,21 @@ class Fft(Algorithm):
         x = bordered(dilated(image, spec), blocks)
         holes = [(0, 0, stride - 1) for stride in spec.window_strides]
         y = lax.pad(cotangent, np.zeros((), cotangent.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
-        rows = min(first.positions, blocks.rows * first.step)
 
-        def add_step(i: Any, total: Array) -> Array:
-            part, *_ = slab(x, blocks, i, first.taps - 1)
-            cotangents, _, row = slab(y, blocks, i, 0)
-            if first.positions % rows:  # rows that the previous step covered
-                again = row + jnp.arange(rows, dtype=jnp.int32) < i % blocks.chunks * rows
-                again = again.reshape(-1, *(1,) * (y.ndim - 2))
-                cotangents = jnp.where(again, np.zeros((), y.dtype), cotangents)
+        def step(i: Any) -> Array:
+            part, cotangents = inputs_of(x, spec, *steps.start(i)), steps.unrepeated(y, i)
             a = spectrum(tiles_of(part.astype(dtype), blocks, g, overlap=True), blocks)
             b = tiles_of(cotangents.astype(dtype), blocks, g, overlap=False)
             b = window_spectrum(b, blocks)
             # a: (tiles, g, c, frequencies), b: (tiles, g, o, frequencies)
-            return total + product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
+            return product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
 
         window = jax.ShapeDtypeStruct(
             (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths), dtype
         )
         total = jax.eval_shape(partial(spectrum, blocks=blocks), window)
         total, _ = compat.auto_insert_reshard(jnp.zeros(total.shape, total.dtype), x)
-        count = spec.lhs_shape[0] // blocks.images * blocks.chunks
-        total = lax.fori_loop(np.int32(0), np.int32(count), add_step, total)
+        total = loops.sum_over(steps.steps, total, step)
         kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
         taps = [axis.taps for axis in blocks.axes]
         kernel = kernel[(..., *map(slice, (0,) * ndim, taps, spec.rhs_dilation))]

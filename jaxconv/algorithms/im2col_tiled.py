@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout, loops
@@ -74,21 +73,16 @@ class Im2colTiled(Algorithm):
         kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
         rows = tile_rows(spec)
         height, *widths = spec.out_spatial
-        tiles = -(-height // rows)
 
-        def add_tile(i: Array, out: Array) -> Array:
-            # Where the rows don't divide, the last tile starts earlier and repeats some of them.
-            image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
+        def tile_at(image: Any, row: Any) -> Array:
             tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
             matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
             matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
             tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
-            tile = layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
-            starts = (image, row, *(0 for _ in range(len(widths) + 1)))
-            return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
+            return layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
 
-        out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
-        return lax.fori_loop(np.int32(0), np.int32(len(x) * tiles), add_tile, out)
+        tiles = loops.RowBlocks(len(x), height, 1, rows)
+        return tiles.filled(spec.out_shape, spec.out_dtype, x, tile_at)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g = spec.groups

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout, loops
+from jaxconv import layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.compat import OLD_XLA, auto_insert_reshard
 from jaxconv.spec import ConvSpec, dilate
 
 # Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
@@ -24,6 +25,16 @@ UNROLL = 64
 # 26 ms, one by one 4; a step of MobileNetV2 takes 30 MiB less). Such a loop runs on one core, which
 # pays off up to this many operations per byte.
 COPIED, LIGHT = 32 << 20, 13
+# Products that a step of a loop adds up. JAX 0.10.2 vectorises only long steps: 13×13 depthwise on
+# 4×64×64×16 takes 2 ms by 48, 18 by 24. JAX 0.12 is faster with short ones: 2.2 by 16, 3.0 by 48.
+TERMS_OF_BLOCK = 48 if OLD_XLA else 16
+# Positions along one axis whose products a step of a weight gradient adds up, the preferred first.
+# From 16 on, JAX 0.10.2 is twice to four times as fast as below, and JAX 0.12 is slower: 7 taps
+# depthwise, 4×6720×64, by 15 and by 16 take 8.8 and 3.2 ms there, 1.8 and 3.1 ms here.
+ROWS_OF_LINE = range(16, 33) if OLD_XLA else range(15, 7, -1)
+# In a loop, JAX 0.10.2 widens the whole of a bfloat16 array to take a slice of it: the gradient of
+# 7 taps, 4×16006×64, takes 850 ms, with the array widened before 9.
+SLICES_WIDEN = OLD_XLA
 # Output rows whose products with a tap are summed before anything is written, and the limit of
 # products over all columns of taps, each of which is compiled: of 7, 14, 28 and 56 rows, 14 are the
 # fastest or within 20 % of it.
@@ -35,7 +46,7 @@ IMAGE_BYTES = 5 << 20
 def gradient_cost(spec: ConvSpec) -> Cost:
     forward = spec.forward
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
-    if compat.SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
+    if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
         elements = math.prod(forward.lhs_shape) + math.prod(forward.out_shape)
         copied += elements * spec.accumulator_dtype.itemsize
     rows, images = block_of(forward)
@@ -131,11 +142,11 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         kernel = loops.strided(rhs[None], first, taps, ones)[0]
         return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
 
-    if compat.SLICES_WIDEN:
+    if SLICES_WIDEN:
         x = x.astype(dtype)
     total = jnp.zeros(shape, dtype)
     for operand in (x, rhs):
-        total, _ = compat.auto_insert_reshard(total, operand)
+        total, _ = auto_insert_reshard(total, operand)
     axis, blocks = blocks_of(spec)
     outer, rest = spec.kernel_shape[:axis], (0,) * (spec.spatial_ndim - axis - 1)
     for start, count, taps in blocks:
@@ -156,10 +167,10 @@ def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]
     takes 0.2 to 0.4, and runs as fast.
     """
     axis, inner = spec.spatial_ndim - 1, spec.rhs_shape[-2]
-    while inner * spec.kernel_shape[axis] <= compat.TERMS_OF_BLOCK:
+    while inner * spec.kernel_shape[axis] <= TERMS_OF_BLOCK:
         inner *= spec.kernel_shape[axis]
         axis -= 1
-    size = max(1, compat.TERMS_OF_BLOCK // inner)
+    size = max(1, TERMS_OF_BLOCK // inner)
     count, left = divmod(spec.kernel_shape[axis], size)
     ahead, behind = (1,) * axis, spec.kernel_shape[axis + 1 :]
     blocks = [(0, count, (*ahead, size, *behind)), (size * count, 1, (*ahead, left, *behind))]
@@ -171,8 +182,8 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
     several images only where the block has all their rows."""
     height, batch = spec.out_spatial[0], spec.lhs_shape[0]
     if spec.spatial_ndim == 1:
-        rows = next((rows for rows in compat.ROWS_OF_LINE if height % rows == 0), 0)
-        rows = rows or min(compat.ROWS_OF_LINE[0], height)
+        rows = next((rows for rows in ROWS_OF_LINE if height % rows == 0), 0)
+        rows = rows or min(ROWS_OF_LINE[0], height)
     else:
         most = min(ROWS, max(2, PRODUCTS * spec.kernel_shape[0] // spec.taps))
         near = [rows for rows in range(most // 2 + 1, 2 * most + 1) if height % rows == 0]
@@ -267,7 +278,7 @@ class Shift(Algorithm):
         if spec.weight_gradient:
             return gradient_cost(spec)
         terms = spec.taps * spec.rhs_shape[-2]
-        steps = 1 if terms <= UNROLL else -(-terms // compat.TERMS_OF_BLOCK)
+        steps = 1 if terms <= UNROLL else -(-terms // TERMS_OF_BLOCK)
         output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
         padded = layout.padded_bytes(spec)
         images = spec.lhs_shape[0] if image_by_image(spec) else 1
@@ -295,7 +306,7 @@ class Shift(Algorithm):
         """Sums products of shifted rows, by blocks of rows that stay in cache."""
         if any(d > 1 for d in spec.lhs_dilation):
             image, spec = layout.pad_and_dilate(image, spec)
-        if compat.SLICES_WIDEN:
+        if SLICES_WIDEN:
             image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
         g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
         rows, images = block_of(spec)
@@ -313,7 +324,7 @@ class Shift(Algorithm):
             total = sums(0, 0, rows)
         else:
             shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
-            total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+            total, _ = auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
             total = loops.sum_over(
                 steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
             )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout
+from jaxconv import compat, layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.cook_toom import POINTS, Matrix, combinations, transforms
 from jaxconv.algorithms.gemm import contract
@@ -76,13 +76,10 @@ class Tiling:
         return tuple(-(-size // m) for size, m in zip(self.out_spatial, self.m, strict=True))
 
     @property
-    def row_blocks(self) -> int:
-        return -(-self.spec.out_spatial[0] // self.rows)
-
-    @property
-    def steps(self) -> int:
-        """The number of blocks."""
-        return self.spec.lhs_shape[0] // self.images * self.row_blocks
+    def blocks(self) -> loops.RowBlocks:
+        return loops.RowBlocks(
+            self.spec.lhs_shape[0], self.spec.out_spatial[0], self.images, self.rows
+        )
 
     @property
     def gemm(self) -> tuple[int, int, int, int]:
@@ -119,14 +116,10 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
     return dataclasses.replace(cut, rows=min(height, rows))
 
 
-def block_of(x: Array, cut: Tiling, i: Any) -> tuple[Any, Any, Array]:
-    """First image and first output row of the i-th block, and its padded part of ``x``.
-
-    Where the rows don't divide, the last block of an image starts earlier and repeats some.
-    """
-    image = i // cut.row_blocks * cut.images
-    row = jnp.minimum(i % cut.row_blocks * cut.rows, cut.spec.out_spatial[0] - cut.rows)
-    return image, row, layout.rows_of(x, cut.spec, image, cut.images, row, cut.rows)[0]
+def inputs_of(x: Array, cut: Tiling, image: Any, row: Any) -> Array:
+    """The padded part of ``x`` that a block from an image and an output row on needs, in whole
+    tiles."""
+    return whole_tiles(layout.rows_of(x, cut.spec, image, cut.images, row, cut.rows)[0], cut)
 
 
 def whole_tiles(x: Array, cut: Tiling) -> Array:
@@ -218,6 +211,8 @@ MANY_CHANNELS = 16
 
 
 class Winograd(Algorithm):
+    caveat = "where a kernel's mask or an image has exact zeros, results may be 1e-7 of the others"
+
     def __init__(self, name: str, m: int) -> None:
         self.name, self.m = name, m
         self.summary = f"fewer products for tiles of {m} outputs an axis, by transforms: F({m}, r)"
@@ -260,6 +255,15 @@ class Winograd(Algorithm):
             return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
         return None
 
+    def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
+        # F(2, 3) reaches the outputs that the definition reaches, though infinity becomes NaN there
+        # and at borders all taps of a kernel's gradient are reached. To compute those again would
+        # cost a step of ResNet-50 25 % more time to compile and 9 % more memory.
+        if self.m == 2 and max(spec.forward.kernel_shape) <= 3:
+            return None
+        m = 1 if spec.weight_gradient else self.m
+        return tuple(m if k > 1 else 1 for k in spec.kernel_shape)
+
     def cost(self, spec: ConvSpec) -> Cost:
         gradient = spec.weight_gradient
         cut = tiling(self.m, spec.forward if gradient else spec)
@@ -267,13 +271,15 @@ class Winograd(Algorithm):
         kernel, block = cut.kernel_bytes, cut.block_bytes
         # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into its
         # loop.
-        looped = kernel if cut.steps > 1 else 0
+        looped = kernel if cut.blocks.steps > 1 else 0
         return Cost(
-            flops=2 * count * p * o * c * cut.steps,
-            traffic=spec.operand_bytes + 2 * kernel + 3 * block * cut.steps,
+            flops=2 * count * p * o * c * cut.blocks.steps,
+            traffic=spec.operand_bytes + 2 * kernel + 3 * block * cut.blocks.steps,
             workspace=kernel + (block + looped if gradient else max(block, looped)),
-            gemm=(count * cut.steps, c, o, p) if gradient else (count * cut.steps, p, o, c),
-            steps=cut.steps,
+            gemm=(count * cut.blocks.steps, c, o, p)
+            if gradient
+            else (count * cut.blocks.steps, p, o, c),
+            steps=cut.blocks.steps,
         )
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
@@ -281,9 +287,8 @@ class Winograd(Algorithm):
         matrices = [transforms(m, r)[2] for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
         kernel = transformed_kernel(rhs, cut)
 
-        def block(i: Any) -> tuple[Any, Any, Array]:
-            image, row, x = block_of(lhs, cut, i)
-            xs = to_frequencies(whole_tiles(x, cut), matrices, cut)
+        def block(image: Any, row: Any) -> Array:
+            xs = to_frequencies(inputs_of(lhs, cut, image, row), matrices, cut)
             # XLA:CPU of JAX 0.10.2 computes the matrices of one batched product in turn, small ones
             # on one core; separate products run in parallel. 51 convolutions gain 6 % on average,
             # 8×28×28×128 20 to 60 %. A product for each of the 16 frequencies gains as much, but
@@ -292,21 +297,9 @@ class Winograd(Algorithm):
             numbers = (((2,), (1,)), ((0,), (0,)))
             ys = [contract(x, k, numbers, spec) for x, k in zip(xs, kernel, strict=True)]
             y = from_frequencies(ys, cut)
-            return (
-                image,
-                row,
-                layout.batch_groups_to_features(y, spec.groups).astype(spec.out_dtype),
-            )
+            return layout.batch_groups_to_features(y, spec.groups).astype(spec.out_dtype)
 
-        def add_block(i: Array, out: Array) -> Array:
-            image, row, y = block(i)
-            starts = (image, row, *(0 for _ in y.shape[2:]))
-            return lax.dynamic_update_slice(out, y, [jnp.asarray(s, jnp.int32) for s in starts])
-
-        if cut.steps == 1:
-            return block(0)[2]
-        out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), lhs)
-        return lax.fori_loop(np.int32(0), np.int32(cut.steps), add_block, out)
+        return cut.blocks.filled(spec.out_shape, spec.out_dtype, lhs, block)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         """The adjoint of ``run`` with respect to the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
@@ -316,26 +309,21 @@ class Winograd(Algorithm):
         outputs = [tuple(zip(*a, strict=True)) for a, _, _ in every]
 
         def block(i: Any) -> Array:
-            first, row, x = block_of(image, cut, i)
-            y = lax.dynamic_slice_in_dim(cotangent, first, cut.images)
-            y = lax.dynamic_slice_in_dim(y, row, cut.rows, 1)
-            if spec.out_spatial[0] % cut.rows:  # rows that the previous block covered
-                again = row + jnp.arange(cut.rows, dtype=jnp.int32) < i % cut.row_blocks * cut.rows
-                y = jnp.where(again.reshape(-1, *(1,) * (y.ndim - 2)), 0, y)
-            x = jnp.concatenate(to_frequencies(whole_tiles(x, cut), inputs, cut))
-            y = jnp.concatenate(to_frequencies(whole_tiles(y, cut), outputs, cut))
+            x = inputs_of(image, cut, *cut.blocks.start(i))
+            y = whole_tiles(cut.blocks.unrepeated(cotangent, i), cut)
+            x = jnp.concatenate(to_frequencies(x, inputs, cut))
+            y = jnp.concatenate(to_frequencies(y, outputs, cut))
             pair = (y, x) if outputs_first(spec) else (x, y)
             return contract(*pair, (((1,), (1,)), ((0,), (0,))), spec)
 
-        if cut.steps == 1:
+        steps = cut.blocks.steps
+        if steps == 1:
             total = block(0)
         else:
             count, _, o, c = cut.gemm
             shape = (count, o, c) if outputs_first(spec) else (count, c, o)
             total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-            total = lax.fori_loop(
-                np.int32(0), np.int32(cut.steps), lambda i, total: total + block(i), total
-            )
+            total = loops.sum_over(steps, total, block)
         # total: (frequencies·g, c, o), or o before c
         g = kernel_transform(cut).reshape(-1, spec.taps)
         pairs, total = total.shape[1:], total.reshape(len(g), -1)

@@ -3,7 +3,7 @@
 XLA:CPU has its fast path for exactly this layout, and the pass that converts others to it does not
 reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8.
 
-On JAX 0.10 one fast path is for padded images only: see ``compat.PADDED_IS_FASTER``.
+On JAX 0.10 one fast path is for padded images only: see ``PADDED_IS_FASTER``.
 
 It is a separate primitive, lowered as lax's was when jaxconv was imported, since ``enable``
 replaces lax's lowering.
@@ -19,7 +19,7 @@ from jax import Array, lax
 from jaxconv import layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.compat import (
-    PADDED_IS_FASTER,
+    OLD_XLA,
     Primitive,
     ad,
     apply_primitive,
@@ -44,6 +44,10 @@ for _platform in ("gpu", "tpu"):
     mlir.register_lowering(xla_conv_p, _rule, platform=_platform)
 mlir.register_lowering(xla_conv_p, lowering_rule(conv_general_dilated_p, "other"))
 
+# XLA:CPU of JAX 0.10.2 convolves a padded image in pieces that stay in cache, but writes the whole
+# patch matrix of an unpadded one: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
+# zeros 6. JAX 0.12 takes about as long for both.
+PADDED_IS_FASTER = OLD_XLA
 # With at most this many channels XLA:CPU uses older kernels, for which padding makes no difference.
 EIGEN_CHANNELS = 16
 # Bytes of the patch matrix from which a row of zeros pays off.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 from jax import Array
@@ -145,12 +145,14 @@ def execute(
 ) -> Array:
     """Computes ``spec`` by ``algorithm``; delegated parts by any but those in ``without``."""
 
-    def convolve(lhs: Array, rhs: Array, part: ConvSpec) -> Array:
+    def convolve(lhs: Array, rhs: Array, part: ConvSpec, name: str | None = None) -> Array:
         part = part.replace(channels_first=False, kernel_order="xIO")
-        return execute(lhs, rhs, part, choose(part, platform, without)[0], platform, without)
+        name = name or choose(part, platform, without)[0]
+        return execute(lhs, rhs, part, name, platform, without)
 
+    by_xla = partial(convolve, name="xla")
     with jax.named_scope(f"{algorithm} {spec.shapes}"):  # profilers show it
-        return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve)
+        return apply(ALGORITHMS[algorithm], lhs, rhs, spec, convolve, by_xla)
 
 
 def check_name(function: str, algorithm: str) -> None:
