@@ -7,14 +7,15 @@ from functools import lru_cache
 import jax
 from jax import Array
 
+from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, refusal
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
-from jaxconv.config import listeners, over_limit
+from jaxconv.config import MEMORY_SHARE, UNKNOWN_MEMORY, config, listeners, several_processes
 from jaxconv.planning import accelerators
-from jaxconv.planning.measured import own_rows
-from jaxconv.planning.predict import Time, model, predicted, time_of
+from jaxconv.planning.predict import Time, model, time_of
+from jaxconv.planning.rows import own_rows
 from jaxconv.spec import ConvSpec
 
 
@@ -26,19 +27,18 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
       without: algorithms that must not be chosen.
     """
     spec = prepared(spec)
-    possible = [n for n, a in ALGORITHMS.items() if n not in without and a.breach(spec) is None]
-    possible = [n for n in possible if rejection(ALGORITHMS[n], spec, platform) is None]
+    allowed = {name: a for name, a in ALGORITHMS.items() if name not in without}
+    possible = [n for n, a in allowed.items() if unplannable(a, spec, platform) is None]
+    if spec.is_empty:
+        name = "xla" if "xla" in possible else _last_resort(spec)[0]
+        return name, "there is nothing to compute"
     row = own_rows(platform).get(spec)
-    if row is not None and (names := [n for n in possible if n in row.seconds]):
-        return decide({n: time_of(n, spec, platform) for n in names}, platform)
-    if platform != "cpu":
+    names = [name for name in possible if row is not None and name in row.seconds]
+    if not names and platform != "cpu":
         return _on_accelerator(spec, platform, possible)
-    if spec.is_empty and "xla" in possible:
-        return "xla", "there is nothing to compute"
-    usual = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
-    if spec.is_empty or not usual:
-        return _last_resort(spec)
-    return decide({name: predicted(name, spec, platform) for name in usual}, platform)
+    names = names or [n for n in possible if allowed[n].doubt(spec) is None] or possible
+    times = {name: time for name in names if (time := time_of(name, spec, platform))}
+    return decide(times, platform) if times else _last_resort(spec)
 
 
 # XLA's own is kept unless log(ratio of times) + SIGMAS deviations < log(MARGIN). By 0.2 the regret
@@ -81,12 +81,33 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
     return [name for name in seconds if ALGORITHMS[name].margin == 1 or worth(name)]
 
 
-def rejection(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
-    """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
-    reason = refusal(algorithm, spec)
+def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
+    for rule in accelerators.rules(platform):
+        if rule.algorithm in possible and rule.applies(spec):
+            return rule.algorithm, rule.why
+    if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
+        return "xla", "the platform's own convolution is fast for most shapes"
+    return _last_resort(spec)
+
+
+def _last_resort(spec: ConvSpec) -> tuple[str, str]:
+    names = ("im2col_tiled", "pointwise", "im2col")
+    possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
+    return next(possible, "im2col"), "no other algorithm applies"
+
+
+def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
+    """Why "auto" never takes ``algorithm`` for a prepared ``spec``; None where it may."""
+    reason = refusal(algorithm, spec) or algorithm.breach(spec)
     if reason is not None or spec.is_empty or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
-    return over_limit(workspace(algorithm, spec, platform))
+    taken, limit = workspace(algorithm, spec, platform), config.workspace_limit
+    if several_processes() and config.is_default("workspace_limit"):
+        limit = UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
+    if taken <= limit:
+        return None
+    sizes = tables.mebibytes(taken), tables.mebibytes(limit)
+    return "its workspace of {} is over the limit of {}".format(*sizes)
 
 
 def workspace(
@@ -102,21 +123,6 @@ def workspace(
     return total
 
 
-def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
-    return next(possible, "im2col"), "no other can be taken"
-
-
-def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
-    for rule in accelerators.rules(platform):
-        if rule.algorithm in possible and rule.applies(spec) and not spec.is_empty:
-            return rule.algorithm, rule.why
-    if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
-        return "xla", "the platform's own convolution is fast for most shapes"
-    return _last_resort(spec)
-
-
 def run(
     lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
 ) -> Array:
@@ -125,7 +131,7 @@ def run(
     ``moved``: an image channels first was channels last before, and still is in memory.
 
     The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
-    asked for by name are never left to XLA, so that a measurement is of the named algorithm.
+    asked for by name never go to XLA, so that a measurement is of the named algorithm.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":
