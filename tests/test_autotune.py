@@ -14,13 +14,12 @@ from cases import CASES, Case
 from jax import lax
 
 import jaxconv
-from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
 from jaxconv.config import config
 from jaxconv.config import notify as forget
-from jaxconv.planning import cache
-from jaxconv.planning.measured import Row, here, record
+from jaxconv.planning.machine import here
 from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.rows import Timed, record
 from jaxconv.planning.timing import quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
@@ -197,11 +196,7 @@ def test_candidates(case: Case) -> None:
     assert names[0] == plan.algorithm
     assert "xla" in names
     assert len(set(names)) == len(names)
-    possible = {
-        c.name: c.seconds
-        for c in plan.candidates
-        if c.reason is None and ALGORITHMS[c.name].breach(prepared(spec)) is None
-    }
+    possible = {c.name: c.seconds or 0 for c in plan.eligible}
     assert set(names) <= set(possible)
     for name in set(possible) - set(names):
         assert possible[name] > autotuning.HOPELESS_PREDICTED * min(possible.values())
@@ -362,11 +357,10 @@ def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
     after = jaxconv.explain(loss)(X, W).rows[0]
     assert (after.algorithm, after.why) == (other, row.why)
     assert after.why.startswith("it was measured to be the fastest (250.000 ms, measured")
-    assert len(list(folder.glob("rows-*.json"))) == 1
+    assert len(list(folder.glob("rows-*.jsonl"))) == 1
     with config.set(use_cache=False):
         assert jaxconv.explain(loss)(X, W).rows[0] == before
     # Another process has them from the file.
-    cache._read.clear()
     forget()
     assert jaxconv.explain(loss)(X, W).rows[0] == after
 
@@ -411,7 +405,7 @@ def test_what_is_known_of_the_same_work_is_taken() -> None:
     case = CASES["batch groups"]
     spec = case.spec("float32")
     assert prepared(spec) != spec
-    record([Row(prepared(spec), here(PLATFORM), {"im2col": 0.001, "xla": 0.5})], PLATFORM)
+    record([Timed(prepared(spec), here(PLATFORM), {"im2col": 0.001, "xla": 0.5})], PLATFORM)
     forget()
     operands = struct(*case.lhs_shape), struct(*case.rhs_shape)
 

@@ -22,8 +22,9 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.bench import calibrate
 from jaxconv.config import notify as forget
-from jaxconv.planning.measured import Row, here, package_rows
+from jaxconv.planning.machine import here
 from jaxconv.planning.predict import predicted
+from jaxconv.planning.rows import Timed, package_rows
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -230,9 +231,9 @@ def test_tuning_teaches_its_predicted_time(
     specs = [spec.replace(lhs_shape=(n, *spec.lhs_shape[1:])) for n in (1, 3, 4)]
     before = predicted("tiny", spec, "cpu")
 
-    def timed(spec: ConvSpec, names: Any, platform: str, seconds: float) -> Row:
+    def timed(spec: ConvSpec, names: Any, platform: str, seconds: float) -> Timed:
         assert "tiny" in names
-        return Row(spec, here(platform), {"tiny": 10 * before.seconds})
+        return Timed(spec, here(platform), {"tiny": 10 * before.seconds})
 
     monkeypatch.setattr(calibrate, "_fastest", lambda spec: ["xla", "tiny"])
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(specs))

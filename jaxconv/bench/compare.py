@@ -226,8 +226,8 @@ class _Contest(NamedTuple):
     def of(self, runs: str, algorithm: str, by_lax: Result) -> Result | str:
         """The algorithm ``runs``, asked for as ``algorithm``; or the reason why it is not run."""
         candidate = next(c for c in self.plan.candidates if c.name == runs)
-        if candidate.reason is not None:
-            return candidate.reason
+        if candidate.status == "unsupported":
+            return str(candidate.reason)
         if candidate.workspace > WORKSPACE_LIMIT:
             needs = f"{candidate.workspace / 2**30:.1f} GiB"
             return f"it would need {needs} of intermediate arrays"

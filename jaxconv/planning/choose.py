@@ -101,13 +101,18 @@ def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | No
     reason = refusal(algorithm, spec) or algorithm.breach(spec)
     if reason is not None or spec.is_empty or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
-    taken, limit = workspace(algorithm, spec, platform), config.workspace_limit
-    if several_processes() and config.is_default("workspace_limit"):
-        limit = UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
+    taken, limit = workspace(algorithm, spec, platform), workspace_limit()
     if taken <= limit:
         return None
     sizes = tables.mebibytes(taken), tables.mebibytes(limit)
     return "its workspace of {} is over the limit of {}".format(*sizes)
+
+
+def workspace_limit() -> int:
+    """Bytes of intermediate arrays that "auto" lets an algorithm take."""
+    if several_processes() and config.is_default("workspace_limit"):
+        return UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
+    return config.workspace_limit
 
 
 def workspace(
