@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 import os
 import re
 import threading
@@ -12,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxconv import tables
 from jaxconv.arguments import hints
@@ -34,11 +34,10 @@ def _size(value: Any) -> int | None:
         if match is None:
             return None
         number, prefix, binary = match.groups()
-        return math.floor(
-            float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
-        )
-    is_size = hasattr(value, "__index__") and not isinstance(value, bool) and value >= 0
-    return operator.index(value) if is_size else None
+        unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+        return math.floor(float(number) * unit)
+    is_size = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+    return int(value) if is_size else None
 
 
 def _folder(value: Any) -> Path | None:
@@ -79,11 +78,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
             _size, _memory_share, "a number of bytes such as 536870912, '512MiB' or '2GB'"
         ),
         "cache_dir": Setting(_folder, _user_cache, "a folder's path"),
-        "use_cache": Setting(
-            _boolean,
-            lambda: True,
-            "a boolean (1, true, yes, on, 0, false, no, off in the environment)",
-        ),
+        "use_cache": Setting(_boolean, lambda: True, f"a boolean ({', '.join(TRUE + FALSE)})"),
     }
 )
 
@@ -113,12 +108,11 @@ class Config:
       1000000000
     """
 
-    __slots__ = ("_blocks", "_defaults", "_environment")
+    __slots__ = ("_blocks", "_environment")
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
-        self._defaults: dict[str, Any] = {}
-        # The values of ``update``, then those of each open ``set`` block, the latest last.
+        # The values of ``update`` and the environment, then those of each open ``set`` block.
         self._blocks: tuple[dict[str, Any], ...] = ({},)
 
     @property
@@ -179,21 +173,19 @@ class Config:
                 self._blocks = tuple(other for other in self._blocks if other is not block)
             notify()
 
-    def is_default(self, name: str) -> bool:
-        """Whether neither code nor environment has set it."""
-        in_code = any(name in block for block in self._blocks)
-        return not (in_code or self._environment.get(variable(name), "").strip())
-
-    def _value(self, name: str) -> Any:
+    def given(self, name: str) -> Any:
+        """The value that code or the environment gives a setting; None where neither does."""
         for block in reversed(self._blocks):
             if name in block:
                 return block[name]
-        if name not in self._defaults:
-            text = self._environment.get(variable(name), "").strip()
-            called = f"the environment variable {variable(name)}"
-            value = _parsed("config", name, text, called) if text else SETTINGS[name].default()
-            self._defaults[name] = value
-        return self._defaults[name]
+        text = self._environment.get(variable(name), "").strip()
+        called = f"the environment variable {variable(name)}"
+        value = _parsed("config", name, text, called) if text else None
+        return self._blocks[0].setdefault(name, value)
+
+    def _value(self, name: str) -> Any:
+        value = self.given(name)
+        return SETTINGS[name].default() if value is None else value
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # A process has one configuration: copying and unpickling return that of the process.

@@ -58,7 +58,7 @@ def autotuned() -> Measurement:
 Times = dict[str, float]
 
 
-class Timed:
+class Stub:
     """A compiled convolution that takes given seconds, and counts its calls."""
 
     compile_seconds = 0.25
@@ -75,7 +75,7 @@ class Timed:
 def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     """What an algorithm that is given here takes; those that are not take a second."""
     given: Times = {}
-    monkeypatch.setattr(autotuning, "_compiled", lambda spec, name, *_: Timed(given.get(name, 1.0)))
+    monkeypatch.setattr(autotuning, "_compiled", lambda spec, name, *_: Stub(given.get(name, 1.0)))
     return given
 
 
@@ -321,7 +321,7 @@ def test_an_fft_must_be_twice_as_fast(times: Times) -> None:
 def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = CASES["3x3"].spec("float32")
     names = ["im2col", "xla", "slices"]
-    subjects = {name: Timed(1.0) for name in names}
+    subjects = {name: Stub(1.0) for name in names}
     subjects["slices"].seconds = 1.0 + autotuning.HOPELESS_MEASURED
     monkeypatch.setattr(autotuning, "_compiled", lambda spec, name, *_: subjects[name])
     row = timed(spec, names, PLATFORM)

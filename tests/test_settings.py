@@ -222,11 +222,10 @@ def test_the_default_limit_of_several_processes_is_fixed(monkeypatch: pytest.Mon
     """Their hosts may differ, their plans must not; a limit that is given counts."""
     for text, expected in (("", UNKNOWN_MEMORY // MEMORY_SHARE), ("17", 17)):
         fresh = Config({"JAXCONV_WORKSPACE_LIMIT": text})
-        if not text:
-            fresh._defaults["workspace_limit"] = 2**50  # the host's
         monkeypatch.setattr(choosing, "config", fresh)
+        monkeypatch.setattr(os, "sysconf", lambda name: 2**25)  # of this host
         monkeypatch.setattr(jax, "process_count", lambda: 1)
-        assert workspace_limit() == (17 if text else 2**50)
+        assert workspace_limit() == (17 if text else 2**50 // MEMORY_SHARE)
         monkeypatch.setattr(jax, "process_count", lambda: 2)
         assert workspace_limit() == expected
         with fresh.set(workspace_limit=5):

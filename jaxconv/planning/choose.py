@@ -110,7 +110,7 @@ def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | No
 
 def workspace_limit() -> int:
     """Bytes of intermediate arrays that "auto" lets an algorithm take."""
-    if several_processes() and config.is_default("workspace_limit"):
+    if several_processes() and config.given("workspace_limit") is None:
         return UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
     return config.workspace_limit
 
