@@ -118,31 +118,6 @@ def test_shapes_are_of_float32_or_of_the_dtype_given() -> None:
     assert jaxconv.plan(*shapes, dtype=np.float64).spec.dtype == np.float64
 
 
-REFUSED = {
-    "dtype is for operands given as shapes, got none of these; omit it": (
-        (struct(1, 9, 3), struct(3, 3, 4)),
-        {"dtype": "int8"},
-    ),
-    r"the sizes of w must not be negative, got \(3, -1, 4\); pass the whole": (
-        ((1, 9, 3), (3, -1, 4)),
-        {},
-    ),
-    "x must be an array, got str; convert it": (("NHWC", (3, 3, 4)), {}),
-    r"the channels of x .* must be groups \(1\) times": (((1, 9, 3), (3, 2, 4)), {}),
-    "platform must be 'cpu', 'gpu' or 'tpu', got 'cuda'; ": (
-        ((1, 9, 3), (3, 3, 4)),
-        {"platform": "cuda"},
-    ),
-}
-
-
-@pytest.mark.parametrize("match", REFUSED)
-def test_it_refuses_with_a_remedy(match: str) -> None:
-    operands, keywords = REFUSED[match]
-    with pytest.raises((TypeError, ValueError), match=rf"jaxconv\.plan: {match}"):
-        jaxconv.plan(*operands, **keywords)
-
-
 def test_layouts_of_one_convolution_differ_in_what_is_moved() -> None:
     shapes = (2, 9, 8, 16), (3, 3, 16, 24)
     last = planned(*shapes)

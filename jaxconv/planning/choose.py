@@ -27,11 +27,10 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
       without: algorithms that must not be chosen.
     """
     spec = prepared(spec)
+    if spec.is_empty:
+        return "im2col" if "xla" in without else "xla", "there is nothing to compute"
     allowed = {name: a for name, a in ALGORITHMS.items() if name not in without}
     possible = [n for n, a in allowed.items() if unplannable(a, spec, platform) is None]
-    if spec.is_empty:
-        name = "xla" if "xla" in possible else _last_resort(spec)[0]
-        return name, "there is nothing to compute"
     row = own_rows(platform).get(spec)
     names = [name for name in possible if row is not None and name in row.seconds]
     if not names and platform != "cpu":
@@ -97,9 +96,10 @@ def _last_resort(spec: ConvSpec) -> tuple[str, str]:
 
 
 def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
-    """Why "auto" never takes ``algorithm`` for a prepared ``spec``; None where it may."""
+    """Why "auto" never takes ``algorithm`` for a prepared ``spec`` that is not empty; None where it
+    may."""
     reason = refusal(algorithm, spec) or algorithm.breach(spec)
-    if reason is not None or spec.is_empty or algorithm.name == "xla":
+    if reason is not None or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
     taken, limit = workspace(algorithm, spec, platform), workspace_limit()
     if taken <= limit:

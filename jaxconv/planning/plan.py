@@ -198,13 +198,14 @@ def plan_spec(spec: ConvSpec, platform: str) -> Plan:
 
 def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str, chosen: str) -> Candidate:
     name = algorithm.name
+    status = "chosen" if name == chosen else "possible"
+    if spec.is_empty:
+        return Candidate(name, status)
     if reason := refusal(algorithm, spec):
         return Candidate(name, "unsupported", reason)
-    reason = None if name == chosen else unplannable(algorithm, spec, platform)
-    status = "chosen" if name == chosen else "excluded" if reason else "possible"
-    if spec.is_empty:
-        return Candidate(name, status, reason)
-    if status == "possible" and platform == "cpu":
+    if name != chosen and (reason := unplannable(algorithm, spec, platform)):
+        status = "excluded"
+    elif name != chosen and platform == "cpu":
         reason = algorithm.doubt(spec)
     time, cost = time_of(name, spec, platform), algorithm.cost(spec)
     times = (time.seconds, time.sigma, time.measured) if time else (None, None, False)
