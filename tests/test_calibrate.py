@@ -1,7 +1,6 @@
 """How the package's rows are made, and what ``jaxconv tune`` measures and teaches."""
 
 import gzip
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
