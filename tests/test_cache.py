@@ -18,7 +18,7 @@ import pytest
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.config import Config, config
 from jaxconv.config import notify as forget
 from jaxconv.planning import rows
@@ -130,7 +130,7 @@ INACCURATE: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_row_of_what_rounds_too_much_is_ignored(name: str) -> None:
     algorithm, changes = INACCURATE[name]
     spec = SPEC.replace(**{"precision": (DEFAULT, DEFAULT), "rhs_dilation": (1, 1)} | changes)
-    assert (refusal(ALGORITHMS[algorithm], spec) is None) == ("highest" not in name)
+    assert (unsupported(ALGORITHMS[algorithm], spec) is None) == ("highest" not in name)
     keep(row(spec, **{algorithm: 1e-9}))
     taken, why = choose(spec, "cpu")
     assert taken != algorithm

@@ -14,8 +14,8 @@ from cases import CASES, LAST, Case, make_case
 from jax import lax
 
 import jaxconv
-from jaxconv import ALGORITHMS, layout
-from jaxconv.algorithms.base import refusal
+from jaxconv import ALGORITHMS
+from jaxconv.algorithms.base import unsupported
 from jaxconv.config import notify
 from jaxconv.planning import rows
 from jaxconv.planning.choose import choose
@@ -161,14 +161,14 @@ def test_candidates_are_all_algorithms_with_reason_or_figures(platform: str, cas
     assert plan.chosen in plan.eligible
     measured = platform == "cpu" and not spec.is_empty
     for c in plan.candidates:
-        unsupported = refusal(ALGORITHMS[c.name], spec)
-        assert (c.status == "unsupported") == (unsupported is not None)
+        reason = unsupported(ALGORITHMS[c.name], spec)
+        assert (c.status == "unsupported") == (reason is not None)
         assert (c.status in ("excluded", "unsupported")) <= bool(c.reason)
-        assert (c.flops > 0) == (unsupported is None and not spec.is_empty)
+        assert (c.flops > 0) == (reason is None and not spec.is_empty)
         assert (c.seconds is not None) == (c.sigma is not None)
-        assert ((c.seconds or 0) > 0) == (measured and unsupported is None)
-        if unsupported is not None:
-            assert c.reason == unsupported
+        assert ((c.seconds or 0) > 0) == (measured and reason is None)
+        if reason is not None:
+            assert c.reason == reason
     # What is chosen can be asked for by name.
     lhs, rhs = (struct(*s) for s in (case.lhs_shape, case.rhs_shape))
     arguments = case.arguments | {"algorithm": plan.algorithm}
@@ -478,9 +478,9 @@ def test_nothing_indexes_beyond_int32(name: str, gradient: bool) -> None:
     case = Case(name, lhs, rhs, arguments | {"dimension_numbers": LAST[ndim]})
     spec = case.spec(np.dtype(dtype))
     if gradient:
-        spec = layout.weight_gradient_of(spec)
+        spec = spec.kernel_gradient
     refused = {
-        name: refusal(algorithm, spec) or "" for name, algorithm in jaxconv.ALGORITHMS.items()
+        name: unsupported(algorithm, spec) or "" for name, algorithm in jaxconv.ALGORITHMS.items()
     }
     along_axes = name != "many taps"  # what slices axis by axis has no index of all taps
     assert refused["winograd"]
@@ -506,7 +506,7 @@ def test_as_long_as_int32_is_taken(name: str) -> None:
         (3, 1, 1),
         {"window_strides": (2**20,), "padding": "VALID", "dimension_numbers": LAST[1]},
     )
-    assert refusal(jaxconv.ALGORITHMS[name], case.spec(np.dtype("float32"))) is None
+    assert unsupported(jaxconv.ALGORITHMS[name], case.spec(np.dtype("float32"))) is None
 
 
 def test_algorithms_is_read_only() -> None:

@@ -17,7 +17,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import machine as machines
@@ -340,7 +340,7 @@ NOT_EMPTY = {name: case for name, case in CASES.items() if not case.spec(np.floa
 @pytest.mark.parametrize("case", NOT_EMPTY.values(), ids=NOT_EMPTY)
 def test_every_algorithm_has_a_time_on_cpu_only(case: Any) -> None:
     spec = prepared(case.spec(np.float32))
-    possible = [name for name, a in ALGORITHMS.items() if refusal(a, spec) is None]
+    possible = [name for name, a in ALGORITHMS.items() if unsupported(a, spec) is None]
     assert {"im2col", "xla"} <= set(possible)
     for name in possible:
         time = predicted(name, spec, "cpu")
@@ -355,7 +355,7 @@ def test_more_work_takes_longer() -> None:
     shape = (8, 128, 128, small.lhs_shape[-1])
     large = small.replace(lhs_shape=shape)
     for name, algorithm in ALGORITHMS.items():
-        if refusal(algorithm, small) is None:
+        if unsupported(algorithm, small) is None:
             one, other = predicted(name, large, "cpu"), predicted(name, small, "cpu")
             assert one is not None
             assert other is not None
@@ -442,7 +442,9 @@ def test_it_says_how_sure_it_is() -> None:
 
 def test_unknown_machines_take_only_large_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choices elsewhere are those of here, or XLA's own."""
-    specs = [s for s in map(prepared, random_specs(5, 40)) if refusal(ALGORITHMS["xla"], s) is None]
+    specs = [
+        s for s in map(prepared, random_specs(5, 40)) if unsupported(ALGORITHMS["xla"], s) is None
+    ]
     forget()
     here = {spec: choose(spec, "cpu")[0] for spec in specs}
     unknown = Machine("cpu", "an unknown one", 64, "0.99", own=True)

@@ -9,7 +9,7 @@ from jax import Array
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
-from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
 from jaxconv.config import MEMORY_SHARE, UNKNOWN_MEMORY, config, listeners, several_processes
@@ -35,7 +35,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     names = [name for name in possible if row is not None and name in row.seconds]
     if not names and platform != "cpu":
         return _on_accelerator(spec, platform, possible)
-    names = names or [n for n in possible if allowed[n].doubt(spec) is None] or possible
+    names = names or [n for n in possible if allowed[n].doubted(spec) is None] or possible
     times = {name: time for name in names if (time := time_of(name, spec, platform))}
     return decide(times, platform) if times else _last_resort(spec)
 
@@ -91,14 +91,14 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
     names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
+    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
     return next(possible, "im2col"), "no other algorithm applies"
 
 
 def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
     """Why "auto" never takes ``algorithm`` for a prepared ``spec`` that is not empty; None where it
     may."""
-    reason = refusal(algorithm, spec) or algorithm.breach(spec)
+    reason = unsupported(algorithm, spec) or algorithm.excluded(spec)
     if reason is not None or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
     taken, limit = workspace(algorithm, spec, platform), workspace_limit()
@@ -121,7 +121,7 @@ def workspace(
     """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included; these
     are planned by any algorithm but those in ``without``."""
     total = algorithm.cost(spec).workspace
-    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
+    for part in map(prepared, algorithm.parts(spec)):
         if not part.is_empty:
             name, _ = choose(part, platform, without)
             total += workspace(ALGORITHMS[name], part, platform, without)
@@ -174,9 +174,9 @@ def check_name(function: str, algorithm: str) -> None:
 def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     """Raises where ``algorithm`` is unknown or can't do ``spec``."""
     check_name(function, algorithm)
-    reason = None if algorithm == "auto" else refusal(ALGORITHMS[algorithm], spec)
+    reason = None if algorithm == "auto" else unsupported(ALGORITHMS[algorithm], spec)
     if reason is not None:
-        others = ", ".join(n for n, other in ALGORITHMS.items() if refusal(other, spec) is None)
+        others = ", ".join(n for n, other in ALGORITHMS.items() if unsupported(other, spec) is None)
         fail(
             function,
             f"algorithm {algorithm!r} can't do this convolution ({reason})",

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.channels_last import Padding, lax_arguments
 from jaxconv.arguments.errors import check_array, fail, is_integers
 from jaxconv.arguments.parse import parameters
@@ -201,12 +201,12 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str, chosen: str)
     status = "chosen" if name == chosen else "possible"
     if spec.is_empty:
         return Candidate(name, status)
-    if reason := refusal(algorithm, spec):
+    if reason := unsupported(algorithm, spec):
         return Candidate(name, "unsupported", reason)
     if name != chosen and (reason := unplannable(algorithm, spec, platform)):
         status = "excluded"
     elif name != chosen and platform == "cpu":
-        reason = algorithm.doubt(spec)
+        reason = algorithm.doubted(spec)
     time, cost = time_of(name, spec, platform), algorithm.cost(spec)
     times = (time.seconds, time.sigma, time.measured) if time else (None, None, False)
     memory = workspace(algorithm, spec, platform)
