@@ -81,9 +81,9 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
 
 
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
-    for rule in accelerators.rules(platform):
-        if rule.algorithm in possible and rule.applies(spec):
-            return rule.algorithm, rule.why
+    for name, why in accelerators.choices(spec, platform):
+        if name in possible:
+            return name, why
     if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
         return "xla", "the platform's own convolution is fast for most shapes"
     return _last_resort(spec)
