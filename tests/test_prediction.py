@@ -234,31 +234,32 @@ def test_what_is_solved_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < max(sizes) <= (prediction.NEAREST + prediction.OWN_NEAREST) // 2 < 100
 
 
+def predict(rows: list[Timed], spec: ConvSpec, name: str = "xla", **machine: Any) -> Time:
+    """The time that is predicted here, or on another machine."""
+    time = Model(rows, dataclasses.replace(HERE, **machine)).predict(name, spec)
+    assert time is not None
+    return time
+
+
 def test_what_was_measured_is_predicted_as_it_was() -> None:
     """However far it is from what its neighbours take."""
     rows = rows_of({"xla": 2.0, "im2col": 3.0})
     odd = rows[9]
     rows[9] = dataclasses.replace(odd, seconds={"xla": 6.0 * floor(odd.spec)})
-    model = Model(rows, HERE)
-    for row in rows:
+    for row in rows[::3]:
         for name, seconds in row.seconds.items():
-            time = model.predict(name, row.spec)
-            assert time is not None
-            assert abs(math.log(time.seconds / seconds)) < 0.25
-    assert model.predict("shift", LIKE[0]) is None
+            assert abs(math.log(predict(rows, row.spec, name).seconds / seconds)) < 0.25
+    assert Model(rows, HERE).predict("shift", LIKE[0]) is None
 
 
 def test_between_rows_it_is_as_there() -> None:
-    model = Model(rows_of({"xla": 2.0}), HERE)
     for n, c in ((10, 6), (14, 24), (28, 12)):
         spec = LIKE[0].replace(lhs_shape=(1, n, n, c), rhs_shape=(3, 3, c, 8))
-        time = model.predict("xla", spec)
-        assert time is not None
-        assert abs(math.log(time.seconds / (2 * floor(spec)))) < 0.15
+        seconds = predict(rows_of({"xla": 2.0}), spec).seconds
+        assert abs(math.log(seconds / (2 * floor(spec)))) < 0.15
 
 
 def test_it_is_less_sure_away_from_rows() -> None:
-    model = Model(rows_of({"xla": 2.0}), HERE)
     row, near = LIKE[5], LIKE[5].replace(lhs_shape=(1, 14, 14, 8))
     far = LIKE[5].replace(
         lhs_shape=(8, 90, 90, 512),
@@ -266,7 +267,7 @@ def test_it_is_less_sure_away_from_rows() -> None:
         window_strides=(4, 4),
         feature_group_count=512,
     )
-    sigmas = [model.predict("xla", spec).sigma for spec in (row, near, far)]  # type: ignore[union-attr]
+    sigmas = [predict(rows_of({"xla": 2.0}), spec).sigma for spec in (row, near, far)]
     assert sigmas == sorted(sigmas)
     assert sigmas[0] < 0.5 * sigmas[2]
 
@@ -278,17 +279,12 @@ def test_it_is_less_sure_away_from_rows() -> None:
 )
 def test_it_is_less_sure_on_other_machines(changes: dict[str, Any]) -> None:
     rows = rows_of({"xla": 2.0})
-    here = Model(rows, HERE).predict("xla", LIKE[5])
-    there = Model(rows, dataclasses.replace(HERE, **changes)).predict("xla", LIKE[5])
-    assert here is not None
-    assert there is not None
-    assert there.sigma > 1.1 * here.sigma
+    assert predict(rows, LIKE[5], **changes).sigma > 1.1 * predict(rows, LIKE[5]).sigma
 
 
 def test_it_is_less_sure_the_more_cores_there_are() -> None:
     rows = [*rows_of({"xla": 2.0}), *rows_of({"xla": 3.0}, dataclasses.replace(THERE, cores=1))]
-    growing = [dataclasses.replace(HERE, cores=n) for n in (2, 4, 16, 64)]
-    sigmas = [Model(rows, m).predict("xla", LIKE[5]).sigma for m in growing]  # type: ignore[union-attr]
+    sigmas = [predict(rows, LIKE[5], cores=n).sigma for n in (2, 4, 16, 64)]
     assert sigmas == sorted(set(sigmas))
 
 
@@ -296,26 +292,20 @@ def test_what_gains_by_cores_gains_by_more() -> None:
     one = dataclasses.replace(THERE, cores=1)
     rows = [*rows_of({"xla": 4.0, "shift": 3.0}, one), *rows_of({"xla": 2.0, "shift": 3.0})]
     for spec in LIKE[3:20:4]:
-        times = [
-            {
-                name: Model(rows, dataclasses.replace(HERE, cores=n)).predict(name, spec)
-                for name in ("xla", "shift")
-            }
+        ratios = [
+            predict(rows, spec, cores=n).seconds / predict(rows, spec, "shift", cores=n).seconds
             for n in (1, 2, 8)
         ]
-        ratios = [t["xla"].seconds / t["shift"].seconds for t in times]  # type: ignore[union-attr]
         assert ratios[0] > 1.2 > 0.85 > ratios[1] > 1.5 * ratios[2]
 
 
 def test_the_users_rows_say_more_than_the_packages() -> None:
     """A machine on which one algorithm is slow: half of its convolutions are measured."""
     own = rows_of({"xla": 2.0, "shift": 4.0}, HERE)[::2]
-    model = Model([*rows_of({"xla": 2.0, "shift": 1.0}), *own], HERE)
+    rows = [*rows_of({"xla": 2.0, "shift": 1.0}), *own]
     for spec in LIKE[1::2]:
-        shift, by_xla = model.predict("shift", spec), model.predict("xla", spec)
-        assert shift is not None
-        assert by_xla is not None
-        assert shift.seconds > 0.75 * by_xla.seconds  # by the package's rows, 0.5
+        # By the package's rows, 0.5.
+        assert predict(rows, spec, "shift").seconds > 0.75 * predict(rows, spec).seconds
 
 
 def test_relations_are_a_covariance() -> None:
