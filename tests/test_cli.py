@@ -195,7 +195,7 @@ def test_tables_mark_the_choice_and_list_refusals(comparisons: list[compare.Comp
         chosen = comparison.plan.algorithm
         assert any(line.split()[:3] == ["auto", "→", chosen] for line in lines)
         assert [line.split()[0] for line in lines if " ▸ " in line] == [chosen]
-        assert f"auto chose {chosen}, since {comparison.plan.why}" in lines
+        assert f"auto chose {chosen}: {comparison.plan.why}" in lines
         for name, reason in comparison.refused.items():
             assert f"  {name} not run: {reason}" in lines
 

@@ -293,7 +293,7 @@ def test_choice_on_cpu(name: str) -> None:
     lhs, rhs, groups, arguments, may_be = CHOICES[name]
     plan = planned(lhs, rhs, feature_group_count=groups, **arguments)
     assert plan.algorithm in may_be
-    assert len(plan.why.split()) > 3
+    assert len(plan.why.split()) > 2
 
 
 @EVERY_CASE
@@ -361,7 +361,7 @@ def test_str_is_a_table(name: str) -> None:
     assert convolution == str(plan.spec)
     assert f"{m}×{k} · {k}×{n}" in product
     assert (f"{groups} times" in product) == (groups > 1)
-    assert choice == f"on cpu: {plan.algorithm}, since {plan.why}"
+    assert choice == f"on cpu, {plan.algorithm}: {plan.why}"
     times = set() if plan.spec.is_empty else {"time"}
     assert {"algorithm", "MFLOP", "workspace", *times} <= set(head.split())
     assert len(rows) == len(ALGORITHMS)

@@ -256,7 +256,7 @@ def table(comparison: Comparison) -> tables.Table:
         "",
         comparison.convolution.layer.name,
         f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
-        f"auto chose {plan.algorithm}, since {plan.why}",
+        f"auto chose {plan.algorithm}: {plan.why}",
     ]
     below = [f"  {name} not run: {reason}" for name, reason in comparison.refused.items()]
     return dataclasses.replace(results_table(comparison.results), above=above, below=below)

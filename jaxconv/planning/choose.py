@@ -54,15 +54,15 @@ def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
     best = min(names, key=lambda n: times[n].seconds + compiling.get(n, 0.0) / CALLS)
     lax = times.get("xla")
     if lax is None or (best != "xla" and _is_faster(times[best], lax)):
-        verb = "was measured" if times[best].measured else "is predicted"
+        how = "measured" if times[best].measured else "predicted"
         figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
-        return best, f"it {verb} to be the fastest ({figures})"
+        return best, f"{how} fastest ({figures})"
     others = [name for name in times if name != "xla"]
     if not others:
-        return "xla", "no other can be taken"
+        return "xla", "no other algorithm applies"
     second = min(others, key=lambda name: times[name].seconds)
-    likely = "was measured to be clearly" if times[second].measured else "is likely to be"
-    return "xla", f"no other {likely} faster ({lax}, {second} {times[second]})"
+    how = "measured clearly" if times[second].measured else "likely to be"
+    return "xla", f"no other is {how} faster ({lax}, {second} {times[second]})"
 
 
 def _is_faster(one: Time, other: Time) -> bool:

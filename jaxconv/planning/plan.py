@@ -90,7 +90,7 @@ class Plan(tables.Report):
         groups, m, n, k = self.spec.gemm
         product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
         above = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
-        above.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
+        above.append(f"on {self.platform}, {self.algorithm}: {self.why}")
         rows = [HEADER, *map(_cells, self.candidates)]
         bold = [i for i, row in enumerate(rows) if row[0]]
         known = self.spec.is_empty or any(c.seconds is not None for c in self.candidates)
