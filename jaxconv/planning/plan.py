@@ -94,13 +94,9 @@ class Plan(tables.Report):
         rows = [HEADER, *map(_cells, self.candidates)]
         bold = [i for i, row in enumerate(rows) if row[0]]
         known = self.spec.is_empty or any(c.seconds is not None for c in self.candidates)
-        below = [] if known else [no_times(self.platform)]
+        reason = f"No times: nothing was measured on {self.platform}; jaxconv.autotune measures."
+        below = [] if known else [reason]
         return tables.Table(above, rows, range(2, 6), bold, below, spare=SPARE, detail=True)
-
-
-def no_times(platform: str) -> str:
-    """What tables say below where no time is known."""
-    return f"No times: nothing was measured on {platform}; jaxconv.autotune measures."
 
 
 def _cells(c: Candidate) -> tuple[str, ...]:
