@@ -433,7 +433,7 @@ def test_it_says_how_sure_it_is() -> None:
 def test_unknown_machines_take_only_large_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choices elsewhere are those of here, or XLA's own."""
     specs = [
-        s for s in map(prepared, random_specs(5, 40)) if unsupported(ALGORITHMS["xla"], s) is None
+        s for s in map(prepared, random_specs(5, 20)) if unsupported(ALGORITHMS["xla"], s) is None
     ]
     forget()
     here = {spec: choose(spec, "cpu")[0] for spec in specs}
