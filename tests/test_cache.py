@@ -293,7 +293,7 @@ def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with config.set(cache_dir=tmp_path / "file" / "cache"):
         assert quietly(specs) == set()
-        with pytest.warns(UserWarning, match=f"{PROCESS_ONLY}: .*can't be written") as caught:
+        with pytest.warns(UserWarning, match=f"{PROCESS_ONLY}; .*can't be written") as caught:
             keep(row(SPEC, im2col=1e-9))
         assert len(caught) == 1
         quietly(keep, row(PLAIN, xla=0.001))

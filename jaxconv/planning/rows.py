@@ -209,14 +209,7 @@ def _rows(path: Path, machine: Machine) -> dict[ConvSpec, Timed]:
     for number, line in enumerate([*text.split("\n")[:-1], *_unwritten.get(path, ())], 1):
         try:
             row = _own_row(line, machine)
-        except (
-            ValueError,
-            TypeError,
-            LookupError,
-            ArithmeticError,
-            AttributeError,
-            RecursionError,
-        ):
+        except INVALID:
             _warn(path, f"{str(path)!r}: line {number} is not a row, and is skipped: {line:.200}")
         else:
             rows[prepared(row.spec)] = row
@@ -242,13 +235,14 @@ def record(rows: Sequence[Timed], platform: str) -> None:
         try:
             _append(path, lines)
             del _unwritten[path]
+            problem = ""
         except ModuleNotFoundError as error:
             problem = f'install {error.name} to save them: pip install "jaxconv[tune]"'
-            _warn(path, f"measurements are known to this process only; {problem}")
         except (OSError, NotImplementedError) as error:  # latter: file system without locks
             problem = f"{str(path)!r} can't be written ({getattr(error, 'strerror', 0) or error})"
-            _warn(path, f"measurements are known to this process only: {problem}")
     own_rows.cache_clear()
+    if problem:
+        _warn(path, f"measurements are known to this process only; {problem}")
 
 
 def _append(path: Path, lines: Iterable[str]) -> None:
@@ -279,7 +273,7 @@ def forget(platform: str) -> int:
     with _lock:
         _unwritten.pop(path, None)
         try:
-            if config.cache_dir is not None and path.exists():
+            if file(platform) is not None:
                 path.unlink()
         except OSError as error:
             count = 0
