@@ -48,44 +48,35 @@ def test_no_default_folder_without_platformdirs(monkeypatch: pytest.MonkeyPatch)
     assert Config({"JAXCONV_CACHE_DIR": "here"}).cache_dir == Path("here")
 
 
-SIZES = {
-    "4096": 4096,
-    " 4096 B": 4096,
-    "512MiB": 512 * MIB,
-    "512 mib": 512 * MIB,
-    "1.5KiB": 1536,
-    "2GB": 2_000_000_000,
-    "1tb": 10**12,
-    "0": 0,
+TEXTS = {
+    "workspace_limit": {
+        "4096": 4096,
+        " 4096 B": 4096,
+        "512MiB": 512 * MIB,
+        "512 mib": 512 * MIB,
+        "1.5KiB": 1536,
+        "2GB": 2_000_000_000,
+        "1tb": 10**12,
+        "0": 0,
+    },
+    "use_cache": {"0": False, "OFF": False, "yes": True},
+    "cache_dir": {"~/x": Path("~/x").expanduser(), "a/b": Path("a") / "b"},
 }
 
 
-@pytest.mark.parametrize("text", SIZES)
-def test_sizes(text: str) -> None:
-    fresh = Config({"JAXCONV_WORKSPACE_LIMIT": text})
-    assert fresh.workspace_limit == SIZES[text]
-    fresh.update("workspace_limit", 17)
-    assert fresh.workspace_limit == 17
-    fresh.update("workspace_limit", text)
-    assert fresh.workspace_limit == SIZES[text]
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("0", False), ("OFF", False), ("yes", True), ("", True)]
-)
-def test_booleans(text: str, value: bool) -> None:
-    assert Config({"JAXCONV_USE_CACHE": text}).use_cache is value
-
-
-def test_folders() -> None:
-    assert Config({"JAXCONV_CACHE_DIR": "~/x"}).cache_dir == Path("~/x").expanduser()
-    fresh = Config({})
-    fresh.update("cache_dir", Path("a") / "b")
-    assert fresh.cache_dir == Path("a/b")
+@pytest.mark.parametrize(("name", "text"), [(n, text) for n, of in TEXTS.items() for text in of])
+def test_texts(name: str, text: str) -> None:
+    value = TEXTS[name][text]
+    fresh = Config({variable(name): text})
+    assert getattr(fresh, name) == value
+    for given in (value, text):
+        fresh = Config({variable(name): ""})
+        fresh.update(name, given)
+        assert getattr(fresh, name) == value
 
 
 BAD = {
-    "workspace_limit": ["lots", "5 apples", "-1", "1e9", "MiB", -1, 1.5, True, None],
+    "workspace_limit": ["lots", "5 apples", "-1", "1e9", "MiB", "512M", -1, 1.5, True, None],
     "use_cache": ["maybe", 1, None],
     "cache_dir": ["", 3, None],
 }
@@ -116,7 +107,7 @@ def test_a_bad_environment_variable_is_refused_at_use(name: str) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    match = r"name must be one of workspace_limit, .*, got 'workspace'; perhaps 'workspace_limit'"
+    match = r"name must be one of workspace_limit, .*, got 'workspace'; .*'workspace_limit'"
     with pytest.raises(ValueError, match=match):
         config.update("workspace", 1)
     with pytest.raises(ValueError, match=match), config.set(workspace=1):
@@ -126,9 +117,6 @@ def test_unknown_settings_are_refused() -> None:
     for name in ("workspace", "workspace_limit"):
         with pytest.raises(AttributeError):
             setattr(config, name, 1)
-
-
-def test_the_table_is_read_only() -> None:
     with pytest.raises(TypeError):
         SETTINGS["other"] = SETTINGS["use_cache"]  # pyright: ignore
 
