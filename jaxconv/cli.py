@@ -28,7 +28,7 @@ import jax
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.planning import measured
+from jaxconv.planning import rows
 from jaxconv.tools import memory
 from jaxconv.tools import script as scripts
 from jaxconv.tools.explain import Compiled
@@ -269,7 +269,7 @@ def tune(
     later plans learn. ``jaxconv.autotune`` measures the convolutions of a program.
     """
     if forget:
-        count = measured.forget(jax.default_backend())
+        count = rows.forget(jax.default_backend())
         print(f"Dropped {count} convolutions measured with this device and these versions.")
         return
     try:

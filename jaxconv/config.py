@@ -1,18 +1,17 @@
 """``config``: the settings of a process, from code or from environment variables."""
 
 import contextlib
-import dataclasses
 import math
-import operator
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxconv import tables
 from jaxconv.arguments import hints
@@ -22,19 +21,7 @@ from jaxconv.arguments.errors import fail
 # holds its own arrays, and XLA may run several convolutions at a time.
 MEMORY_SHARE = 8
 UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report it
-
-_UNITS = {"": 1, "B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for power, prefix in enumerate("KMGT", start=1)
-    for infix, base in (("", 1000), ("i", 1024))
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
-_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True} | {
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 # Called when settings or measurements have changed.
 listeners: list[Callable[[], None]] = []
@@ -43,35 +30,32 @@ listeners: list[Callable[[], None]] = []
 def _size(value: Any) -> int | None:
     """Bytes, from a number or a string such as "512MiB"; None for other values."""
     if isinstance(value, str):
-        units = {unit.lower(): factor for unit, factor in _UNITS.items()}
-        match = _SIZE.fullmatch(value.strip())
-        factor = None if match is None else units.get(match[2].lower())
-        return None if match is None or factor is None else math.floor(float(match[1]) * factor)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        return None
-    size = operator.index(value)
-    return None if size < 0 else size
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", value.strip().lower())
+        if match is None:
+            return None
+        number, prefix, binary = match.groups()
+        unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+        return math.floor(float(number) * unit)
+    is_size = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
+    return int(value) if is_size else None
 
 
 def _folder(value: Any) -> Path | None:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        return None
-    return Path(value).expanduser()
+    is_path = isinstance(value, (str, os.PathLike)) and os.fspath(value)
+    return Path(value).expanduser() if is_path else None
 
 
 def _boolean(value: Any) -> bool | None:
-    if isinstance(value, str):
-        return _BOOLEANS.get(value.strip().lower())
-    return value if isinstance(value, bool) else None
+    text = str(value).strip().lower() if isinstance(value, (str, bool)) else ""
+    return text in TRUE if text in TRUE + FALSE else None
 
 
 def _memory_share() -> int:
     try:
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not every system has these
-        pages, size = -1, -1
-    memory = pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY
-    return memory // MEMORY_SHARE
+        pages = size = -1
+    return (pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY) // MEMORY_SHARE
 
 
 def _user_cache() -> Path | None:
@@ -82,56 +66,32 @@ def _user_cache() -> Path | None:
     return Path(platformdirs.user_cache_dir("jaxconv", appauthor=False))
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One setting.
-
-    Attributes:
-      variable: the environment variable that gives its value unless ``update`` did.
-      expects: what a value must be, for error messages.
-      checked: parses a value; None if it is invalid.
-      default: the value if none was given.
-      summary: what it is, in a line.
-    """
-
-    variable: str
-    expects: str
-    checked: Callable[[Any], Any]
+class Setting(NamedTuple):
+    parse: Callable[[Any], Any]  # None where a value is invalid
     default: Callable[[], Any]
-    summary: str
+    expects: str  # what a value must be
 
 
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         "workspace_limit": Setting(
-            "JAXCONV_WORKSPACE_LIMIT",
-            "a number of bytes such as 536870912, '512MiB' or '2GB'",
-            _size,
-            _memory_share,
-            'bytes of intermediate arrays that "auto" lets an algorithm take',
+            _size, _memory_share, "a number of bytes such as 536870912, '512MiB' or '2GB'"
         ),
-        "cache_dir": Setting(
-            "JAXCONV_CACHE_DIR",
-            "a folder's path",
-            _folder,
-            _user_cache,
-            "the folder for measurements by autotune",
-        ),
-        "use_cache": Setting(
-            "JAXCONV_USE_CACHE",
-            "a boolean (1, true, yes, on, 0, false, no, off in the environment)",
-            _boolean,
-            lambda: True,
-            "whether plans use measurements by autotune",
-        ),
+        "cache_dir": Setting(_folder, _user_cache, "a folder's path"),
+        "use_cache": Setting(_boolean, lambda: True, f"a boolean ({', '.join(TRUE + FALSE)})"),
     }
 )
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"JAXCONV_{name.upper()}"
 
 
 class Config:
     """The settings of this process: read as attributes, changed by ``update`` or ``set``.
 
-    A value is the last one given to ``update``, else that of the environment variable, else the
+    A value is the last one passed to ``update``, else that of the environment variable, else the
     default. Environment variables are read once, when first needed; an invalid one raises then.
     ``print(jaxconv.config)`` shows all settings with their values and variables.
 
@@ -148,23 +108,19 @@ class Config:
       1000000000
     """
 
-    __slots__ = ("_blocks", "_defaults", "_environed", "_environment", "_given", "_lock")
+    __slots__ = ("_blocks", "_environment")
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._environment = environment
-        self._given: dict[str, Any] = {}
-        self._environed: dict[str, Any] = {}  # as parsed; None where there is no variable
-        self._defaults: dict[str, Any] = {}
-        # Values of each open block, the latest last: blocks of threads may overlap.
-        self._blocks: tuple[dict[str, Any], ...] = ()
-        self._lock = threading.Lock()
+        # The values of ``update`` and the environment, then those of each open ``set`` block.
+        self._blocks: tuple[dict[str, Any], ...] = ({},)
 
     @property
     def workspace_limit(self) -> int:
         """Bytes of intermediate arrays, besides operands and output, that "auto" lets an algorithm
         take. ``xla`` and algorithms asked for by name are exempt. Default: an eighth of the
         machine's memory; plans in a program of several processes, which must be alike, take an
-        eighth of 8 GiB instead. A value that is given counts there too: give all the same."""
+        eighth of 8 GiB instead. A value that is set counts there too: set the same in all."""
         return self._value("workspace_limit")
 
     @property
@@ -189,10 +145,10 @@ class Config:
         Raises:
           ValueError: there is no such setting, or the value is invalid.
         """
-        checked = self._checked("update", {name: value})
-        with self._lock:
-            holder = next((b for b in reversed(self._blocks) if name in b), self._given)
-            holder.update(checked)
+        checked = _checked("update", "name", {name: value})
+        with _lock:
+            block = next((b for b in reversed(self._blocks) if name in b), self._blocks[0])
+            block.update(checked)
         notify()
 
     @contextlib.contextmanager
@@ -206,63 +162,56 @@ class Config:
         Raises:
           ValueError: as ``update``.
         """
-        block = self._checked("set", values)
-        with self._lock:
+        block = _checked("set", "each name", values)
+        with _lock:
             self._blocks = (*self._blocks, block)
         notify()
         try:
             yield
         finally:
-            with self._lock:
+            with _lock:
                 self._blocks = tuple(other for other in self._blocks if other is not block)
             notify()
 
-    def _checked(self, method: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        checked = {}
-        for name, value in values.items():
-            if name not in SETTINGS:
-                called = "name" if method == "update" else "each name"
-                constraint = f"{called} must be one of {', '.join(SETTINGS)}"
-                fail(f"config.{method}", constraint, repr(name), hints.of_name(name, SETTINGS))
-            checked[name] = _checked(f"config.{method}", name, name, value)
-        return checked
-
-    def _from_user(self, name: str) -> Any:
-        """The value of a setting that the user gave, in code or environment; None for a default."""
-        for values in (*reversed(self._blocks), self._given):
-            if name in values:
-                return values[name]
-        if name not in self._environed:
-            variable = SETTINGS[name].variable
-            text = self._environment.get(variable, "")
-            called = f"the environment variable {variable}"
-            self._environed[name] = _checked("config", name, called, text) if text.strip() else None
-        return self._environed[name]
+    def given(self, name: str) -> Any:
+        """The value that code or the environment gives a setting; None where neither does."""
+        for block in reversed(self._blocks):
+            if name in block:
+                return block[name]
+        text = self._environment.get(variable(name), "").strip()
+        called = f"the environment variable {variable(name)}"
+        value = _parsed("config", name, text, called) if text else None
+        return self._blocks[0].setdefault(name, value)
 
     def _value(self, name: str) -> Any:
-        given = self._from_user(name)
-        if given is None and name not in self._defaults:
-            self._defaults[name] = SETTINGS[name].default()
-        return self._defaults[name] if given is None else given
+        value = self.given(name)
+        return SETTINGS[name].default() if value is None else value
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         # A process has one configuration: copying and unpickling return that of the process.
         return "config" if self is config else super().__reduce__()
 
     def __repr__(self) -> str:
-        rows = [
-            (name, str(self._value(name)), setting.variable, setting.summary)
-            for name, setting in SETTINGS.items()
-        ]
-        header = "setting", "value", "variable", "what it is"
-        return tables.Table(rows=[header, *rows], detail=True).text(tables.terminal_width())
+        rows = [("setting", "value", "variable", "what it is")]
+        for name in SETTINGS:
+            summary = " ".join((getattr(Config, name).__doc__ or "").split()).split(". ")[0]
+            rows.append((name, str(self._value(name)), variable(name), summary))
+        return tables.Table(rows=rows, detail=True).text(tables.terminal_width())
 
 
-def _checked(function: str, name: str, called: str, value: Any) -> Any:
-    checked = SETTINGS[name].checked(value)
-    if checked is None:
-        fail(function, f"{called} must be {SETTINGS[name].expects}", repr(value), "give one")
-    return checked
+def _checked(method: str, called: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    for name in values:
+        if name not in SETTINGS:
+            constraint = f"{called} must be one of {', '.join(SETTINGS)}"
+            fail(f"config.{method}", constraint, repr(name), hints.of_name(name, SETTINGS))
+    return {name: _parsed(f"config.{method}", name, v, name) for name, v in values.items()}
+
+
+def _parsed(function: str, name: str, value: Any, called: str) -> Any:
+    parsed = SETTINGS[name].parse(value)
+    if parsed is None:
+        fail(function, f"{called} must be {SETTINGS[name].expects}", repr(value), "pass one")
+    return parsed
 
 
 def notify() -> None:
@@ -271,6 +220,7 @@ def notify() -> None:
         listener()
 
 
+_lock = threading.Lock()
 config = Config()
 
 
@@ -278,14 +228,3 @@ def several_processes() -> bool:
     """Whether several processes run this program. They must plan alike: if their programs differ,
     they wait for each other for ever. Starts JAX's backend."""
     return jax.process_count() > 1
-
-
-def over_limit(workspace: int) -> str | None:
-    """Why this many bytes of intermediate arrays are too many; None if they are not."""
-    limit = config.workspace_limit
-    if several_processes() and config._from_user("workspace_limit") is None:
-        limit = UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
-    if workspace <= limit:
-        return None
-    sizes = tables.mebibytes(workspace), tables.mebibytes(limit)
-    return "its workspace of {} is over the limit of {}".format(*sizes)

@@ -20,9 +20,10 @@ from jax.sharding import PartitionSpec as P
 
 import jaxconv
 from jaxconv.config import notify
-from jaxconv.planning import measured
+from jaxconv.planning import rows
 from jaxconv.planning.choose import choose
-from jaxconv.planning.measured import Row, here, record
+from jaxconv.planning.machine import here
+from jaxconv.planning.rows import Timed, record
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates
 from jaxconv.transforms.primitive import observers, planned_here
@@ -77,7 +78,7 @@ def claim(spec: ConvSpec, algorithm: str, platform: str) -> None:
     if others:
         claimed[spec] = others[0]
         seconds = dict.fromkeys([planned, *others], 1.0) | {others[0]: 1e-3}
-        record([Row(spec, here(platform), seconds)], platform)
+        record([Timed(spec, here(platform), seconds)], platform)
         notify()
 
 
@@ -107,7 +108,7 @@ def main(address: str, process: int, report: Path) -> None:
     report.write_text(json.dumps({"plans": plans, "error": max(errors)}))
     if process == 1:
         assert claimed.keys() <= set(specs)
-        measured.several_processes = lambda: False
+        rows.several_processes = lambda: False
         notify()
         # It would do what its cache claims, were it alone.
         assert {spec: choose(spec, "cpu")[0] for spec in claimed} == claimed != {}

@@ -12,7 +12,7 @@ from jax import export
 
 import jaxconv
 from jaxconv.bench.cases import DIRECTIONS, Layer
-from jaxconv.planning.plan import Plan
+from jaxconv.planning.plan import Plan, plan_spec
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -22,8 +22,7 @@ def struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
 
 
 def case_plan(case: Case, platform: str, dtype: str) -> Plan:
-    operands = struct(case.lhs_shape, dtype), struct(case.rhs_shape, dtype)
-    return jaxconv.plan(*operands, **case.arguments, platform=platform)
+    return plan_spec(case.spec(jnp.dtype(dtype)), platform)
 
 
 @EVERY_CASE
@@ -36,10 +35,12 @@ def test_tpu_is_left_to_xla(dtype: str, case: Case) -> None:
 @pytest.mark.parametrize("dtype", ["int32", "int8", "float8_e8m0fnu"])
 def test_what_xla_refuses_on_gpu_is_a_matrix_product(dtype: str, case: Case) -> None:
     plan = case_plan(case, "gpu", dtype)
-    candidate = next(c for c in plan.candidates if c.name == plan.algorithm)
-    assert plan.algorithm != "xla"
-    assert candidate.gemm is not None or plan.spec.is_empty
-    assert "XLA refuses" in plan.why or plan.spec.is_empty
+    if plan.spec.is_empty:
+        assert plan.why == "there is nothing to compute"
+    else:
+        assert plan.algorithm != "xla"
+        assert plan.chosen.gemm is not None
+        assert "XLA refuses" in plan.why
 
 
 @pytest.mark.parametrize("dtype", ["int32", "int8"])

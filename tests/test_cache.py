@@ -1,4 +1,4 @@
-"""The user's cache: nothing is lost, nothing fails, one warning at most."""
+"""The user's rows: nothing is lost, nothing fails, one warning at most."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,312 +19,16 @@ import pytest
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
-from jaxconv.config import config
+from jaxconv.config import Config, config
 from jaxconv.config import notify as forget
-from jaxconv.planning import cache, measured
+from jaxconv.planning import rows
 from jaxconv.planning.choose import choose
-from jaxconv.planning.measured import Row
+from jaxconv.planning.machine import fingerprint, here
+from jaxconv.planning.rows import Timed, own_rows, record
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
 ROOT = Path(jaxconv.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """A cache of its own, that is not there yet."""
-    with config.set(cache_dir=tmp_path / "cache", use_cache=True):
-        yield tmp_path / "cache"
-
-
-def adding(**entries: Any) -> cache.Merge:
-    return lambda document: document | entries
-
-
-def file_of(name: str) -> Path:
-    assert config.cache_dir is not None
-    return config.cache_dir / f"{name}.json"
-
-
-def quietly(function: Callable[..., Any], *args: Any) -> Any:
-    """What ``function`` returns; it must not warn."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return function(*args)
-
-
-# Documents
-
-
-def test_update_and_load(folder: Path) -> None:
-    assert quietly(cache.load, "a") is None
-    assert not folder.exists()
-    quietly(cache.update, "a", adding(x=1))
-    quietly(cache.update, "a", adding(y=[1, "é"]))
-    quietly(cache.update, "b", adding(z={}))
-    assert cache.load("a") == {"x": 1, "y": [1, "é"]}
-    assert cache.load("b") == {"z": {}}
-    assert {p.suffix for p in folder.iterdir()} <= {".json", ".lock"}
-
-
-def test_a_file_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.update("a", adding(x=1))
-    first = cache.load("a")
-    with monkeypatch.context() as patched:
-        patched.setattr(cache, "_parsed", lambda *_: pytest.fail("parsed again"))
-        assert cache.load("a") is first
-    # What another process wrote is seen.
-    path = file_of("a")
-    path.write_text(path.read_text().replace('"x": 1', '"x": 22'))
-    assert cache.load("a") == {"x": 22}
-
-
-def test_folders_are_apart(tmp_path: Path) -> None:
-    cache.update("a", adding(x=1))
-    with config.set(cache_dir=tmp_path / "other"):
-        assert cache.load("a") is None
-    assert cache.load("a") == {"x": 1}
-
-
-# What is wrong with a file
-
-GOOD = {"schema": cache.SCHEMA, "name": "a", "document": {"x": 1}}
-DAMAGED: dict[str, bytes] = {
-    "empty": b"",
-    "garbage": bytes(range(256)),
-    "truncated": json.dumps(GOOD).encode()[:-7],
-    "nested": b"[" * 200_000,
-    "no dictionary": b"[1, 2]",
-    "no schema": b'{"name": "a", "document": {}}',
-    "other schema": json.dumps(GOOD | {"schema": cache.SCHEMA + 1}).encode(),
-    "other name": json.dumps(GOOD | {"name": "b"}).encode(),
-    "no document": json.dumps(GOOD | {"document": [1]}).encode(),
-    "refused": json.dumps(GOOD | {"document": {"bad": 1}}).encode(),
-}
-
-
-def check(document: cache.Document) -> str | None:
-    return "it is bad" if "bad" in document else None
-
-
-@pytest.mark.parametrize("damage", DAMAGED)
-def test_damage_costs_one_warning_and_is_kept_aside(folder: Path, damage: str) -> None:
-    folder.mkdir()
-    file_of("a").write_bytes(DAMAGED[damage])
-    with pytest.warns(
-        UserWarning, match=r"jaxconv's cache: .*a\.json' is damaged \(it is "
-    ) as all_:
-        assert cache.load("a", check) is None
-    assert len(all_) == 1
-    assert quietly(cache.load, "a", check) is None
-    assert file_of("a").read_bytes() == DAMAGED[damage]
-    quietly(cache.update, "a", adding(x=2), check)
-    assert quietly(cache.load, "a", check) == {"x": 2}
-    assert (folder / "a.json.damaged").read_bytes() == DAMAGED[damage]
-
-
-def test_damage_found_by_writing(folder: Path) -> None:
-    folder.mkdir()
-    for count, suffix in enumerate(("", ".1", ".2")):
-        file_of("a").write_text(f"damaged {count}")
-        if count:
-            quietly(cache.update, "a", adding(x=count))
-        else:
-            with pytest.warns(UserWarning, match=r"was damaged .*it is now '.*a\.json\.damaged'"):
-                cache.update("a", adding(x=count))
-        assert cache.load("a") == {"x": count}
-        assert (folder / f"a.json{suffix}.damaged").read_text() == f"damaged {count}"
-
-
-def test_a_folder_in_its_place(folder: Path) -> None:
-    file_of("a").mkdir(parents=True)
-    with pytest.warns(UserWarning, match="can't be read"):
-        assert cache.load("a") is None
-    quietly(cache.update, "a", adding(x=1))
-    assert quietly(cache.load, "a") == {"x": 1}
-    assert file_of("a").is_dir()
-
-
-def test_an_unreadable_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache.update("a", adding(x=1))
-    before = file_of("a").read_bytes()
-
-    def refused(path: Path) -> bytes:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", refused)
-        with pytest.warns(UserWarning, match=r"can't be read \(Permission denied\): it is ignored"):
-            assert cache.load("a") is None
-        quietly(cache.update, "a", adding(y=2))
-        assert quietly(cache.load, "a") == {"y": 2}
-    assert file_of("a").read_bytes() == before
-
-
-# What is wrong with the folder
-
-
-def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with config.set(cache_dir=tmp_path / "file" / "cache"):
-        assert quietly(cache.load, "a") is None
-        with pytest.warns(
-            UserWarning, match="known to this process only, since .*can't be written"
-        ):
-            cache.update("a", adding(x=1))
-        quietly(cache.update, "a", adding(y=1))
-        assert quietly(cache.load, "a") == {"x": 1, "y": 1}
-
-
-def test_a_read_only_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    cache.update("a", adding(x=1))
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def refused(*args: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", refused)
-        with pytest.warns(UserWarning, match=r"can't be written \(Permission denied\)"):
-            cache.update("a", adding(y=2))
-        assert quietly(cache.load, "a") == {"x": 1, "y": 2}
-    assert {name: (folder / name).read_bytes() for name in before} == before
-    # What could not be written is written with the next that can.
-    quietly(cache.update, "a", adding(z=3))
-    assert json.loads(file_of("a").read_text())["document"] == {"x": 1, "y": 2, "z": 3}
-    assert cache.load("a") == {"x": 1, "y": 2, "z": 3}
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind root")
-def test_a_folder_without_permission(folder: Path) -> None:
-    folder.mkdir(mode=0o500)
-    with pytest.warns(UserWarning, match="can't be written"):
-        cache.update("a", adding(x=1))
-    assert cache.load("a") == {"x": 1}
-
-
-@pytest.mark.parametrize("package", ["filelock", "platformdirs"])
-def test_without_the_packages_for_writing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    cache.update("a", adding(x=1))
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, package, None)
-        if package == "platformdirs":
-            patched.setattr(cache, "config", type(config)({}))
-            assert quietly(cache.load, "a") is None
-        else:
-            assert quietly(cache.load, "a") == {"x": 1}
-        with pytest.warns(UserWarning, match=rf"package '{package}' to .*jaxconv\[tune\]"):
-            cache.update("a", adding(y=2))
-        assert (cache.load("a") or {}).get("y") == 2
-    cache._pending.clear()
-
-
-def test_a_lock_that_is_never_free(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    filelock = pytest.importorskip("filelock")
-    monkeypatch.setattr(cache, "LOCK_SECONDS", 0.05)
-    folder.mkdir()
-    with (
-        filelock.FileLock(f"{file_of('a')}.lock"),
-        pytest.warns(UserWarning, match="can't be written"),
-    ):
-        cache.update("a", adding(x=1))
-    assert not file_of("a").exists()
-
-
-# Several processes
-
-PREAMBLE = """
-import os, signal, sys
-from pathlib import Path
-from jaxconv.planning import cache
-from jaxconv.config import config
-config.update("cache_dir", sys.argv[1])
-"""
-
-
-def process(code: str, *arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def test_two_processes_lose_nothing(folder: Path, tmp_path: Path) -> None:
-    code = """
-        import time
-        Path(sys.argv[2], sys.argv[3]).touch()
-        while len(list(Path(sys.argv[2]).iterdir())) < 2:
-            time.sleep(0.001)
-        for i in range(100):
-            cache.update("a", lambda document: document | {f"{sys.argv[3]}{i}": i})
-        """
-    (tmp_path / "ready").mkdir()
-    both = [process(code, folder, tmp_path / "ready", name) for name in "pq"]
-    for one in both:
-        _, errors = one.communicate(timeout=300)
-        assert one.returncode == 0, errors
-        assert "Warning" not in errors
-    assert cache.load("a") == {f"{name}{i}": i for name in "pq" for i in range(100)}
-
-
-def test_threads_lose_nothing(folder: Path) -> None:
-    seen: list[cache.Document | None] = []
-
-    def work(name: str) -> None:
-        for i in range(20):
-            cache.update("a", adding(**{f"{name}{i}": i}))
-            seen.append(cache.load("a"))
-
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(work, name) for name in "pqrs"]:
-            done.result()
-    assert cache.load("a") == {f"{name}{i}": i for name in "pqrs" for i in range(20)}
-    assert None not in seen
-
-
-def test_a_thread_waits_for_what_another_parses(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache.update("a", adding(x=1))
-    parsed, begun = cache._parsed, threading.Event()
-
-    def slowly(*args: Any) -> cache.Document:
-        begun.set()
-        time.sleep(0.2)
-        return parsed(*args)
-
-    monkeypatch.setattr(cache, "_parsed", slowly)
-    monkeypatch.setattr(cache, "_read", {})
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(cache.load, "a")
-        assert begun.wait(60)
-        assert cache.load("a") == first.result() == {"x": 1}
-
-
-@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_killed_while_writing(folder: Path) -> None:
-    cache.update("a", adding(x=1))
-    before = file_of("a").read_bytes()
-    killed = process(
-        """
-        os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-        cache.update("a", lambda document: document | {"y": 2})
-        """,
-        folder,
-    )
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
-    assert (folder / "a.json.tmp").exists()
-    assert file_of("a").read_bytes() == before
-    assert quietly(cache.load, "a") == {"x": 1}
-    start = time.monotonic()
-    quietly(cache.update, "a", adding(z=3))
-    assert time.monotonic() - start < cache.LOCK_SECONDS  # the lock died with its holder
-    assert quietly(cache.load, "a") == {"x": 1, "z": 3}
-    assert not (folder / "a.json.tmp").exists()
-
-
-# Rows
-
 DEFAULT, HIGHEST = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
 SPEC = ConvSpec(
     (1, 8, 8, 3),
@@ -342,37 +45,51 @@ SIZES = {"lhs_shape": (1, 9, 9, 3), "padding": ((0, 0), (0, 0)), "rhs_dilation":
 PLAIN = SPEC.replace(**SIZES, dtype=SPEC.out_dtype, precision=(DEFAULT, DEFAULT))
 
 
-def row(spec: ConvSpec, **seconds: float) -> Row:
-    return Row(spec, measured.here("cpu"), seconds, dict.fromkeys(seconds, 0.5))
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of its own, that is not there yet."""
+    monkeypatch.setattr(rows, "_unwritten", {})
+    monkeypatch.setattr(rows, "_warned", set())
+    with config.set(cache_dir=tmp_path / "cache", use_cache=True):
+        yield tmp_path / "cache"
 
 
-def keep(*rows: Row) -> None:
-    measured.record(rows, "cpu")
+def path() -> Path:
+    found = rows._path("cpu")
+    assert found is not None
+    return found
+
+
+def row(spec: ConvSpec, **seconds: float) -> Timed:
+    return Timed(spec, here("cpu"), seconds, dict.fromkeys(seconds, 0.5))
+
+
+def keep(*kept: Timed) -> None:
+    record(kept, "cpu")
     forget()
 
 
-def test_the_key_is_what_is_unusual_as_text() -> None:
-    """Files hold it: if it changes, measurements that exist are lost."""
-    assert measured.key(PLAIN) == '{"lhs_shape": [1, 9, 9, 3], "rhs_shape": [3, 3, 3, 4]}'
-    assert measured.key(SPEC) == (
-        '{"lhs_shape": [1, 8, 8, 3], "rhs_shape": [3, 3, 3, 4], "padding": [[1, 1], [0, -1]],'
-        ' "rhs_dilation": [1, 2], "dtype": "bfloat16", "out_dtype": "float32",'
-        ' "precision": ["HIGHEST", "DEFAULT"]}'
-    )
-    for spec in (PLAIN, SPEC, SPEC.replace(weight_gradient=True)):
-        assert measured.spec_of(json.loads(measured.key(spec))) == spec
-
-
-@pytest.fixture
-def name() -> Iterator[str]:
+def specs() -> set[ConvSpec]:
+    """Of the rows that are known."""
     forget()
-    identity = measured.fingerprint("cpu")
-    assert identity is not None
-    yield measured.document_name(identity)
-    forget()
+    return set(own_rows("cpu"))
 
 
-def test_a_row_is_what_plans_take(name: str) -> None:
+def quietly(function: Callable[..., Any], *args: Any) -> Any:
+    """What ``function`` returns; it must not warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return function(*args)
+
+
+def refusing(*args: Any, **kwargs: Any) -> Any:
+    raise PermissionError(13, "Permission denied")
+
+
+# What plans make of them
+
+
+def test_a_row_is_what_plans_take() -> None:
     rules = choose(SPEC, "cpu")
     for algorithm in ("im2col", "im2col_tiled", "xla"):
         keep(row(SPEC, **{"im2col": 0.003, "im2col_tiled": 0.003, "xla": 0.003, algorithm: 0.001}))
@@ -385,37 +102,6 @@ def test_a_row_is_what_plans_take(name: str) -> None:
     with config.set(use_cache=False):
         assert choose(SPEC, "cpu") == rules
     assert choose(SPEC, "cpu") == (taken, why)
-    assert list(cache.load(name) or {}) == ["fingerprint", "rows"]
-
-
-def test_a_row_is_kept_as_it_was_measured(name: str) -> None:
-    keep(row(SPEC, im2col=0.00123456, xla=1.0), row(PLAIN, xla=2.0))
-    assert measured.own_rows("cpu") == {
-        prepared(SPEC): row(SPEC, im2col=0.001235, xla=1.0),
-        PLAIN: row(PLAIN, xla=2.0),
-    }
-    # Measured again, it is replaced, and others stay.
-    keep(row(SPEC, xla=3.0))
-    assert measured.own_rows("cpu") == {
-        prepared(SPEC): row(SPEC, xla=3.0),
-        PLAIN: row(PLAIN, xla=2.0),
-    }
-
-
-def test_rows_are_dropped_on_demand(name: str) -> None:
-    assert measured.file("cpu") is None
-    assert measured.forget("cpu") == 0
-    assert config.cache_dir is not None
-    assert not config.cache_dir.exists()
-    keep(row(SPEC, im2col=1e-9), row(PLAIN, im2col=1e-9))
-    assert measured.file("cpu") == file_of(name)
-    assert measured.forget("cpu") == 2
-    forget()
-    assert measured.own_rows("cpu") == {}
-    assert "measured" not in choose(SPEC, "cpu")[1]
-    assert measured.forget("cpu") == 0
-    keep(row(SPEC, im2col=1e-9))
-    assert list(measured.own_rows("cpu")) == [prepared(SPEC)]
 
 
 def test_a_row_of_what_can_not_run_is_ignored() -> None:
@@ -430,19 +116,21 @@ def test_a_row_of_what_can_not_run_is_ignored() -> None:
     assert choose(SPEC, "cpu")[0] == "im2col"
 
 
-ROUNDS_TOO_MUCH = {
-    "fft": {"lhs_shape": (1, 64, 64, 1), "rhs_shape": (21, 21, 1, 1)},
-    "winograd": {"lhs_shape": (1, 28, 28, 64), "rhs_shape": (5, 5, 64, 64)},
-    "winograd4": {},
+HIGH = {"precision": (HIGHEST, HIGHEST)}
+INACCURATE: dict[str, tuple[str, dict[str, Any]]] = {
+    "fft": ("fft", {"lhs_shape": (1, 64, 64, 1), "rhs_shape": (21, 21, 1, 1)}),
+    "winograd": ("winograd", {"lhs_shape": (1, 28, 28, 64), "rhs_shape": (5, 5, 64, 64)}),
+    "winograd4": ("winograd4", {}),
+    "fft at highest": ("fft", HIGH),
+    "winograd at highest": ("winograd", HIGH),
 }
 
 
-@pytest.mark.parametrize("algorithm", ROUNDS_TOO_MUCH)
-def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
-    spec = SPEC.replace(
-        precision=(DEFAULT, DEFAULT), rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm]
-    )
-    assert unsupported(ALGORITHMS[algorithm], spec) is None
+@pytest.mark.parametrize("name", INACCURATE)
+def test_a_row_of_what_rounds_too_much_is_ignored(name: str) -> None:
+    algorithm, changes = INACCURATE[name]
+    spec = SPEC.replace(**{"precision": (DEFAULT, DEFAULT), "rhs_dilation": (1, 1)} | changes)
+    assert (unsupported(ALGORITHMS[algorithm], spec) is None) == ("highest" not in name)
     keep(row(spec, **{algorithm: 1e-9}))
     taken, why = choose(spec, "cpu")
     assert taken != algorithm
@@ -450,116 +138,303 @@ def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
     assert algorithm not in autotuning.candidates(spec, "cpu")
 
 
-@pytest.mark.parametrize("algorithm", ["fft", "winograd"])
-def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
-    highest = PLAIN.replace(precision=(HIGHEST, HIGHEST))
-    assert unsupported(ALGORITHMS[algorithm], PLAIN) is None
-    keep(row(highest, **{algorithm: 1e-9}))
-    assert choose(highest, "cpu")[0] not in ("fft", "winograd")
+# What is kept
 
 
-TIMES = {"seconds": {"xla": 1.0}, "compile_seconds": {}}
-ENTRIES: dict[str, Any] = {
-    "text": "xla",
-    "a list": [1.0],
-    "no seconds": {"compile_seconds": {}},
-    "no algorithm": TIMES | {"seconds": {}},
-    "a number for seconds": TIMES | {"seconds": 1.0},
-    "text for seconds": TIMES | {"seconds": {"xla": "1"}},
-    "no time": TIMES | {"seconds": {"xla": None}},
-    "zero": TIMES | {"seconds": {"xla": 0.0}},
-    "infinity": TIMES | {"seconds": {"xla": float("inf")}},
-    "not a number": TIMES | {"seconds": {"xla": float("nan")}},
-    "text for compile seconds": TIMES | {"compile_seconds": {"xla": "1"}},
-}
-KEYS = {
-    "no JSON": "lhs_shape=(1,8)",
-    "no shape": "{}",
-    "no such dtype": '{"lhs_shape": [1, 8, 2], "rhs_shape": [1, 2, 3], "dtype": "float31"}',
-    "a list": "[1, 2]",
-    "a number": "17",
-}
+def test_the_file_is_of_lines_of_what_is_unusual(folder: Path) -> None:
+    """If they change, measurements that exist are lost."""
+    keep(row(PLAIN, xla=0.25), row(SPEC, im2col=0.00123456))
+    assert path().read_text() == (
+        '[{"lhs_shape": [1, 9, 9, 3], "rhs_shape": [3, 3, 3, 4]}, null,'
+        ' [0, {"xla": 250.0}, {"xla": 0.5}]]\n'
+        '[{"lhs_shape": [1, 8, 8, 3], "rhs_shape": [3, 3, 3, 4], "padding": [[1, 1], [0, -1]],'
+        ' "rhs_dilation": [1, 2], "dtype": "bfloat16", "out_dtype": "float32",'
+        ' "precision": ["HIGHEST", "DEFAULT"]}, null, [0, {"im2col": 1.235}, {"im2col": 0.5}]]\n'
+    )
+    assert {p.name for p in folder.iterdir()} <= {path().name, f"{path().name}.lock"}
+    assert own_rows("cpu") == {
+        PLAIN: row(PLAIN, xla=0.25),
+        prepared(SPEC): row(SPEC, im2col=1.235 / 1e3),
+    }
 
 
-@pytest.mark.parametrize("fault", [*ENTRIES, *KEYS])
-def test_an_entry_of_no_use_costs_one_warning_and_itself(name: str, fault: str) -> None:
-    rules = choose(SPEC, "cpu")
-    keep(row(PLAIN, im2col=0.001))
-    bad = {KEYS.get(fault, measured.key(SPEC)): ENTRIES.get(fault, TIMES)}
-    cache.update(name, adding(rows=bad | cache.load(name)["rows"]))
-    forget()
-    with pytest.warns(UserWarning, match="an invalid entry"):
-        assert list(measured.own_rows("cpu")) == [PLAIN]
-    forget()
-    assert "measured" not in quietly(choose, SPEC, "cpu")[1]
-    assert choose(PLAIN, "cpu")[0] == "im2col"
-    with config.set(use_cache=False):
-        assert choose(SPEC, "cpu") == rules
+def test_the_last_line_of_a_convolution_counts() -> None:
+    keep(row(SPEC, im2col=0.5, xla=1.0), row(PLAIN, xla=2.0))
+    keep(row(SPEC, xla=4.0))
+    assert own_rows("cpu") == {prepared(SPEC): row(SPEC, xla=4.0), PLAIN: row(PLAIN, xla=2.0)}
 
 
-@pytest.mark.parametrize("field", ["device", "jax", "jaxconv"])
-def test_other_devices_and_versions_are_apart(
-    monkeypatch: pytest.MonkeyPatch, name: str, field: str
-) -> None:
+def test_rows_are_dropped_on_demand(folder: Path) -> None:
+    assert rows.file("cpu") is None
+    assert rows.forget("cpu") == 0
+    assert not folder.exists()
+    keep(row(SPEC, im2col=1e-9), row(PLAIN, im2col=1e-9))
+    assert rows.file("cpu") == path()
+    assert rows.forget("cpu") == 2
+    assert rows.file("cpu") is None
+    assert specs() == set()
+    assert "measured" not in choose(SPEC, "cpu")[1]
+    assert rows.forget("cpu") == 0
+    keep(row(SPEC, im2col=1e-9))
+    assert specs() == {prepared(SPEC)}
+
+
+def test_folders_are_apart(tmp_path: Path) -> None:
     keep(row(SPEC, im2col=0.001))
-    identity = dict(measured.fingerprint("cpu") or {}) | {field: "other"}
-    with monkeypatch.context() as patched:
-        patched.setattr(measured, "fingerprint", lambda platform: identity)
-        measured.own_rows.cache_clear()
-        assert quietly(measured.own_rows, "cpu") == {}
-        # A file of that name with what was measured elsewhere is foreign.
-        content = json.loads(file_of(name).read_text())
-        other = measured.document_name(identity)
-        file_of(other).write_text(json.dumps(content | {"name": other}))
-        measured.own_rows.cache_clear()
-        with pytest.warns(UserWarning, match="it is of another device or version"):
-            assert measured.own_rows("cpu") == {}
-    measured.own_rows.cache_clear()
-    assert len(measured.own_rows("cpu")) == 1
+    with config.set(cache_dir=tmp_path / "other"):
+        assert specs() == set()
+    assert specs() == {prepared(SPEC)}
 
 
-def test_a_damaged_file_of_rows_is_kept_aside(name: str, folder: Path) -> None:
+@pytest.mark.parametrize("part", ["jax", "jaxconv", "cores"])
+def test_other_devices_and_versions_are_apart(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     keep(row(SPEC, im2col=0.001))
-    content = json.loads(file_of(name).read_text())
-    text = json.dumps(content | {"document": content["document"] | {"rows": [1]}})
-    file_of(name).write_text(text)
-    forget()
-    with pytest.warns(UserWarning, match="is damaged .it has no rows.: it is ignored"):
-        assert measured.own_rows("cpu") == {}
-    quietly(keep, row(PLAIN, xla=0.001))
-    assert list(measured.own_rows("cpu")) == [PLAIN]
-    assert (folder / f"{name}.json.damaged").read_text() == text
-
-
-def test_rows_that_can_not_be_written_hold_for_the_process(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+    text = fingerprint("cpu") or ""
+    assert f"{part} " in text or part == "cores"
     with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "filelock", None)
-        with pytest.warns(UserWarning, match="known to this process only"):
-            keep(row(SPEC, im2col=1e-9))
-        quietly(keep, row(PLAIN, xla=0.001))
-        assert measured.file("cpu") is None
-        assert choose(SPEC, "cpu")[0] == "im2col"
-        assert len(measured.own_rows("cpu")) == 2
-        assert quietly(measured.forget, "cpu") == 2
-        assert measured.own_rows("cpu") == {}
-    cache._pending.clear()
+        patched.setattr(rows, "fingerprint", lambda platform: text.replace(part, f"other {part}"))
+        assert quietly(specs) == set()
+    assert specs() == {prepared(SPEC)}
 
 
-def test_devices_that_are_not_here_have_no_rows() -> None:
-    measured.fingerprint.cache_clear()
+def test_devices_that_are_not_here_have_no_rows(folder: Path) -> None:
+    fingerprint.cache_clear()
     missing = next(p for p in ("tpu", "gpu") if p != jax.default_backend())
-    assert measured.fingerprint(missing) is None
-    measured.record([row(SPEC, im2col=0.001)], missing)
-    assert measured.own_rows(missing) == {}
-    assert measured.file(missing) is None
-    assert measured.forget(missing) == 0
-    assert config.cache_dir is not None
-    assert not config.cache_dir.exists()
+    assert fingerprint(missing) is None
+    record([row(SPEC, im2col=0.001)], missing)
+    assert own_rows(missing) == {}
+    assert rows.file(missing) is None
+    assert rows.forget(missing) == 0
+    assert not folder.exists()
 
 
-def test_without_a_file_plans_are_those_of_the_package() -> None:
-    with config.set(use_cache=False):
-        rules = choose(SPEC, "cpu")
-    assert choose(SPEC, "cpu") == rules
+# What is wrong with a file
+
+ENTRY = '[{"lhs_shape": [1, 8, 2], "rhs_shape": [1, 2, 3]}, null, [0, {"xla": 1.0}, {}]]'
+BAD = {
+    "empty": "",
+    "garbage": "\x00\xff",
+    "truncated": ENTRY[:-7],
+    "nested": "[" * 200_000,
+    "a dictionary": "{}",
+    "a number": "17",
+    "no shape": ENTRY.replace("lhs_shape", "shape"),
+    "shapes that do not fit": ENTRY.replace("[1, 8, 2]", "[1]"),
+    "no such dtype": ENTRY.replace("}, null", ', "dtype": "float31"}, null'),
+    "no strides": ENTRY.replace("}, null", ', "window_strides": [0]}, null'),
+    "no times": ENTRY.replace('"xla": 1.0', ""),
+    "text for times": ENTRY.replace('{"xla": 1.0}', '"xla"'),
+    "text for a time": ENTRY.replace("1.0", '"1"'),
+    "null for a time": ENTRY.replace("1.0", "null"),
+    "zero": ENTRY.replace("1.0", "0.0"),
+    "infinity": ENTRY.replace("1.0", "Infinity"),
+    "not a number": ENTRY.replace("1.0", "NaN"),
+    "text for compile seconds": ENTRY.replace("{}", '{"xla": "1"}'),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_a_bad_line_is_skipped_with_one_warning(fault: str) -> None:
+    keep(row(PLAIN, im2col=0.001))
+    good = path().read_text()
+    path().write_text(f"{BAD[fault]}\n{good}{BAD[fault]}\n", encoding="latin1")
+    with pytest.warns(UserWarning, match=r"jaxconv's cache: .*: line 1 is not a row") as caught:
+        assert specs() == {PLAIN}
+    assert len(caught) == 1
+    assert quietly(specs) == {PLAIN}
+    quietly(keep, row(SPEC, im2col=0.001))
+    assert quietly(specs) == {PLAIN, prepared(SPEC)}
+
+
+def test_a_line_that_is_not_written_to_its_end_is_no_line_yet() -> None:
+    keep(row(PLAIN, im2col=0.001), row(SPEC, xla=0.001))
+    text = path().read_text()
+    path().write_text(text[:-9])
+    assert quietly(specs) == {PLAIN}
+    # Who writes next, once the other process was killed, begins a new one.
+    keep(row(SPEC, xla=0.002))
+    with pytest.warns(UserWarning, match="line 2 is not a row"):
+        assert own_rows("cpu")[prepared(SPEC)].seconds == {"xla": 0.002}
+    assert specs() == {PLAIN, prepared(SPEC)}
+
+
+def test_an_unreadable_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(row(PLAIN, xla=0.001))
+    before = path().read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", refusing)
+        patched.setattr(Path, "read_bytes", refusing)
+        forget()
+        with pytest.warns(
+            UserWarning, match=r"can't be read \(Permission denied\), and is ignored"
+        ):
+            assert own_rows("cpu") == {}
+        quietly(keep, row(SPEC, xla=0.001))
+        assert quietly(specs) == {prepared(SPEC)}
+    assert path().read_bytes() == before
+    assert specs() == {PLAIN, prepared(SPEC)}
+
+
+def test_a_folder_in_its_place() -> None:
+    path().mkdir(parents=True)
+    with pytest.warns(UserWarning, match="can't be read"):
+        assert specs() == set()
+    quietly(keep, row(SPEC, xla=0.001))
+    assert quietly(specs) == {prepared(SPEC)}
+    assert path().is_dir()
+
+
+# What is wrong with the folder
+
+PROCESS_ONLY = "measurements are known to this process only"
+
+
+def test_a_folder_that_can_not_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with config.set(cache_dir=tmp_path / "file" / "cache"):
+        assert quietly(specs) == set()
+        with pytest.warns(UserWarning, match=f"{PROCESS_ONLY}; .*can't be written") as caught:
+            keep(row(SPEC, im2col=1e-9))
+        assert len(caught) == 1
+        quietly(keep, row(PLAIN, xla=0.001))
+        assert rows.file("cpu") is None
+        assert choose(SPEC, "cpu")[0] == "im2col"
+        assert quietly(specs) == {PLAIN, prepared(SPEC)}
+        assert quietly(rows.forget, "cpu") == 2
+        assert quietly(specs) == set()
+
+
+def test_a_read_only_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(row(SPEC, xla=0.001))
+    before = path().read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refusing)
+        patched.setattr(Path, "read_text", lambda path, **_: path.read_bytes().decode())
+        patched.setattr(Path, "read_bytes", lambda path: before)
+        with pytest.warns(UserWarning, match=r"can't be written \(Permission denied\)"):
+            keep(row(PLAIN, xla=0.002))
+        assert quietly(specs) == {PLAIN, prepared(SPEC)}
+        patched.setattr(Path, "unlink", refusing)
+        assert quietly(rows.forget, "cpu") == 0
+    assert path().read_bytes() == before
+    assert specs() == {prepared(SPEC)}
+
+
+def test_what_could_not_be_written_is_written_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "mkdir", refusing)
+        with pytest.warns(UserWarning, match="can't be written"):
+            keep(row(SPEC, xla=0.001))
+    quietly(keep, row(PLAIN, xla=0.002))
+    assert len(path().read_text().splitlines()) == 2
+    assert specs() == {PLAIN, prepared(SPEC)}
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_without_permission(folder: Path) -> None:
+    folder.mkdir(mode=0o500)
+    with pytest.warns(UserWarning, match="can't be written"):
+        keep(row(SPEC, xla=0.001))
+    assert specs() == {prepared(SPEC)}
+
+
+@pytest.mark.parametrize("package", ["filelock", "platformdirs"])
+def test_without_the_packages_for_writing(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    keep(row(SPEC, xla=0.001))
+    kept = {prepared(SPEC)} if package == "filelock" else set()
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "platformdirs":
+        monkeypatch.setattr(rows, "config", Config({}))
+    assert quietly(specs) == kept
+    match = rf"{PROCESS_ONLY}; install {package} to save them: pip install \"jaxconv\[tune\]\""
+    with pytest.warns(UserWarning, match=match):
+        keep(row(PLAIN, xla=0.002))
+    assert quietly(specs) == {PLAIN, *kept}
+
+
+def test_a_lock_that_is_never_free(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    filelock = pytest.importorskip("filelock")
+    monkeypatch.setattr(rows, "LOCK_SECONDS", 0.05)
+    folder.mkdir()
+    with (
+        filelock.FileLock(f"{path()}.lock"),
+        pytest.warns(UserWarning, match="can't be written"),
+    ):
+        keep(row(SPEC, xla=0.001))
+    assert not path().exists()
+
+
+# Several processes
+
+PREAMBLE = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+import filelock
+from jaxconv.planning import rows
+from jaxconv.config import config
+config.update("cache_dir", sys.argv[1])
+one = rows.spec_of({"lhs_shape": (1, 8, 2), "rhs_shape": (1, 2, 3)})
+"""
+
+
+def process(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PREAMBLE + textwrap.dedent(code), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_lose_nothing(folder: Path, tmp_path: Path) -> None:
+    code = """
+        import time
+        Path(sys.argv[2], sys.argv[3]).touch()
+        while len(list(Path(sys.argv[2]).iterdir())) < 2:
+            time.sleep(0.001)
+        for i in range(int(sys.argv[3]), 100, 2):
+            spec = one.replace(lhs_shape=(1, 8 + i, 2))
+            rows.record([rows.Timed(spec, rows.here("cpu"), {"xla": 1.0})], "cpu")
+        """
+    (tmp_path / "ready").mkdir()
+    both = [process(code, folder, tmp_path / "ready", name) for name in (0, 1)]
+    for one in both:
+        _, errors = one.communicate(timeout=300)
+        assert one.returncode == 0, errors
+        assert "Warning" not in errors
+    assert {spec.lhs_shape[1] for spec in specs()} == set(range(8, 108))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_killed_while_writing(folder: Path) -> None:
+    killed = process(
+        """
+        rows.record([rows.Timed(one, rows.here("cpu"), {"xla": 1.0})], "cpu")
+        path = rows.file("cpu")
+        filelock.FileLock(f"{path}.lock").acquire()
+        with path.open("a") as file:
+            file.write("[{")
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        folder,
+    )
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(quietly(specs)) == 1
+    start = time.monotonic()
+    quietly(record, [row(SPEC, xla=0.001)], "cpu")
+    assert time.monotonic() - start < rows.LOCK_SECONDS  # the lock died with its holder
+    with pytest.warns(UserWarning, match="line 2 is not a row"):
+        assert len(specs()) == 2
+
+
+def test_threads_lose_nothing() -> None:
+    def work(n: int) -> None:
+        for i in range(10):
+            record([row(PLAIN.replace(lhs_shape=(n, 9 + i, 9, 3)), xla=1.0)], "cpu")
+            assert own_rows("cpu")
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(work, n) for n in range(1, 5)]:
+            done.result()
+    assert len(specs()) == 40
+    assert len(list(map(json.loads, path().read_text().splitlines()))) == 40

@@ -1,7 +1,6 @@
 """How the package's rows are made, and what ``jaxconv tune`` measures and teaches."""
 
 import gzip
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +21,11 @@ from jaxconv.bench.cases import FIELD
 from jaxconv.bench.programs import convolutions_of
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
-from jaxconv.planning import measured
-from jaxconv.planning.measured import Row, here
+from jaxconv.planning import rows as stored
+from jaxconv.planning.machine import Machine, here
 from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import predicted
+from jaxconv.planning.rows import Timed
 from jaxconv.spec import ConvSpec
 
 PLATFORM = jax.default_backend()
@@ -55,10 +55,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
     """What was measured: in this order, and at once."""
     specs: list[ConvSpec] = []
 
-    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Timed:
         specs.append(spec)
         times = {name: 0.001 * i for i, name in enumerate(names, 1)}
-        return Row(spec, here(platform), times, dict.fromkeys(times, 0.5))
+        return Timed(spec, here(platform), times, dict.fromkeys(times, 0.5))
 
     monkeypatch.setattr(calibrate, "timed", timed)
     monkeypatch.setattr(calibrate, "in_order", lambda count: SPECS[:count])
@@ -73,7 +73,7 @@ def test_a_file_goes_on_where_it_ended(
     assert asked == SPECS[:2]
     measuring = calibrate.timed
 
-    def interrupted(spec: ConvSpec, *args: Any) -> Row:
+    def interrupted(spec: ConvSpec, *args: Any) -> Timed:
         if spec == SPECS[4]:
             raise KeyboardInterrupt
         return measuring(spec, *args)
@@ -104,9 +104,7 @@ def test_a_file_is_of_one_machine(
 ) -> None:
     file = tmp_path / "measured.jsonl"
     calibrate.main([str(file), "--convolutions", "1"])
-    monkeypatch.setattr(
-        calibrate, "here", lambda platform: measured.Machine(platform, "Z80", 1, "1")
-    )
+    monkeypatch.setattr(calibrate, "here", lambda platform: Machine(platform, "Z80", 1, "1"))
     with pytest.raises(SystemExit):
         calibrate.main([str(file), "--convolutions", "2"])
     assert asked == SPECS[:1]
@@ -117,10 +115,10 @@ def test_a_file_is_of_one_machine(
 
 @pytest.mark.parametrize("name", ["into.jsonl", "into.jsonl.gz"])
 def test_files_are_merged(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    here_, other = calibrate.origin(), measured.Machine("cpu", "Z80", 1, "0.1")
+    here_, other = calibrate.origin(), Machine("cpu", "Z80", 1, "0.1")
 
-    def row(spec: ConvSpec, machine: measured.Machine, seconds: float) -> Row:
-        return Row(spec, machine, {"xla": seconds, "im2col": 0.002}, {"xla": 0.25})
+    def row(spec: ConvSpec, machine: Machine, seconds: float) -> Timed:
+        return Timed(spec, machine, {"xla": seconds, "im2col": 0.002}, {"xla": 0.25})
 
     into, *files = (tmp_path / text for text in (name, "first.jsonl", "second.jsonl"))
     first = [row(SPECS[0], here_, 0.001), row(SPECS[1], here_, 0.001)]
@@ -155,8 +153,8 @@ def test_what_is_not_measured_is_said(
     timing = [name for name, reason in reasons.items() if reason is None]
     refused = next(name for name in timing if name != "xla")
 
-    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
-        return Row(spec, here(platform), {n: 0.001 for n in names if n != refused})
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Timed:
+        return Timed(spec, here(platform), {n: 0.001 for n in names if n != refused})
 
     monkeypatch.setattr(calibrate, "timed", timed)
     monkeypatch.setattr(calibrate, "in_order", lambda count: [spec])
@@ -225,11 +223,11 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
         pytest.skip("the package has no rows to learn from")
     specs: list[ConvSpec] = []
 
-    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Row:
+    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Timed:
         specs.append(spec)
         with jaxconv.config.set(use_cache=False):
             times = {name: 3 * predicted(name, prepared(spec), platform).seconds for name in names}
-        return Row(spec, here(platform), times, {})
+        return Timed(spec, here(platform), times, {})
 
     monkeypatch.setattr(calibrate, "timed", timed)
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:8]))
@@ -253,9 +251,9 @@ def test_tuning_teaches_predictions(
     after = predicted("xla", near, PLATFORM)
     assert after.seconds > 1.5 * before.seconds
     assert after.sigma < before.sigma
-    assert [row.spec for row in measured.own_rows(PLATFORM).values()] == alike
+    assert [row.spec for row in stored.own_rows(PLATFORM).values()] == alike
     assert tuned.file is not None
-    assert list(folder.glob("rows-*.json")) == [tuned.file]
+    assert list(folder.glob("rows-*.jsonl")) == [tuned.file]
     with jaxconv.config.set(use_cache=False):
         assert predicted("xla", near, PLATFORM) == before
 
@@ -275,7 +273,7 @@ def test_tuned_again_it_times_others(slow: list[ConvSpec], monkeypatch: pytest.M
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:10]))
     assert calibrate.tune(60).convolutions == 2
     assert slow == SPECS[8:10]
-    assert len(measured.own_rows(PLATFORM)) == 10
+    assert len(stored.own_rows(PLATFORM)) == 10
 
 
 def test_the_sample_never_ends_and_is_small() -> None:
@@ -295,7 +293,7 @@ def test_an_interrupted_tuning_keeps_what_it_has(
 ) -> None:
     timed = calibrate.timed
 
-    def interrupted(*args: Any) -> Row:
+    def interrupted(*args: Any) -> Timed:
         if len(slow) == 3:
             raise KeyboardInterrupt
         return timed(*args)
@@ -303,7 +301,7 @@ def test_an_interrupted_tuning_keeps_what_it_has(
     monkeypatch.setattr(calibrate, "timed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibrate.tune(60)
-    assert [row.spec for row in measured.own_rows(PLATFORM).values()] == SPECS[:3]
+    assert [row.spec for row in stored.own_rows(PLATFORM).values()] == SPECS[:3]
     xla = [predicted("xla", prepared(spec), PLATFORM).seconds for spec in SPECS[:3]]
     with jaxconv.config.set(use_cache=False):
         untuned = [predicted("xla", prepared(spec), PLATFORM).seconds for spec in SPECS[:3]]
@@ -329,13 +327,13 @@ def test_the_command_line_tunes_and_forgets(
     result = CliRunner().invoke(cli.app, ["tune", "--seconds", "60"])
     assert result.exit_code == 0, result.output
     assert "Timed 8 random convolutions" in result.stdout
-    (file,) = folder.glob("rows-*.json")
+    (file,) = folder.glob("rows-*.jsonl")
     assert str(file) in result.stdout
     for count in (8, 0):
         result = CliRunner().invoke(cli.app, ["tune", "--forget"])
         assert result.exit_code == 0, result.output
         assert result.stdout.startswith(f"Dropped {count} convolutions")
-        assert json.loads(file.read_text())["document"]["rows"] == {}
+        assert not file.exists()
     assert len(slow) == 8
 
 
@@ -353,6 +351,6 @@ def test_tuning_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     small = min(SPECS, key=lambda spec: spec.flops)
     monkeypatch.setattr(calibrate, "_sample", lambda: iter([small]))
     assert calibrate.tune(60).convolutions == 1
-    (row,) = measured.own_rows(PLATFORM).values()
+    (row,) = stored.own_rows(PLATFORM).values()
     assert "xla" in row.seconds
     assert all(time > 0 for time in row.seconds.values())

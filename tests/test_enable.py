@@ -22,6 +22,7 @@ from jax.interpreters import mlir
 
 import jaxconv
 from jaxconv.compat import conv_general_dilated_p, platform_rules
+from jaxconv.planning.plan import plan_spec
 from jaxconv.transforms import primitive
 
 pytestmark = pytest.mark.skipif(
@@ -226,7 +227,10 @@ def test_auto_may_still_choose_xla() -> None:
     rhs = jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)
     case = CASES["3x3"]
     arguments = case.arguments | {"precision": "highest"}  # which leaves out Winograd
-    assert jaxconv.plan(lhs, rhs, **arguments, platform="cpu").algorithm == "xla"
+    highest = dataclasses.replace(
+        case, lhs_shape=lhs.shape, rhs_shape=rhs.shape, arguments=arguments
+    )
+    assert plan_spec(highest.spec(np.float32), "cpu").algorithm == "xla"
     with jaxconv.enabled():
         assert convolutions(dataclasses.replace(case, arguments=arguments).lax, lhs, rhs) == 1
 

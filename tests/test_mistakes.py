@@ -527,85 +527,20 @@ MISTAKES = {
         padding="SAME",
     ),
     # plan
-    "plan by an unknown name": mistake(
-        "plan",
-        TypeError,
-        "arguments must be those of conv or of lax.conv_general_dilated, got 'stride'; perhaps"
-        " 'strides' is meant.",
-        X,
-        W,
-        stride=2,
-    ),
-    "plan by an algorithm": mistake(
-        "plan",
-        TypeError,
-        "arguments must be those of conv or of lax.conv_general_dilated, got 'algorithm'; leave it"
-        " out, since the plan says how all of them would do.",
-        X,
-        W,
-        algorithm="shift",
-    ),
-    "plan by arguments of both": mistake(
-        "plan",
-        TypeError,
-        "arguments must be those of conv or of lax.conv_general_dilated, got strides of the one and"
-        " dimension_numbers of the other; give strides as lax's window_strides.",
-        X,
-        W,
-        strides=2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    ),
-    "plan by positions and names": mistake(
-        "plan",
-        TypeError,
-        "arguments must be those of conv or of lax.conv_general_dilated, got groups of the one and"
-        " a third argument by position of the other; give groups as lax's feature_group_count.",
-        X,
-        W,
-        (1, 1),
-        "SAME",
-        groups=3,
-    ),
-    "plan by the position of a stride": mistake(
-        "plan",
-        TypeError,
-        "a third argument by position must be lax's window_strides, got 2; give those of conv by"
-        " name, strides=2.",
-        X,
-        W,
-        2,
-    ),
-    "plan without lax's padding": mistake(
-        "plan",
-        TypeError,
-        "these arguments must be those of lax.conv_general_dilated, got others (missing a required"
-        " argument: 'padding'); for those of conv, give all but x and w by name, such as"
-        " strides=2.",
-        X,
-        W,
-        (2, 2),
-    ),
-    "plan without a kernel": mistake(
-        "plan",
-        TypeError,
-        "these arguments must be those of conv, got others (missing a required argument: 'w'); see"
-        " help(jaxconv.plan).",
-        X,
-    ),
     "plan by shapes channels first": mistake(
         "plan", ValueError, channels(FIRST, W, 1, MOVE), FIRST.shape, W.shape
     ),
     "plan by an unknown size": mistake(
         "plan",
         ValueError,
-        "the sizes of x must not be negative, got (-1, 32, 32, 3); give the whole shape.",
+        "the sizes of x must not be negative, got (-1, 32, 32, 3); pass the whole shape.",
         (-1, 32, 32, 3),
         W.shape,
     ),
     "plan arrays of another dtype": mistake(
         "plan",
         ValueError,
-        "dtype is for operands given as shapes, got none of these; leave it out, or give shapes.",
+        "dtype is for operands given as shapes, got none of these; omit it, or pass shapes.",
         X,
         W,
         dtype="bfloat16",

@@ -148,7 +148,7 @@ print(*sorted(name for name in sys.modules if name.startswith("jaxconv")))
 def test_import_needs_jax_and_numpy_only() -> None:
     packages, modules = run(IMPORTED).splitlines()
     assert packages == "jaxconv"
-    assert {"jaxconv.api", "jaxconv.planning.cache"} <= set(modules.split())
+    assert {"jaxconv.api", "jaxconv.planning.rows"} <= set(modules.split())
     assert not re.search(r"jaxconv\.(cli|bench)", modules)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from test_plan import Table as Parsed
-from test_plan import case_plan, struct
+from test_plan import case_plan
 
 import jaxconv
 from jaxconv import tables
@@ -99,12 +99,7 @@ REPORTS: dict[str, Callable[[], tables.Report]] = {
     "plan": lambda: case_plan(CASES["3x3"]),
     "plan of groups": lambda: case_plan(CASES["depthwise"]),
     "plan of the largest": lambda: jaxconv.plan(
-        struct(1024, 1024, 1024, 512),
-        struct(11, 11, 512, 512),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        platform="cpu",
+        (1024, 1024, 1024, 512), (11, 11, 512, 512), platform="cpu"
     ),
     "plan without output": lambda: case_plan(CASES["no output"]),
     "explain": explanation,

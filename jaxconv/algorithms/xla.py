@@ -86,64 +86,7 @@ def lower_on_cpu(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
 mlir.register_lowering(xla_conv_p, lower_on_cpu, platform="cpu")
 
 
-REGIMES = ("packed", "eigen", "dilated", "volume", "grouped", "depthwise", "multiply", "loop")
-REGIMES += ("loop in groups", "swapped")
-EIGEN = ("float32", "float16", "bfloat16")  # dtypes that the older library takes
-PACKED = ("float32", "int8", "float64")  # dtypes that the newer one takes
 FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves separately
-
-
-def regime(spec: ConvSpec) -> str:
-    """The XLA:CPU code path that a prepared ``spec`` takes.
-
-    "packed": a library that packs patches in cache; "eigen": the older library; "dilated",
-    "volume": its slower paths for a dilated image and for three dimensions; "grouped": a product
-    for each group; "multiply": one product for each element; "depthwise", "loop", "loop in groups":
-    a scalar loop; "swapped": a scalar loop too, over the image as if it were the kernel.
-    """
-    if swapped(spec):
-        return "swapped"
-    if spec.groups > 1:
-        if spec.taps == 1 and spec.out_channels == spec.groups:
-            return "multiply"
-        if spec.spatial_ndim == 3:
-            return "loop in groups"
-        return "depthwise" if spec.rhs_shape[-2] == 1 else "grouped"
-    if (
-        spec.spatial_ndim == 2
-        and spec.dtype.name in PACKED
-        and max(spec.lhs_shape[-1], spec.out_channels) > EIGEN_CHANNELS
-        and max(spec.lhs_dilation) == 1
-    ):
-        return "packed"
-    if spec.dtype.name not in EIGEN:
-        return "loop"
-    if spec.spatial_ndim == 3:
-        return "volume"
-    return "dilated" if max(spec.lhs_dilation, default=1) > 1 else "eigen"
-
-
-def swapped(spec: ConvSpec) -> bool:
-    """Whether XLA exchanges image and kernel: if the kernel has more taps than the image positions.
-
-    31×31, stride 2, 8×48×16×2 to 128 channels, takes 1.1 s on one core; with 24 columns instead of
-    16 it isn't swapped and takes 0.12 s.
-    https://github.com/openxla/xla: hlo/transforms/simplifiers/conv_operand_swapper.cc
-    """
-    if spec.groups > 1:
-        return False
-    taps = positions = 1
-    for axis, (size, k) in enumerate(zip(spec.lhs_spatial, spec.kernel_shape, strict=True)):
-        stride, pads = spec.window_strides[axis], spec.padding[axis]
-        hole, dilation = spec.lhs_dilation[axis], spec.rhs_dilation[axis]
-        alone = dilation == 1 and pads == (0, 0)
-        if alone and ((k == size and hole == stride == 1) or hole == k == stride + 1):
-            continue  # a sum over the axis, or a group
-        taps *= k
-        whole = size == stride == dilation == 1 and pads == (k - 1, k - 1)
-        positions *= k if whole else size
-    return taps > positions
-
 
 # Channels from which a product is as fast as XLA's convolution: with 3 to 5 at 98×98 it takes three
 # times as long.

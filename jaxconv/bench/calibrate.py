@@ -2,7 +2,7 @@
 
 ``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, relatives of users'
 ones, those of the suite ``layers`` and of the networks' training steps on this machine, in an order
-that makes an interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.measured``,
+that makes an interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.rows``,
 has each row as soon as it is measured; called again, it goes on where it ended. ``python -m
 jaxconv.bench.calibrate FILE… --into jaxconv/planning/data/rows.jsonl.gz`` merges such files into
 the package's rows.
@@ -20,7 +20,6 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache as once
 from pathlib import Path
 
 import jax
@@ -35,10 +34,11 @@ from jaxconv.bench.networks import NETWORKS
 from jaxconv.bench.programs import convolutions, convolutions_of
 from jaxconv.bench.regret import random_specs, relatives
 from jaxconv.config import notify
-from jaxconv.planning import measured
-from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, record
-from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.predict import Model, known_rows, place
+from jaxconv.planning import rows as stored
+from jaxconv.planning.machine import Machine, here
+from jaxconv.planning.plan import Candidate, plan_spec
+from jaxconv.planning.predict import Model, known_rows
+from jaxconv.planning.rows import Timed, own_rows, package_machines, record
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import check_alone, timed
 from jaxconv.tools.progress import shown
@@ -79,21 +79,20 @@ def in_order(count: int) -> list[ConvSpec]:
 def reasons(spec: ConvSpec) -> dict[str, str | None]:
     """Why each algorithm that "auto" may take is not timed; None for those that are. In the order
     of their predicted times."""
-    possible = [
-        c
-        for c in plan_spec(spec, jax.default_backend()).candidates
-        if c.reason is None and ALGORITHMS[c.name].excluded(prepared(spec)) is None
-    ]
-    possible.sort(key=lambda c: c.seconds)
-    best = possible[0].seconds
+    possible = sorted(plan_spec(spec, jax.default_backend()).eligible, key=_seconds)
+    best = _seconds(possible[0])
     found: dict[str, str | None] = {}
     for c in possible:
         found[c.name] = None
         if c.workspace > WORKSPACE:
             found[c.name] = f"its workspace is {tables.mebibytes(c.workspace)}"
-        elif c.seconds > HOPELESS * best:
-            found[c.name] = f"it is predicted to take {c.seconds / best:.0f} times the best's time"
+        elif _seconds(c) > HOPELESS * best:
+            found[c.name] = f"it is predicted to take {_seconds(c) / best:.0f} times as long"
     return found
+
+
+def _seconds(candidate: Candidate) -> float:
+    return candidate.seconds or 0.0
 
 
 def origin() -> Machine:
@@ -102,21 +101,18 @@ def origin() -> Machine:
     return dataclasses.replace(here(jax.default_backend()), own=False, note=note)
 
 
-_place = once(place)  # a file is written again with each row
-
-
-def load(path: Path) -> list[Row]:
+def load(path: Path) -> list[Timed]:
     """The rows in a file, which may be compressed; none where there is no file."""
     if not path.exists():
         return []
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    return list(measured.read(text.splitlines()))
+    return list(stored.read(text.splitlines()))
 
 
-def save(path: Path, rows: Iterable[Row]) -> None:
+def save(path: Path, rows: Iterable[Timed]) -> None:
     """Writes the file that ``load`` reads, at once, so that an interrupt leaves the old one."""
-    data = "".join(f"{line}\n" for line in measured.written(list(rows), _place)).encode()
+    data = "".join(f"{line}\n" for line in stored.written(list(rows))).encode()
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
     os.replace(temporary, path)
@@ -221,7 +217,7 @@ def tune(seconds: float = SECONDS) -> Tuned:
             platform,
             "use jaxconv.autotune, which measures a program's own convolutions",
         )
-    known, rows = known_rows(platform), list[Row]()
+    known, rows = known_rows(platform), list[Timed]()
     try:
         for row in shown(_timed(seconds, platform), seconds, seconds=True):
             rows.append(row)
@@ -231,10 +227,10 @@ def tune(seconds: float = SECONDS) -> Tuned:
     after = _ratios(halves[0], [*known, *halves[1]])
     for name, ratios in _ratios(halves[1], [*known, *halves[0]]).items():
         after[name] += ratios
-    return Tuned(platform, len(rows), _ratios(rows, known), after, measured.file(platform))
+    return Tuned(platform, len(rows), _ratios(rows, known), after, stored.file(platform))
 
 
-def _timed(seconds: float, platform: str) -> Iterator[str | Row]:
+def _timed(seconds: float, platform: str) -> Iterator[str | Timed]:
     """Times and keeps convolutions. Yields what each is, then its row."""
     own, end = own_rows(platform), time.perf_counter() + seconds
     for spec in _sample():
@@ -248,7 +244,7 @@ def _timed(seconds: float, platform: str) -> Iterator[str | Row]:
         yield row
 
 
-def _ratios(rows: Sequence[Row], known: Sequence[Row]) -> dict[str, list[float]]:
+def _ratios(rows: Sequence[Timed], known: Sequence[Timed]) -> dict[str, list[float]]:
     """Measured over predicted times of ``rows`` by algorithm, as ``known`` ones predict them."""
     model = Model(known, here(jax.default_backend()))
     ratios: dict[str, list[float]] = defaultdict(list)
@@ -272,7 +268,7 @@ def _sample() -> Iterator[ConvSpec]:
 def _fastest(spec: ConvSpec) -> list[str]:
     """The algorithms to time: the planned one, XLA's, and others predicted to be fast."""
     plan = plan_spec(spec, jax.default_backend())
-    possible = sorted(plan.eligible, key=lambda c: c.seconds)
+    possible = sorted(plan.eligible, key=_seconds)
     return list(dict.fromkeys([plan.algorithm, "xla", *(c.name for c in possible[:FASTEST])]))
 
 

@@ -226,8 +226,8 @@ class _Contest(NamedTuple):
     def of(self, runs: str, algorithm: str, by_lax: Result) -> Result | str:
         """The algorithm ``runs``, asked for as ``algorithm``; or the reason why it is not run."""
         candidate = next(c for c in self.plan.candidates if c.name == runs)
-        if candidate.reason is not None:
-            return candidate.reason
+        if candidate.status == "unsupported":
+            return str(candidate.reason)
         if candidate.workspace > WORKSPACE_LIMIT:
             needs = f"{candidate.workspace / 2**30:.1f} GiB"
             return f"it would need {needs} of intermediate arrays"
@@ -256,7 +256,7 @@ def table(comparison: Comparison) -> tables.Table:
         "",
         comparison.convolution.layer.name,
         f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
-        f"auto chose {plan.algorithm}, since {plan.why}",
+        f"auto chose {plan.algorithm}: {plan.why}",
     ]
     below = [f"  {name} not run: {reason}" for name, reason in comparison.refused.items()]
     return dataclasses.replace(results_table(comparison.results), above=above, below=below)

@@ -19,7 +19,7 @@ from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.measure import ENOUGH, PEERS, TITLES, Effort, Result, gemm_peak
 from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
-from jaxconv.planning.measured import processor, version
+from jaxconv.planning.machine import processor, version
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95

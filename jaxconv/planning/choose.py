@@ -7,14 +7,15 @@ from functools import lru_cache, partial
 import jax
 from jax import Array
 
+from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
-from jaxconv.config import listeners, over_limit
+from jaxconv.config import MEMORY_SHARE, UNKNOWN_MEMORY, config, listeners, several_processes
 from jaxconv.planning import accelerators
-from jaxconv.planning.measured import own_rows
-from jaxconv.planning.predict import Time, model, predicted, time_of
+from jaxconv.planning.predict import Time, model, time_of
+from jaxconv.planning.rows import own_rows
 from jaxconv.spec import ConvSpec
 
 
@@ -26,19 +27,17 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
       without: algorithms that must not be chosen.
     """
     spec = prepared(spec)
-    possible = [n for n, a in ALGORITHMS.items() if n not in without and a.excluded(spec) is None]
-    possible = [n for n in possible if rejection(ALGORITHMS[n], spec, platform) is None]
+    if spec.is_empty:
+        return "im2col" if "xla" in without else "xla", "there is nothing to compute"
+    allowed = {name: a for name, a in ALGORITHMS.items() if name not in without}
+    possible = [n for n, a in allowed.items() if unplannable(a, spec, platform) is None]
     row = own_rows(platform).get(spec)
-    if row is not None and (names := [n for n in possible if n in row.seconds]):
-        return decide({n: time_of(n, spec, platform) for n in names}, platform)
-    if platform != "cpu":
+    names = [name for name in possible if row is not None and name in row.seconds]
+    if not names and platform != "cpu":
         return _on_accelerator(spec, platform, possible)
-    if spec.is_empty and "xla" in possible:
-        return "xla", "there is nothing to compute"
-    usual = [name for name in possible if ALGORITHMS[name].doubted(spec) is None] or possible
-    if spec.is_empty or not usual:
-        return _last_resort(spec)
-    return decide({name: predicted(name, spec, platform) for name in usual}, platform)
+    names = names or [n for n in possible if allowed[n].doubted(spec) is None] or possible
+    times = {name: time for name in names if (time := time_of(name, spec, platform))}
+    return decide(times, platform) if times else _last_resort(spec)
 
 
 # XLA's own is kept unless log(ratio of times) + SIGMAS deviations < log(MARGIN). By 0.2 the regret
@@ -55,15 +54,15 @@ def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
     best = min(names, key=lambda n: times[n].seconds + compiling.get(n, 0.0) / CALLS)
     lax = times.get("xla")
     if lax is None or (best != "xla" and _is_faster(times[best], lax)):
-        verb = "was measured" if times[best].measured else "is predicted"
+        how = "measured" if times[best].measured else "predicted"
         figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
-        return best, f"it {verb} to be the fastest ({figures})"
+        return best, f"{how} fastest ({figures})"
     others = [name for name in times if name != "xla"]
     if not others:
-        return "xla", "no other can be taken"
+        return "xla", "no other algorithm applies"
     second = min(others, key=lambda name: times[name].seconds)
-    likely = "was measured to be clearly" if times[second].measured else "is likely to be"
-    return "xla", f"no other {likely} faster ({lax}, {second} {times[second]})"
+    how = "measured clearly" if times[second].measured else "likely to be"
+    return "xla", f"no other is {how} faster ({lax}, {second} {times[second]})"
 
 
 def _is_faster(one: Time, other: Time) -> bool:
@@ -81,12 +80,39 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
     return [name for name in seconds if ALGORITHMS[name].margin == 1 or worth(name)]
 
 
-def rejection(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
-    """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
-    reason = unsupported(algorithm, spec)
-    if reason is not None or spec.is_empty or algorithm.name == "xla":
+def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
+    for name, why in accelerators.choices(spec, platform):
+        if name in possible:
+            return name, why
+    if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
+        return "xla", "the platform's own convolution is fast for most shapes"
+    return _last_resort(spec)
+
+
+def _last_resort(spec: ConvSpec) -> tuple[str, str]:
+    names = ("im2col_tiled", "pointwise", "im2col")
+    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
+    return next(possible, "im2col"), "no other algorithm applies"
+
+
+def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
+    """Why "auto" never takes ``algorithm`` for a prepared ``spec`` that is not empty; None where it
+    may."""
+    reason = unsupported(algorithm, spec) or algorithm.excluded(spec)
+    if reason is not None or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
-    return over_limit(workspace(algorithm, spec, platform))
+    taken, limit = workspace(algorithm, spec, platform), workspace_limit()
+    if taken <= limit:
+        return None
+    sizes = tables.mebibytes(taken), tables.mebibytes(limit)
+    return "its workspace of {} is over the limit of {}".format(*sizes)
+
+
+def workspace_limit() -> int:
+    """Bytes of intermediate arrays that "auto" lets an algorithm take."""
+    if several_processes() and config.given("workspace_limit") is None:
+        return UNKNOWN_MEMORY // MEMORY_SHARE  # hosts may differ
+    return config.workspace_limit
 
 
 def workspace(
@@ -102,21 +128,6 @@ def workspace(
     return total
 
 
-def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
-    return next(possible, "im2col"), "no other can be taken"
-
-
-def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
-    for rule in accelerators.rules(platform):
-        if rule.algorithm in possible and rule.applies(spec) and not spec.is_empty:
-            return rule.algorithm, rule.why
-    if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
-        return "xla", "the platform's own convolution is fast for most shapes"
-    return _last_resort(spec)
-
-
 def run(
     lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
 ) -> Array:
@@ -125,7 +136,7 @@ def run(
     ``moved``: an image channels first was channels last before, and still is in memory.
 
     The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
-    asked for by name are never left to XLA, so that a measurement is of the named algorithm.
+    asked for by name never go to XLA, so that a measurement is of the named algorithm.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":

@@ -2,16 +2,22 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import lru_cache, partial
-from typing import Any, overload
+from functools import lru_cache
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import lax
+from jax.typing import DTypeLike
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, unsupported
-from jaxconv.arguments.channels_last import Padding
+from jaxconv.arguments.channels_last import Padding, lax_arguments
+from jaxconv.arguments.errors import check_array, fail, is_integers
+from jaxconv.arguments.parse import parameters
 from jaxconv.config import listeners
-from jaxconv.planning.choose import checked_platform, choose, rejection, workspace
-from jaxconv.planning.described import described, documented
+from jaxconv.planning.choose import checked_platform, choose, unplannable, workspace
 from jaxconv.planning.predict import Time, time_of
 from jaxconv.spec import ConvSpec
 
@@ -22,10 +28,11 @@ class Candidate:
 
     Attributes:
       name: the algorithm.
-      reason: why "auto" can't take it; None where it can. The remaining fields are valid only if it
-        can run, within the limit of workspace or not.
-      doubt: why "auto" leaves it out, though it could run; None where its time is compared.
-      seconds: its time, predicted or measured.
+      status: "chosen"; "possible" where it is chosen once measured to be the fastest; "excluded"
+        where "auto" never takes it; "unsupported" where it can't run, so that no figures follow.
+      reason: why it is excluded or unsupported, or why the predicted time of a possible one is not
+        trusted; else None.
+      seconds: its time, predicted or measured; None where nothing was measured on the platform.
       sigma: standard deviation of the time's logarithm: it is likely between ``seconds /
         exp(sigma)`` and ``seconds * exp(sigma)``.
       measured: whether exactly this convolution was measured on this machine, by ``autotune``.
@@ -35,10 +42,10 @@ class Candidate:
     """
 
     name: str
+    status: Literal["chosen", "possible", "excluded", "unsupported"]
     reason: str | None = None
-    doubt: str | None = None
-    seconds: float = 0.0
-    sigma: float = 0.0
+    seconds: float | None = None
+    sigma: float | None = None
     measured: bool = False
     flops: int = 0
     workspace: int = 0
@@ -70,58 +77,58 @@ class Plan(tables.Report):
     candidates: tuple[Candidate, ...]
 
     @property
+    def chosen(self) -> Candidate:
+        """The candidate that "auto" runs."""
+        return next(c for c in self.candidates if c.status == "chosen")
+
+    @property
     def eligible(self) -> tuple[Candidate, ...]:
         """The candidates that "auto" takes if they are measured to be the fastest."""
-        spec = prepared(self.spec)
-        possible = (c for c in self.candidates if c.reason is None)
-        return tuple(c for c in possible if ALGORITHMS[c.name].excluded(spec) is None)
+        return tuple(c for c in self.candidates if c.status in ("chosen", "possible"))
 
     def _contents(self) -> tables.Table:
         groups, m, n, k = self.spec.gemm
         product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
         above = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
-        above.append(f"on {self.platform}: {self.algorithm}, since {self.why}")
-        rows: list[tuple[str, ...]] = [HEADER]
-        for c in self.candidates:
-            chosen = "▸" if c.name == self.algorithm else ""
-            if c.reason is not None and not c.workspace:
-                rows.append((chosen, c.name, "", "", "", "", f"can't: {c.reason}"))
-                continue
-            gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
-            mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
-            seconds = str(Time(c.seconds, c.sigma, c.measured))
-            summary = ALGORITHMS[c.name].summary if c.reason is None else f"not chosen: {c.reason}"
-            if c.reason is None and c.doubt is not None and not chosen:
-                summary += f" (left out: {c.doubt})"
-            rows.append((chosen, c.name, gemm, mflop, workspace, seconds, summary))
+        above.append(f"on {self.platform}, {self.algorithm}: {self.why}")
+        rows = [HEADER, *map(_cells, self.candidates)]
         bold = [i for i, row in enumerate(rows) if row[0]]
-        return tables.Table(above, rows, range(2, 6), bold, spare=SPARE, detail=True)
+        known = self.spec.is_empty or any(c.seconds is not None for c in self.candidates)
+        reason = f"No times: nothing was measured on {self.platform}; jaxconv.autotune measures."
+        below = [] if known else [reason]
+        return tables.Table(above, rows, range(2, 6), bold, below, spare=SPARE, detail=True)
 
 
-@overload
+def _cells(c: Candidate) -> tuple[str, ...]:
+    chosen = "▸" if c.status == "chosen" else ""
+    if c.status == "unsupported":
+        return chosen, c.name, "", "", "", "", f"can't: {c.reason}"
+    gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
+    time = "–"
+    if c.seconds is not None and c.sigma is not None:
+        time = str(Time(c.seconds, c.sigma, c.measured))
+    summary = ALGORITHMS[c.name].summary + (f" (left out: {c.reason})" if c.reason else "")
+    mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
+    return chosen, c.name, gemm, mflop, workspace, time, summary
+
+
 def plan(
     x: Any,
     w: Any,
-    *,
     strides: int | Sequence[int] = 1,
     padding: Padding = "SAME",
+    *,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    dtype: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    dtype: DTypeLike | None = None,
     platform: str | None = None,
-) -> Plan: ...
-@overload
-def plan(
-    lhs: Any, rhs: Any, *args: Any, dtype: Any = None, platform: str | None = None, **kwargs: Any
-) -> Plan: ...
-def plan(*args: Any, dtype: Any = None, platform: str | None = None, **kwargs: Any) -> Plan:
-    """Plans a convolution without running anything, by the arguments of ``conv`` or of lax.
+) -> Plan:
+    """Plans a convolution by the arguments of ``conv``, without running anything.
 
-    The arguments are those of ``conv``, channels last, with its defaults. If there is a third
-    argument by position, or the name of one that only lax has (``window_strides``,
-    ``dimension_numbers``, …), they are those of ``lax.conv_general_dilated`` instead.
+    A call of lax's function is planned by ``explain(lax.conv_general_dilated, lhs, rhs, …)``: each
+    of its rows has a ``plan``.
 
     In a program of several processes all plan alike: without measurements, for a common machine.
 
@@ -130,56 +137,76 @@ def plan(*args: Any, dtype: Any = None, platform: str | None = None, **kwargs: A
       strides, padding, dilation, groups, precision, preferred_element_type: as in ``conv``.
       dtype: that of operands given as shapes; default: that of the other operand, or float32.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
-      args, kwargs: those of ``lax.conv_general_dilated`` after the operands, instead.
 
     Returns:
       A ``Plan``: the algorithm that "auto" would run, why, and every candidate with its GEMM
-      shape, FLOPs, workspace in bytes and predicted seconds, or the reason why it can't.
+      shape, FLOPs, workspace in bytes and time in seconds, or the reason why it can't. There are
+      no times for a platform on which nothing was measured.
 
     Raises:
-      TypeError, ValueError: as ``conv`` or ``conv_general_dilated``; and for arguments of both.
+      TypeError, ValueError: as ``conv``.
 
     Example:
-      >>> import jax, jaxconv
+      >>> import jaxconv
       >>> p = jaxconv.plan((1, 56, 56, 128), (3, 3, 1, 128), groups=128, platform="cpu")
       >>> p.algorithm
       'shift'
-
-      The same by lax's arguments, for arrays or what stands for them:
-
-      >>> image = jax.ShapeDtypeStruct((1, 56, 56, 128), "float32")
-      >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 128), "float32")
-      >>> channels_last = ("NHWC", "HWIO", "NHWC")
-      >>> p == jaxconv.plan(image, kernel, (1, 1), "SAME", dimension_numbers=channels_last,
-      ...                   feature_group_count=128, platform="cpu")
-      True
     """
-    spec = described(args, kwargs, dtype)
+    x, w = _operands(x, w, dtype)
+    options = {"precision": precision, "preferred_element_type": preferred_element_type}
+    call, others = lax_arguments(
+        "plan", x, w, strides, padding, dilation=dilation, groups=groups, **options
+    )
+    if len(x.shape) < len(w.shape):
+        x = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
+    spec = ConvSpec.from_params(x, w, parameters(call, x, w, **others))
     return plan_spec(spec, checked_platform("plan", platform))
 
 
-plan.__signature__ = documented(Plan)  # pyright: ignore[reportFunctionMemberAccess]
+def _operands(x: Any, w: Any, dtype: Any) -> list[Any]:
+    """Arrays and what stands for them; shapes with their dtype."""
+    dtypes = [operand.dtype for operand in (x, w) if hasattr(operand, "dtype")]
+    if dtype is not None and len(dtypes) == 2:
+        remedy = "omit it, or pass shapes"
+        fail("plan", "dtype is for operands given as shapes", "none of these", remedy)
+    operands = []
+    for name, operand in (("x", x), ("w", w)):
+        if isinstance(operand, (tuple, list)) and is_integers(operand):
+            if min(operand, default=0) < 0:
+                constraint = f"the sizes of {name} must not be negative"
+                fail("plan", constraint, operand, "pass the whole shape")
+            operand = jax.ShapeDtypeStruct(operand, dtype or (dtypes or [np.float32])[0])
+        check_array("plan", name, operand)
+        operands.append(operand)
+    return operands
 
 
 @lru_cache(maxsize=4096)
 def plan_spec(spec: ConvSpec, platform: str) -> Plan:
     """The plan of a spec; see ``plan``."""
-    name, why = choose(spec, platform)
-    if caveat := ALGORITHMS[name].caveat:
+    chosen, why = choose(spec, platform)
+    if caveat := ALGORITHMS[chosen].caveat:
         why += f"; {caveat}"
-    candidate = partial(_candidate, spec=prepared(spec), platform=platform)
-    return Plan(spec, platform, name, why, tuple(map(candidate, ALGORITHMS.values())))
+    todo = prepared(spec)
+    candidates = (_candidate(a, todo, platform, chosen) for a in ALGORITHMS.values())
+    return Plan(spec, platform, chosen, why, tuple(candidates))
 
 
-def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
-    if spec.is_empty or unsupported(algorithm, spec) is not None:
-        return Candidate(algorithm.name, rejection(algorithm, spec, platform))
-    name, cost = algorithm.name, algorithm.cost(spec)
-    reason, memory = rejection(algorithm, spec, platform), workspace(algorithm, spec, platform)
-    doubted = algorithm.excluded(spec) or (algorithm.doubted(spec) if platform == "cpu" else None)
-    time = time_of(name, spec, platform)
-    times = time.seconds, time.sigma, time.measured
-    return Candidate(name, reason, doubted, *times, cost.flops, memory, cost.gemm)
+def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str, chosen: str) -> Candidate:
+    name = algorithm.name
+    status = "chosen" if name == chosen else "possible"
+    if spec.is_empty:
+        return Candidate(name, status)
+    if reason := unsupported(algorithm, spec):
+        return Candidate(name, "unsupported", reason)
+    if name != chosen and (reason := unplannable(algorithm, spec, platform)):
+        status = "excluded"
+    elif name != chosen and platform == "cpu":
+        reason = algorithm.doubted(spec)
+    time, cost = time_of(name, spec, platform), algorithm.cost(spec)
+    times = (time.seconds, time.sigma, time.measured) if time else (None, None, False)
+    memory = workspace(algorithm, spec, platform)
+    return Candidate(name, status, reason, *times, cost.flops, memory, cost.gemm)
 
 
 listeners.append(plan_spec.cache_clear)

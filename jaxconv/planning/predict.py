@@ -7,7 +7,7 @@ bytes over a bandwidth, the same for all algorithms. How far above it an algorit
 modelled but interpolated between measured convolutions; that is all there is to a prediction.
 
 **Position.** Each convolution has a position: logarithms of its sizes, strides and dilations, its
-dtype, and which of XLA's code paths it takes (``position``). Convolutions that behave alike are
+dtype, and which of XLA's code paths it takes; see ``position``. Convolutions that behave alike are
 near each other, and their corrections are alike.
 
 **Interpolation.** The correction is a Gaussian process: a weighted sum of the corrections of the
@@ -27,9 +27,9 @@ their number, learned for each shape from rows on one core and on two. A loop th
 block gains nothing, a large matrix product all of it.
 
 **Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm: small
-beside rows of this machine, larger away from all rows, on a processor or a version of JAX without
-rows, and with more cores than were measured. ``choose`` leaves XLA's own convolution only where the
-gain is likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
+near rows of this machine, larger away from all rows, on a processor or a version of JAX without
+rows, and with more cores than were measured. ``choose`` departs from XLA only where the gain is
+likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
 
 The constants but OWN, the same for all algorithms and machines, are those of the largest
 likelihood of the package's rows. In cross-validation half of the predictions were off by a factor
@@ -43,15 +43,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from jaxconv import layout, tables
-from jaxconv.algorithms import ALGORITHMS, xla
-from jaxconv.algorithms.base import prepared
+from jaxconv import tables
+from jaxconv.algorithms import ALGORITHMS
 from jaxconv.config import listeners
-from jaxconv.planning.measured import Machine, Row, here, own_rows, package_machines, package_rows
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.planning.machine import Machine, here
+from jaxconv.planning.position import place, position, roofline
+from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows
+from jaxconv.spec import ConvSpec
 
-# The roofline: seconds of a call and of a step of a loop, FLOP/s, bytes/s of two cores.
-CALL, STEP, RATE, BANDWIDTH = 5e-6, 1e-6, 5e10, 2e10
 # The Gaussian process.
 SMOOTH, ALONE, DISTANCE, NOISE = 1.5, 0.27, 5.0, 0.1
 # Shares of the variance between machines. The package's rows can't tell OWN's. With 0.08 a user's
@@ -63,10 +62,6 @@ NEAREST, OWN_NEAREST = 128, 32  # rows that a prediction takes into account, the
 OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut
 UNKNOWN = 1.0  # sigma of an algorithm without rows
 REPEATED = 0.03  # sigma of a measurement that is repeated
-ACCELERATOR = 0.01  # an accelerator without rows is assumed to be 100 times as fast
-# FLOPs and ten times the bytes of an operation above which XLA:CPU splits it between threads.
-SPLIT = 200_000
-DTYPES = ("float32", "bfloat16", "float16", "int8", "int32", "float64", "complex64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,91 +85,15 @@ class Time:
         return tables.milliseconds(self.seconds) + sure
 
 
-def roofline(flops: float, traffic: float, steps: int = 1) -> float:
-    """Seconds that work takes at least, about: FLOPs, bytes, steps of a loop."""
-    return CALL + flops / RATE + traffic / BANDWIDTH + STEP * (steps - 1)
-
-
-def place(spec: ConvSpec) -> tuple[float, ...]:
-    """The logarithm of the roofline of any ``spec``, and its position."""
-    spec = prepared(spec)
-    return math.log(roofline(spec.flops, spec.operand_bytes)), *position(spec)
-
-
-def position(spec: ConvSpec) -> tuple[float, ...]:
-    """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one.
-
-    The factors are those of the largest likelihood of the package's rows: the larger, the sooner
-    two convolutions that differ in a coordinate behave differently.
-    """
-    forward = spec.forward
-    groups, m, n, k = forward.gemm
-    c, size, dtype = forward.rhs_shape[-2], spec.dtype.itemsize, spec.dtype.name
-    output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize
-    image, kernel = (math.prod(shape) * size for shape in (spec.lhs_shape, spec.rhs_shape))
-    path = xla.regime(spec)
-    return (
-        0.1 * _log(m),
-        0.35 * _log(n),
-        0.25 * _log(c),
-        0.4 * _log(forward.taps),
-        0.25 * _log(groups),
-        0.2 * _log(forward.lhs_shape[0]),
-        0.25 * _log(spec.flops),
-        0.4 * _log(spec.operand_bytes),
-        0.15 * _log(kernel),
-        0.12 * _log(groups * m * k * size),
-        0.15 * _log(max(forward.kernel_shape, default=1)),
-        0.15 * _log(forward.out_spatial[-1] if forward.out_spatial else 1),
-        0.1 * _log(min(forward.out_spatial, default=1)),
-        # Vectors that are not full.
-        0.7 * (_log(-(-n // layout.LANES) * layout.LANES) - _log(n)),
-        0.9 * (_log(-(-c // 8) * 8) - _log(c)),
-        0.35 * _padding(forward),
-        0.3 * _step(forward.window_strides),
-        0.65 * _step(forward.lhs_dilation),
-        0.2 * _step(forward.rhs_dilation),
-        0.7 * forward.spatial_ndim,
-        0.9 * (forward.taps == 1),
-        0.85 * spec.weight_gradient,
-        # What XLA:CPU splits between threads.
-        0.25 * (10 * output > SPLIT),
-        0.4 * (10 * image > SPLIT),
-        0.3 * (spec.flops > 10 * SPLIT),
-        0.35 * (path == "swapped") * (_log(spec.taps) - _log(math.prod(spec.lhs_spatial))),
-        *(PATHS.get(name, 0.6) * (path == name) for name in xla.REGIMES),
-        *(0.7 * (dtype == name) for name in DTYPES),
-    )
-
-
-PATHS = {"multiply": 2.0, "loop": 1.3, "loop in groups": 1.0, "swapped": 1.9}  # unlike the others
-
-
-def _log(value: int) -> float:
-    return math.log2(max(1, value))
-
-
-def _step(steps: Sequence[int]) -> float:
-    """1 more than the logarithm of the largest of strides or dilations, 0 where they are 1."""
-    largest = max(steps, default=1)
-    return (largest > 1) + _log(largest)
-
-
-def _padding(spec: ConvSpec) -> float:
-    """Logarithm of the share of the padded image that is image."""
-    sizes = map(dilate, spec.lhs_spatial, spec.lhs_dilation)
-    return sum(_log(p) - _log(size) for p, size in zip(spec.padded_spatial, sizes, strict=True))
-
-
 def relation(one: Machine, other: Machine) -> float:
     """How much a row from ``one`` says about ``other``; 1 at most between machines of one core."""
     same = PROCESSOR * (one.processor == other.processor)
-    same += VERSION * (version(one.jax) == version(other.jax))
+    same += VERSION * (release(one.jax) == release(other.jax))
     same += OWN * (one.own == other.own)
     return SHARED + same + CORES * math.log2(one.cores) * math.log2(other.cores)
 
 
-def version(text: str) -> tuple[int, ...]:
+def release(text: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
     return tuple(int(part) for part in text.split(".")[:2])
 
@@ -193,7 +112,7 @@ class Model:
       compile_seconds: by algorithm, the median of one convolution's.
     """
 
-    def __init__(self, rows: Sequence[Row], machine: Machine) -> None:
+    def __init__(self, rows: Sequence[Timed], machine: Machine) -> None:
         places = [row.place or place(row.spec) for row in rows]
         floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
@@ -284,31 +203,34 @@ def model(platform: str) -> Model:
     return Model(known_rows(platform), here(platform))
 
 
-def known_rows(platform: str) -> list[Row]:
+def known_rows(platform: str) -> list[Timed]:
     """The rows that predictions rest on: the package's for ``platform``, and the user's.
 
     Of the package's rows only those of one version of JAX: the newest that is not newer than the
     installed one, else the oldest. Others are of the same convolutions and would take time to read.
     """
     machines = [m for m in package_machines() if m.platform == platform]
-    versions = sorted({m.jax for m in machines}, key=version)
-    older = [v for v in versions if version(v) <= version(here(platform).jax)]
+    versions = sorted({m.jax for m in machines}, key=release)
+    older = [v for v in versions if release(v) <= release(here(platform).jax)]
     wanted = [m for m in machines if [m.jax] == [*versions[:1], *older][-1:]]
     return [*package_rows(tuple(wanted)), *own_rows(platform).values()]
 
 
 @lru_cache(maxsize=8192)
-def predicted(name: str, spec: ConvSpec, platform: str) -> Time:
-    """The time of an algorithm that supports the prepared ``spec``, from rows of others too."""
-    time, scale = model(platform).predict(name, spec), 1.0 if platform == "cpu" else ACCELERATOR
+def predicted(name: str, spec: ConvSpec, platform: str) -> Time | None:
+    """The time of an algorithm that supports the prepared ``spec``, from rows of others too; None
+    on an accelerator where no row has the algorithm."""
+    time = model(platform).predict(name, spec)
+    if platform != "cpu":
+        return time
     if time is None:
         cost = ALGORITHMS[name].cost(spec)
-        time = Time(scale * roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
-    moving = scale * ALGORITHMS[name].moving(spec)  # the kernels of measured rows are in order
+        time = Time(roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
+    moving = ALGORITHMS[name].moving(spec)  # the kernels of measured rows are in order
     return Time(time.seconds + moving, time.sigma)
 
 
-def time_of(name: str, spec: ConvSpec, platform: str) -> Time:
+def time_of(name: str, spec: ConvSpec, platform: str) -> Time | None:
     """As ``predicted``, but the measured time where exactly ``spec`` was measured here."""
     row = own_rows(platform).get(spec)
     if row is not None and name in row.seconds:

@@ -11,24 +11,17 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-# Rounds before which no ratio counts as settled.
-FEWEST = 5
+FEWEST = 5  # rounds before which no ratio counts as settled
 # Limits on the first calls of something whose time is unknown: their number and total seconds.
 FIRST_CALLS, FIRST_SECONDS = 4, 0.2
 
 
 class Subject(Protocol):
-    """Something to time.
-
-    Attributes:
-      output: of the last call; None before it.
-    """
+    """Something to time: a call returns its seconds, and leaves its output."""
 
     output: Any
 
-    def call(self) -> float:
-        """Calls it once and returns the seconds."""
-        ...
+    def call(self) -> float: ...
 
 
 class Compiled:

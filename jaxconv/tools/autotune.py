@@ -16,9 +16,10 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
 from jaxconv.arguments.errors import check_function, fail
 from jaxconv.config import notify, several_processes
-from jaxconv.planning.choose import choose, execute, rejection
-from jaxconv.planning.measured import Row, here, own_rows, record
+from jaxconv.planning.choose import choose, execute, unplannable
+from jaxconv.planning.machine import here
 from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.rows import Timed, own_rows, record
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.progress import shown
@@ -223,7 +224,7 @@ def check_alone(function: str) -> None:
         fail(function, constraint, f"{jax.process_count()} processes", "leave the call out there")
 
 
-def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurement:
+def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measurement:
     """A row as ``autotune`` reports it."""
     todo = prepared(row.spec)
     chosen, why = choose(row.spec, platform)
@@ -231,7 +232,7 @@ def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurem
         name: time
         for name, time in row.seconds.items()
         # The limit of workspace may have changed since it was measured.
-        if name in ALGORITHMS and rejection(ALGORITHMS[name], todo, platform) is None
+        if name in ALGORITHMS and unplannable(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
     ranked = sorted(possible.items(), key=lambda item: item[1])
@@ -239,7 +240,7 @@ def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurem
     return Measurement(row.spec, planned, chosen, why, tuple(ranked), compiling, ratio, known)
 
 
-def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Row]:
+def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]:
     """Measures and keeps each. Yields what it is, then its row."""
     for spec in specs:
         yield str(spec)
@@ -251,13 +252,13 @@ def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Row]:
 def candidates(spec: ConvSpec, platform: str) -> list[str]:
     """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
     plan = plan_spec(spec, platform)
-    possible = {c.name: c.seconds for c in plan.eligible}
-    hopeless = HOPELESS_PREDICTED * min(possible.values())
-    names = [name for name, seconds in possible.items() if seconds <= hopeless]
+    times = [c.seconds for c in plan.eligible if c.seconds is not None]
+    hopeless = HOPELESS_PREDICTED * min(times, default=0.0)
+    names = [c.name for c in plan.eligible if c.seconds is None or c.seconds <= hopeless]
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 
-def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Row:
+def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Timed:
     """Times algorithms for ``spec`` in turn, on random operands; stores nothing.
 
     Args:
@@ -283,7 +284,7 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
     times = zip(running, zip(*rounds, strict=True), strict=True)
     medians = first | {name: float(np.median(column)) for name, column in times}
     compiling = {name: subjects[name].compile_seconds for name in first}
-    return Row(spec, here(platform), medians, compiling)
+    return Timed(spec, here(platform), medians, compiling)
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:

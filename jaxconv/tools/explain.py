@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ParamSpec
 
@@ -42,10 +42,10 @@ class Row:
         ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
       algorithm: the one that runs.
       why: the reason for it.
-      seconds: time of one of them, measured or predicted.
+      seconds: time of one of them, measured or predicted; None where it is not known.
       sigma: standard deviation of its logarithm; see ``Candidate``.
       measured: whether exactly this convolution was measured on this machine, by ``autotune``.
-      lax_seconds: time of lax's convolution, measured or predicted.
+      lax_seconds: time of lax's convolution, likewise.
       workspace: bytes of intermediate arrays of one of them.
       count: how often it is run; in a scan, once for each step.
       within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
@@ -58,10 +58,10 @@ class Row:
     direction: str
     algorithm: str
     why: str
-    seconds: float
-    sigma: float
+    seconds: float | None
+    sigma: float | None
     measured: bool
-    lax_seconds: float
+    lax_seconds: float | None
     workspace: int
     count: int = 1
     within: str = ""
@@ -106,14 +106,14 @@ class Explanation(tables.Report):
         return sum(row.count for row in self.rows)
 
     @property
-    def seconds(self) -> float:
-        """The total time."""
-        return sum(row.count * row.seconds for row in self.rows)
+    def seconds(self) -> float | None:
+        """The total time; None where that of a row is not known."""
+        return _total((row.count, row.seconds) for row in self.rows)
 
     @property
-    def lax_seconds(self) -> float:
-        """The total time by lax."""
-        return sum(row.count * row.lax_seconds for row in self.rows)
+    def lax_seconds(self) -> float | None:
+        """The total time by lax, likewise."""
+        return _total((row.count, row.lax_seconds) for row in self.rows)
 
     @property
     def workspace(self) -> int:
@@ -128,6 +128,15 @@ class Explanation(tables.Report):
         return _table(f"Planned for {self.platform}.", rows, [len(self.rows) + 1])
 
 
+def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
+    total = 0.0
+    for count, seconds in times:
+        if seconds is None:
+            return None
+        total += count * seconds
+    return total
+
+
 def _table(title: str, rows: Sequence[Sequence[str]], bold: Sequence[int] = ()) -> tables.Table:
     counts = [row[HEADER.index("count")] for row in rows]
     below = [WITHIN] if any(" " in count for count in counts) else []
@@ -136,15 +145,18 @@ def _table(title: str, rows: Sequence[Sequence[str]], bold: Sequence[int] = ()) 
 
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
-    sure = "measured" if row.measured else tables.factor(row.sigma)
+    sure = "" if row.sigma is None else tables.factor(row.sigma)
+    sure = "measured" if row.measured else sure
     figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
     what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
 
 
-def _figures(seconds: float, sure: str, lax_seconds: float, workspace: int) -> tuple[str, ...]:
-    times = f"{lax_seconds / seconds:.1f}" if seconds else "–"
-    own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
+def _figures(
+    seconds: float | None, sure: str, lax_seconds: float | None, workspace: int
+) -> tuple[str, ...]:
+    times = f"{lax_seconds / seconds:.1f}" if seconds and lax_seconds is not None else "–"
+    own, by_lax = ("–" if s is None else tables.milliseconds(s) for s in (seconds, lax_seconds))
     return own, sure, by_lax, times, tables.mebibytes(workspace)
 
 
