@@ -85,7 +85,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Times:
 
 def test_forward_and_backward_are_found_once_each() -> None:
     tuning = jaxconv.autotune(jax.jit(jax.grad(loss, argnums=(0, 1))), X, W)
-    found = jaxconv.explain(jax.grad(loss, argnums=(0, 1)))(X, W)
+    found = jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W)
     assert [row.spec for row in tuning.rows] == list(dict.fromkeys(r.spec for r in found.rows))
     assert any(row.spec.weight_gradient for row in tuning.rows)
     assert tuning.platform == PLATFORM
@@ -112,7 +112,7 @@ def test_what_was_compiled_is_found(
     thread = threading.Thread(target=gradient, args=(x, w))
     thread.start()
     thread.join()
-    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)))(X, W).rows}
+    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W).rows}
     assert set(planned_here(PLATFORM)) == expected
     assert planned_here("tpu") == [] != planned_here(PLATFORM)
     jax.clear_caches()
@@ -250,7 +250,7 @@ def test_a_weight_gradient_is_run_as_it_arrives(groups: int) -> None:
     def gradient(x: Any, w: Any) -> Any:
         return jax.grad(lambda w: (jaxconv.conv(x, w, 2, groups=groups) ** 2).sum())(w)
 
-    specs = [row.spec for row in jaxconv.explain(gradient)(X, w).rows]
+    specs = [row.spec for row in jaxconv.explain(gradient, X, w).rows]
     (spec,) = [spec for spec in specs if spec.weight_gradient]
     image, cotangent = autotuning.operands(spec)
     assert image.shape == X.shape
@@ -294,7 +294,7 @@ def test_what_the_backend_refuses_is_left_out(
     ("seconds", "wins"), [(0.5, True), (0.9, True), (0.99, False), (2.0, False)]
 )
 def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins: bool) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     planned, *others = candidates(spec, PLATFORM)
     times |= {"xla": 1.0, "im2col": seconds} | dict.fromkeys(
         {planned, *others} - {"xla", "im2col"}, 3.0
@@ -354,25 +354,25 @@ def other_than_planned(spec: ConvSpec) -> str:
 
 
 def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
-    before = jaxconv.explain(loss)(X, W).rows[0]
+    before = jaxconv.explain(loss, X, W).rows[0]
     other = other_than_planned(before.spec)
     times[other] = 0.25
     (row,) = jaxconv.autotune(loss, X, W).rows
     assert (row.planned, row.chosen) == (before.algorithm, other)
-    after = jaxconv.explain(loss)(X, W).rows[0]
+    after = jaxconv.explain(loss, X, W).rows[0]
     assert (after.algorithm, after.why) == (other, row.why)
     assert after.why.startswith("it was measured to be the fastest (250.000 ms, measured")
     assert len(list(folder.glob("rows-*.json"))) == 1
     with config.set(use_cache=False):
-        assert jaxconv.explain(loss)(X, W).rows[0] == before
+        assert jaxconv.explain(loss, X, W).rows[0] == before
     # Another process has them from the file.
     cache._read.clear()
     forget()
-    assert jaxconv.explain(loss)(X, W).rows[0] == after
+    assert jaxconv.explain(loss, X, W).rows[0] == after
 
 
 def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     other = other_than_planned(spec)
     times[other] = 0.25
     gradient = jax.grad(loss, argnums=(0, 1))
@@ -436,7 +436,7 @@ def test_what_was_measured_but_can_not_be_taken_now_is_not_listed(times: Times) 
 
 def test_what_is_compiled_next_runs_it(times: Times) -> None:
     x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
-    (row,) = jaxconv.explain(lambda x, w: jaxconv.conv(x, w))(x, w).rows
+    (row,) = jaxconv.explain(lambda x, w: jaxconv.conv(x, w), x, w).rows
     for name in [n for n in candidates(row.spec, PLATFORM) if n in ("im2col", "xla")]:
         times.clear()
         times[name] = 0.1
@@ -456,7 +456,7 @@ def test_what_is_compiled_next_runs_it(times: Times) -> None:
 
 
 def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     other = other_than_planned(spec)
     times[other] = 0.25
     measured = timed
@@ -478,7 +478,7 @@ def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.M
 def test_without_a_cache_it_holds_for_the_process(times: Times, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with config.set(cache_dir=tmp_path / "file" / "cache"):
-        spec = jaxconv.explain(loss)(X, W).rows[0].spec
+        spec = jaxconv.explain(loss, X, W).rows[0].spec
         other = other_than_planned(spec)
         times[other] = 0.25
         with pytest.warns(UserWarning, match="known to this process only"):

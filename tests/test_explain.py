@@ -119,7 +119,7 @@ def test_directions(name: str, last: bool, transformed: str) -> None:
     arguments = {"window_strides": (1,) * ndim, "padding": ((1, 1),) * ndim} | arguments
     convolve = partial(lax.conv_general_dilated, **arguments, dimension_numbers=numbers)
     transform, expected = TRANSFORMED[transformed]
-    found = explain(transform(partial(loss, conv=convolve)))(struct(*lhs), struct(*rhs))
+    found = explain(transform(partial(loss, conv=convolve)), struct(*lhs), struct(*rhs))
     assert directions(found) == expected
     assert {row.where.rpartition(" ")[2] for row in found.rows} == {"(loss)"}
 
@@ -128,7 +128,7 @@ def test_flips_beside_a_convolution_are_told_from_an_input_gradient() -> None:
     def flipped(x: Any, w: Any) -> Array:
         return jnp.flip(conv(x, jnp.flip(w, (2, 3))), (2, 3))
 
-    found = explain(jax.value_and_grad(partial(loss, conv=flipped), BOTH))(X, W)
+    found = explain(jax.value_and_grad(partial(loss, conv=flipped), BOTH), X, W)
     assert directions(found) == ONCE
 
 
@@ -143,7 +143,7 @@ def test_a_backward_rule_of_the_users_own() -> None:
         lambda x, w: (conv(x, w), (x, w)),
         lambda saved, g: (conv(g, saved[1]), saved[1] * conv(*saved).sum()),
     )
-    found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+    found = explain(jax.grad(partial(loss, conv=layer), BOTH), X, W)
     assert directions(found) == {"forward": 1, "backward": 2}
 
 
@@ -151,7 +151,7 @@ def test_second_derivatives_have_backward_convolutions() -> None:
     def penalty(x: Any, w: Any) -> Array:
         return jnp.sum(jax.grad(loss)(x, w) ** 2)
 
-    found = directions(explain(jax.grad(penalty, 1))(X, W))
+    found = directions(explain(jax.grad(penalty, 1), X, W))
     assert found["forward"] == 1
     assert found["weight gradient"] >= 2
     assert set(found) <= {"forward", "input gradient", "weight gradient", "backward"}
@@ -165,7 +165,7 @@ def test_where_is_the_users_line() -> None:
         x = jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")  # first
         return conv(x, w)
 
-    found = explain(jax.grad(lambda x, w: jnp.sum(jnp.sin(network(x, w))), BOTH))(X, W)
+    found = explain(jax.grad(lambda x, w: jnp.sum(jnp.sin(network(x, w))), BOTH), X, W)
     path = Path(__file__)
     name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
     first = f"{name}:{line(network, 'first')} ({network.__name__})"
@@ -188,7 +188,7 @@ def test_derivatives_of_equal_convolutions_keep_their_lines() -> None:
         return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
 
     for layer in (one, other):
-        found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+        found = explain(jax.grad(partial(loss, conv=layer), BOTH), X, W)
         assert {row.where.rpartition(" ")[2] for row in found.rows} == {f"({layer.__name__})"}
 
 
@@ -211,7 +211,7 @@ def test_where_is_not_in_a_library() -> None:
     def network(x: Any, w: Any) -> Array:
         return layer(x, w)
 
-    (row,) = explain(network)(X, W).rows
+    (row,) = explain(network, X, W).rows
     assert row.where.endswith(f":{line(network, 'layer(')} ({network.__name__})")
 
 
@@ -220,9 +220,9 @@ def test_where_has_the_name_alone_of_a_file_outside_the_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    (outside,) = explain(library(str(tmp_path / "layers.py")))(X, W).rows
+    (outside,) = explain(library(str(tmp_path / "layers.py")), X, W).rows
     assert outside.where == "layers.py:3 (layer)"
-    (inside,) = explain(library(str(tmp_path / "here" / "nets" / "layers.py")))(X, W).rows
+    (inside,) = explain(library(str(tmp_path / "here" / "nets" / "layers.py")), X, W).rows
     assert Path(inside.where) == Path("nets") / "layers.py:3 (layer)"
 
 
@@ -235,7 +235,7 @@ def test_equal_convolutions_of_a_line_are_a_row() -> None:
             x = conv(x, w)
         return conv(x, w[:, :, :1])
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     assert [row.count for row in found.rows] == [3, 1]
     assert found.count == 4
 
@@ -247,7 +247,7 @@ def test_a_scan_counts_each_step() -> None:
 
         return lax.scan(steps, x, None, length=7)[0]
 
-    (row,) = explain(network)(X, W).rows
+    (row,) = explain(network, X, W).rows
     assert (row.count, row.within) == (35, "")
 
 
@@ -255,7 +255,7 @@ def test_a_while_loop_counts_one_iteration() -> None:
     def network(x: Any, w: Any) -> Array:
         return lax.while_loop(lambda x: x.sum() < 1, lambda x: conv(conv(x, w), w), x)
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     assert [(row.count, row.within) for row in found.rows] == [(2, "while")]
     assert "2 while" in str(found)
     assert found.table().endswith(WITHIN)
@@ -265,7 +265,7 @@ def test_all_branches_are_listed() -> None:
     def network(x: Any, w: Any) -> Array:
         return lax.cond(x.sum() < 1, conv, lambda x, w: conv(conv(x, w), w), x, w)
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     assert {row.within for row in found.rows} == {"cond"}
     assert found.count == 3
 
@@ -275,7 +275,7 @@ def test_shapes_in_shard_map_are_those_on_a_device() -> None:
     sharded = jax.shard_map(
         conv, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices"), check_vma=False
     )
-    (row,) = explain(sharded)(struct(8, 4, 6, 6), W).rows
+    (row,) = explain(sharded, struct(8, 4, 6, 6), W).rows
     assert row.spec.lhs_shape == (2, 6, 6, 4)
 
 
@@ -284,14 +284,14 @@ def test_what_nothing_uses_is_left_out() -> None:
         conv(x, w)
         return jax.jit(lambda x: (conv(x, w), x))(x)[1]
 
-    assert explain(network)(X, W).rows == ()
+    assert explain(network, X, W).rows == ()
 
 
 # What is planned
 
 
 def test_rows_agree_with_plan() -> None:
-    found = explain(jax.grad(loss, BOTH))(X, W)
+    found = explain(jax.grad(loss, BOTH), X, W)
     assert len(found.rows) == 3
     for row in found.rows:
         plan = plan_spec(row.spec, "cpu")
@@ -308,7 +308,7 @@ def test_totals() -> None:
             x = conv(x, w)
         return jaxconv.conv_general_dilated(x, w, (2, 2), "SAME", algorithm="im2col")
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     three, one = found.rows
     assert found.seconds == 3 * three.seconds + one.seconds
     assert found.lax_seconds == 3 * three.lax_seconds + one.lax_seconds
@@ -318,14 +318,14 @@ def test_totals() -> None:
 @pytest.mark.parametrize("algorithm", ["im2col", "xla"])
 def test_algorithms_by_name_are_kept(algorithm: str) -> None:
     accelerated = jaxconv.accelerate(jax.grad(loss, BOTH), algorithm=algorithm)
-    found = explain(accelerated)(X, W)
+    found = explain(accelerated, X, W)
     assert {row.algorithm for row in found.rows} == {algorithm}
     assert {row.why for row in found.rows} == {"it was asked for by name"}
 
 
 def test_platform() -> None:
-    assert jaxconv.explain(conv)(X, W).platform == jax.default_backend()
-    found = jaxconv.explain(conv, platform="tpu")(X, W)
+    assert jaxconv.explain(conv, X, W).platform == jax.default_backend()
+    found = jaxconv.explain(conv, X, W, platform="tpu")
     assert (found.platform, found.rows[0].algorithm) == ("tpu", "xla")
 
 
@@ -338,8 +338,8 @@ def test_shardings_in_types() -> None:
     )
     with jax.sharding.use_abstract_mesh(mesh):
         x = jax.ShapeDtypeStruct((2, 4, 8, 8), "float32", sharding=sharding)
-        (row,) = explain(depthwise)(x, blur).rows
-    (plain,) = explain(depthwise)(struct(2, 4, 8, 8), blur).rows
+        (row,) = explain(depthwise, x, blur).rows
+    (plain,) = explain(depthwise, struct(2, 4, 8, 8), blur).rows
     assert (row.algorithm, row.why) == (plain.algorithm, plain.why)
 
 
@@ -352,7 +352,7 @@ def test_arguments_that_are_no_arrays_reach_the_function_as_they_are() -> None:
         return {"out": lax.conv(x, params["w"], (strides,) * 2, padding), "train": train}
 
     params = {"w": np.zeros((4, 4, 3, 3), np.float32), "activation": None}
-    found = explain(network)(params, X, 2, padding="VALID", train=True)
+    found = explain(network, params, X, 2, padding="VALID", train=True)
     (row,) = found.rows
     assert row.spec.window_strides == (2, 2)
     assert row.spec.padding == ((0, 0), (0, 0))
@@ -360,7 +360,7 @@ def test_arguments_that_are_no_arrays_reach_the_function_as_they_are() -> None:
     def eager(x: Any, w: Any, activation: Callable[..., Any], name: str) -> tuple[Any, str]:
         return activation(conv(x, w)) if name else x, name
 
-    assert explain(eager)(jnp.zeros(X.shape), jnp.zeros(W.shape), jnp.tanh, "net").count == 1
+    assert explain(eager, jnp.zeros(X.shape), jnp.zeros(W.shape), jnp.tanh, "net").count == 1
 
 
 def test_nothing_is_run() -> None:
@@ -368,12 +368,12 @@ def test_nothing_is_run() -> None:
         jax.debug.callback(lambda: pytest.fail("it ran"))
         return conv(x, w)
 
-    assert explain(network)(struct(1 << 20, 4, 1 << 18, 1 << 18), W).count == 1
+    assert explain(network, struct(1 << 20, 4, 1 << 18, 1 << 18), W).count == 1
 
 
 def test_the_function_stays_what_it_is() -> None:
     before = str(jax.make_jaxpr(loss)(X, W))
-    explain(jax.jit(loss))(X, W)
+    explain(jax.jit(loss), X, W)
     assert str(jax.make_jaxpr(loss)(X, W)) == before
     assert conv_general_dilated_p.name in before
     assert conv_p.name not in before
@@ -383,7 +383,7 @@ def test_the_function_stays_what_it_is() -> None:
 
 
 def test_explanations_are_values() -> None:
-    first, again = (explain(jax.grad(loss, BOTH))(X, W) for _ in range(2))
+    first, again = (explain(jax.grad(loss, BOTH), X, W) for _ in range(2))
     assert first == again
     assert hash(first) == hash(again)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -394,7 +394,7 @@ def test_str_and_html_are_the_same_table() -> None:
     def escaped(x: Any, w: Any) -> Array:
         return (lambda x, w: conv(x, w))(x, w)
 
-    found = explain(jax.grad(partial(loss, conv=escaped), BOTH))(X, W)
+    found = explain(jax.grad(partial(loss, conv=escaped), BOTH), X, W)
     above, head, *lines, total = found.table().splitlines()
     assert above == f"Planned for cpu. {CAUTION}"
     assert head.split()[:4] == ["where", "direction", "algorithm", "count"]
@@ -415,7 +415,7 @@ def test_str_and_html_are_the_same_table() -> None:
 
 
 def test_html_is_escaped() -> None:
-    (row,) = explain(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(X, W).rows
+    (row,) = explain(lambda x, w: lax.conv(x, w, (1, 1), "SAME"), X, W).rows
     assert row.where.endswith("<lambda>)")
     page = Explanation("cpu", (row,))._repr_html_()
     assert "<lambda>" not in page
@@ -423,14 +423,14 @@ def test_html_is_escaped() -> None:
 
 
 def test_a_function_without_convolutions() -> None:
-    found = explain(jnp.sin)(X)
+    found = explain(jnp.sin, X)
     assert (found.count, found.seconds, found.workspace) == (0, 0, 0)
     assert str(found) == "There is no convolution in this function."
     assert found._repr_html_() == "<p>There is no convolution in this function.</p>"
 
 
 def test_empty_convolutions_have_a_row() -> None:
-    found = explain(conv)(struct(0, 4, 8, 8), W)
+    found = explain(conv, struct(0, 4, 8, 8), W)
     assert found.rows[0].algorithm in ALGORITHMS
     assert "0.000 ms" in str(found)
 
@@ -459,7 +459,7 @@ def test_compiled_convolutions_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     above, head, *lines = str(compiled).splitlines()
     assert above == f"Compiled for {platform}. {CAUTION}"
     assert head.split()[:3] == ["where", "algorithm", "count"]
-    expected = jaxconv.explain(program)(X, W).rows
+    expected = jaxconv.explain(program, X, W).rows
     for text, row, count in zip(lines, (expected[0], expected[2]), (3, 1), strict=True):
         assert text.startswith(row.where)
         assert text.removeprefix(row.where).split()[:2] == [row.algorithm, str(count)]

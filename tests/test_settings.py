@@ -245,8 +245,10 @@ def test_by_name_there_is_no_limit() -> None:
     with config.set(workspace_limit=0):
         out = jaxconv.conv_general_dilated(lhs, rhs, *SMALL_IMAGE[2:], algorithm="im2col")
         row = jaxconv.explain(
-            lambda x, w: jaxconv.conv_general_dilated(x, w, *SMALL_IMAGE[2:], algorithm="im2col")
-        )(lhs, rhs).rows[0]
+            lambda x, w: jaxconv.conv_general_dilated(x, w, *SMALL_IMAGE[2:], algorithm="im2col"),
+            lhs,
+            rhs,
+        ).rows[0]
     assert out.shape == (1, 7, 7, 512)
     assert row.algorithm == "im2col"
     assert row.workspace > 0

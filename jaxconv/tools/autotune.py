@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import Array
 from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
-from jaxconv.arguments.errors import check_function, fail
+from jaxconv.arguments.errors import fail
 from jaxconv.config import notify, several_processes
 from jaxconv.planning.choose import choose, execute, rejection
 from jaxconv.planning.measured import Row, here, own_rows, record
@@ -22,7 +22,7 @@ from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.progress import shown
-from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
+from jaxconv.transforms.jaxprs import convolutions
 from jaxconv.transforms.primitive import planned_here
 
 # Multiples of the best prediction, which may be far off, and of the fastest of a few
@@ -80,10 +80,9 @@ class Tuning(tables.Report):
     def _contents(self) -> tables.Table:
         changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
         known = sum(row.known for row in self.rows)
-        line = (
-            f"Measured on {self.platform}: {len(self.rows)} different convolutions, {len(changed)}"
-            " of which have another algorithm now."
-        )
+        line = f"Measured on {self.platform}: {len(self.rows)} different convolutions."
+        if changed:
+            line += f" {len(changed)} changed algorithm."
         if known:
             line += f" {known} were known before; force=True measures them again."
         rows = [HEADER, *map(_cells, self.rows)]
@@ -99,8 +98,7 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         if time is None or seconds[name] >= time:
             return text
         margin = ALGORITHMS[name].margin
-        faster = "clearly faster" if margin == 1 else f"{1 / margin:g} times as fast"
-        return f"{text} (not {faster})"
+        return f"{text} (not {'clearly' if margin == 1 else f'{1 / margin:g}×'} faster)"
 
     return (
         row.planned,
@@ -113,16 +111,6 @@ def _cells(row: Measurement) -> tuple[str, ...]:
     )
 
 
-@overload
-def autotune(*, force: bool = False, progress: bool | None = None) -> Tuning: ...
-@overload
-def autotune(
-    fn: Callable[..., Any],
-    *args: Any,
-    force: bool = False,
-    progress: bool | None = None,
-    **kwargs: Any,
-) -> Tuning: ...
 def autotune(
     fn: Callable[..., Any] | None = None,
     *args: Any,
@@ -137,19 +125,20 @@ def autotune(
     of JAX and jaxconv, wherever they occur. Predictions for similar ones become better too.
 
     Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
-    contains them. ``fn`` itself is only traced. Without ``fn``, the convolutions are those that
-    this process has compiled through jaxconv so far, for JAX's default backend: call it at the end
-    of a program, and the next run is planned by what it measured. Functions that JAX has already
-    compiled are unaffected: tune first, or call ``jax.clear_caches()``.
+    contains them. ``fn`` itself is only traced; objects that it changes must be its arguments, as
+    for ``explain``. Without ``fn``, the convolutions are those that this process has compiled
+    through jaxconv so far, for JAX's default backend: call it at the end of a program, and the next
+    run is planned by what it measured. Functions that JAX has already compiled are unaffected: tune
+    first, or call ``jax.clear_caches()``.
 
     Each convolution is measured in isolation, on random numbers, for a few seconds, alternating
-    between all algorithms that could be the fastest. XLA's own is left only for one that is clearly
-    faster. Convolutions with an algorithm given by name are skipped. Each is kept as soon as it is
-    measured, so that an interrupt loses nothing; those known from an earlier call are listed, and
-    not measured again.
+    between all algorithms that could be the fastest; "auto" departs from XLA's own only for one
+    that is clearly faster. Convolutions with an algorithm by name are skipped. Each measurement is
+    saved at once, so that an interrupt loses nothing; those known from an earlier call are listed,
+    and not measured again.
 
-    Measurements are for programs of one process. Several that run one program (``jax.distributed``)
-    must plan alike, but each would measure other times, so that plans there are predictions only.
+    Measurements are for programs of one process. The processes of ``jax.distributed`` must plan
+    alike, but each would measure other times: plans there are predictions only.
 
     Args:
       fn: any function, including jitted and accelerated ones.
@@ -185,10 +174,9 @@ def autotune(
             constraint = "without fn, jaxconv must have planned convolutions in this process"
             fail("autotune", constraint, f"none on {platform}", remedy)
     else:
-        check_function("autotune", fn)
-        choices = (choice("autotune", eqn) for eqn, *_ in walk(_traced(fn, args, kwargs)))
-        by_auto = (spec for spec, name, _ in choices if name == "auto" and not spec.is_empty)
-        specs = list(dict.fromkeys(by_auto))
+        found = convolutions("autotune", fn, args, kwargs)
+        by_auto = (conv.spec("autotune") for conv in found if conv.algorithm == "auto")
+        specs = list(dict.fromkeys(spec for spec in by_auto if not spec.is_empty))
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     own = {} if force else own_rows(platform)
     found = {spec: own.get(prepared(spec)) for spec in specs}
@@ -206,21 +194,11 @@ def autotune(
     return Tuning(platform, tuple(measured))
 
 
-def _traced(fn: Any, args: Any, kwargs: Any) -> Any:
-    try:
-        return fn_jaxpr(fn, args, kwargs)
-    except TypeError as error:
-        if args or kwargs:
-            raise
-        remedy = "give them after it: jaxconv.autotune(fn, x, w)"
-        fail("autotune", "fn's arguments must be given too", f"none ({error})", remedy, TypeError)
-
-
 def check_alone(function: str) -> None:
     """Raises in a program of several processes, whose plans don't use measurements."""
     if several_processes():
         constraint = "measurements are for programs of one process, since several must plan alike"
-        fail(function, constraint, f"{jax.process_count()} processes", "leave the call out there")
+        fail(function, constraint, f"{jax.process_count()} processes", "omit the call there")
 
 
 def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurement:
@@ -230,7 +208,7 @@ def _measurement(row: Row, planned: str, known: bool, platform: str) -> Measurem
     possible = {
         name: time
         for name, time in row.seconds.items()
-        # The limit of workspace may have changed since it was measured.
+        # The workspace limit may have changed since it was measured.
         if name in ALGORITHMS and rejection(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
@@ -252,8 +230,8 @@ def candidates(spec: ConvSpec, platform: str) -> list[str]:
     """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
     plan = plan_spec(spec, platform)
     possible = {c.name: c.seconds for c in plan.eligible}
-    hopeless = HOPELESS_PREDICTED * min(possible.values())
-    names = [name for name, seconds in possible.items() if seconds <= hopeless]
+    hopeless = HOPELESS_PREDICTED * min((s for s in possible.values() if s is not None), default=0)
+    names = [name for name, s in possible.items() if s is None or s <= hopeless]
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 
