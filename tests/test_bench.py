@@ -19,7 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from jaxconv import cli, layout
+from jaxconv import app as cli
+from jaxconv import layout
 from jaxconv.arguments.parse import parse
 from jaxconv.bench import cases, measure, networks, profile, programs, regret, report, sharding
 from jaxconv.bench.cases import DIRECTIONS, Layer

@@ -131,7 +131,8 @@ def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()
 
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
-    sure = "measured" if row.measured else tables.factor(row.sigma)
+    known = "–" if row.seconds is None else tables.factor(row.sigma)
+    sure = "measured" if row.measured else known
     figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
     what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
@@ -142,7 +143,7 @@ def _figures(
 ) -> tuple[str, ...]:
     times = f"{lax_seconds / seconds:.1f}" if seconds and lax_seconds is not None else "–"
     own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
-    return own, "–" if seconds is None else sure, by_lax, times, tables.mebibytes(workspace)
+    return own, sure, by_lax, times, tables.mebibytes(workspace)
 
 
 def explain(
