@@ -313,8 +313,8 @@ def test_totals() -> None:
 
     found = explain(network, X, W)
     three, one = found.rows
-    assert found.seconds == 3 * three.seconds + one.seconds
-    assert found.lax_seconds == 3 * three.lax_seconds + one.lax_seconds
+    assert found.seconds == 3 * (three.seconds or 0) + (one.seconds or 0)
+    assert found.lax_seconds == 3 * (three.lax_seconds or 0) + (one.lax_seconds or 0)
     assert found.workspace == max(one.workspace, three.workspace)
 
 
@@ -341,7 +341,7 @@ def test_what_is_no_call_is_refused() -> None:
     ):
         explain(conv)
     with pytest.raises(TypeError, match="fn must be a function, got ShapeDtypeStruct"):
-        explain(X, W)
+        explain(X, W)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
         explain(conv, X, W, y=1)
 

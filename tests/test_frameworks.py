@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import flax
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen, nnx
+from flax.errors import TraceContextError
 from jax import Array
 from networks import STEPS, Training, numbers
 
@@ -298,7 +298,7 @@ def test_nnx_objects_are_left_alone(jit: Any, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_equal(numbers(nnx.state(state)), before)
     assert step(*state, x) > step(*state, x)
     # As jax.jit, it refuses to change what is no argument.
-    with pytest.raises((ValueError, flax.errors.TraceContextError), match="different trace level"):
+    with pytest.raises((ValueError, TraceContextError), match="different trace level"):
         jaxconv.explain(lambda x: step(*state, x), x)
 
 

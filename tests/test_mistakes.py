@@ -651,7 +651,7 @@ MISTAKES = {
     "autotune without arguments": mistake(
         "autotune",
         TypeError,
-        "fn's arguments must be passed too, got none (conv() missing 2 required positional"
+        "fn's arguments must be given too, got none (conv() missing 2 required positional"
         " arguments: 'x' and 'w'); give them after it: jaxconv.autotune(fn, x, w).",
         jaxconv.conv,
     ),

@@ -265,43 +265,41 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
-    """Random operands in the order of memory; for a weight gradient see ``as_it_arrives``."""
-    lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
-    if spec.weight_gradient:
-        c, *lhs_spatial, n = lhs_shape
-        *rhs_spatial, batch, o = rhs_shape
-        lhs_shape, rhs_shape = (n, *lhs_spatial, c), (batch, *rhs_spatial, o)
-    if spec.channels_first:
-        n, *lhs_spatial, c = lhs_shape
-        lhs_shape = (n, c, *lhs_spatial)
-    if not spec.weight_gradient:
-        rhs_shape = tuple(rhs_shape[axis] for axis in layout.memory_axes(spec))
+    """Random operands in the order of memory."""
     numbers = np.random.default_rng(0)
 
-    def drawn(shape: tuple[int, ...]) -> Array:
-        values = numbers.standard_normal(shape, dtype=np.float32)
+    def drawn(shape: Sequence[int], axes: Sequence[int]) -> Array:
+        values = numbers.standard_normal([shape[axis] for axis in axes], dtype=np.float32)
         if jnp.issubdtype(spec.dtype, np.integer):
             values = np.abs(8 * values)
         return jnp.asarray(values.astype(spec.dtype))
 
-    return drawn(lhs_shape), drawn(rhs_shape)
+    lhs_axes, rhs_axes = _memory(spec)
+    return drawn(spec.lhs_shape, lhs_axes), drawn(spec.rhs_shape, rhs_axes)
+
+
+def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:
+    """The axes of lhs and rhs in the order of memory.
+
+    The image and kernel of a weight gradient are channels last; only its dimension numbers exchange
+    channels and batch. An image's channels may come before its positions, and a kernel's axes in
+    another order.
+    """
+    *spatial, last = range(1, len(spec.lhs_shape))
+    if spec.weight_gradient:
+        return (last, *spatial, 0), (last - 1, *range(last - 1), last)
+    image = (0, last, *spatial) if spec.channels_first else (0, *spatial, last)
+    return image, layout.memory_axes(spec)
 
 
 def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs: Array) -> Array:
-    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory.
-
-    In memory the image and kernel of a weight gradient are channels-last; only its dimension
-    numbers exchange channels and batch. An image's channels may come before its positions, and a
-    kernel's axes in another order. What is moved is timed too, as in the program.
-    """
-    if spec.weight_gradient:
-        lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
-        kernel = jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
-        return layout.in_memory(kernel, spec)
-    rhs = layout.from_memory(rhs, spec)
-    if spec.channels_first:
-        lhs = jnp.moveaxis(lhs, 1, -1)
+    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory, and
+    the result in it: what is moved is timed too, as in the program."""
+    lhs_axes, rhs_axes = _memory(spec)
+    lhs, rhs = lhs.transpose(np.argsort(lhs_axes)), rhs.transpose(np.argsort(rhs_axes))
     out = execute(lhs, rhs, spec, algorithm, platform)
+    if spec.weight_gradient:
+        return layout.in_memory(jnp.moveaxis(out, 0, -2), spec)
     return jnp.moveaxis(out, -1, 1) if spec.channels_first else out
 
 

@@ -34,9 +34,11 @@ def shown(
         progress.TextColumn("{task.description}"),
     )
     start, done = time.perf_counter(), -1
+    stderr = Console(stderr=True)
     # Drawn between the steps only, which may be timed, and not while a result is printed.
-    options = {"auto_refresh": False, "transient": True, "redirect_stdout": False}
-    with progress.Progress(*columns, console=Console(stderr=True), **options) as bar:
+    with progress.Progress(
+        *columns, console=stderr, auto_refresh=False, transient=True, redirect_stdout=False
+    ) as bar:
         task = bar.add_task("", total=total)
         for step in steps:
             if isinstance(step, str):

@@ -105,7 +105,7 @@ def over_arrays(
     """
     if isinstance(fn, MethodType):
         fn = Partial(fn.__func__, fn.__self__)
-    elif type(fn) is partial:
+    elif isinstance(fn, partial) and not isinstance(fn, Partial):
         fn = Partial(fn.func, *fn.args, **fn.keywords)
     leaves, tree = jax.tree.flatten((fn, args, kwargs))
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, ARRAYS)]
