@@ -286,7 +286,7 @@ def explained() -> None:
     case = CASES["3x3 stride 1"]
     lhs, rhs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in case.operands())
     lhs = lhs.update(sharding=NamedSharding(mesh(), P(("a", "b"))))
-    explanation = jaxconv.explain(value_and_gradients(case.lax))(lhs, rhs)
+    explanation = jaxconv.explain(value_and_gradients(case.lax), lhs, rhs)
     rows = {row.direction: row for row in explanation.rows}
     assert rows["forward"].spec.lhs_shape == (2, 5, 6, 3)
     assert rows["forward"].exchanged == rows["input gradient"].exchanged == ""
@@ -294,7 +294,7 @@ def explained() -> None:
     assert "sums of 4 devices" in str(explanation)
     image = jax.ShapeDtypeStruct((2, 16, 6, 3), "float64")
     image = image.update(sharding=NamedSharding(mesh(), P(None, "a")))
-    (row,) = jaxconv.explain(jaxconv.conv)(image, rhs).rows
+    (row,) = jaxconv.explain(jaxconv.conv, image, rhs).rows
     assert (row.spec.lhs_shape, row.exchanged) == ((2, 10, 6, 3), "borders 1 + 1 of axis 0")
 
 

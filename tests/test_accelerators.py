@@ -80,9 +80,9 @@ def test_blind_spots_of_cudnn(layer: Layer, names: tuple[str, str, str]) -> None
     operands = [struct(shape, layer.dtype) for shape in shapes]
     for direction, name in zip(DIRECTIONS, names, strict=True):
         function = jax.jit(layer.function(jaxconv.conv_general_dilated, direction))
-        (row,) = jaxconv.explain(function, platform="gpu")(*operands).rows
+        (row,) = jaxconv.explain(function, *operands, platform="gpu").rows
         assert row.algorithm == name, direction
-        (row,) = jaxconv.explain(function, platform="tpu")(*operands).rows
+        (row,) = jaxconv.explain(function, *operands, platform="tpu").rows
         assert row.algorithm == "xla"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import CASES, Case
+from cases import CASES
 from jax import lax
 
 import jaxconv
@@ -49,6 +49,11 @@ def loss(x: Any, w: Any) -> Any:
     return (jaxconv.conv(x, w) ** 2).sum()
 
 
+def lax_conv(x: Any, w: Any) -> Any:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+
+
 def autotuned() -> Measurement:
     (row,) = jaxconv.autotune(loss, X, W).rows
     return row
@@ -82,9 +87,9 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Times:
 # What it finds
 
 
-def test_forward_and_backward_are_found_once_each() -> None:
+def test_forward_and_backward_are_found_once_each(times: Times) -> None:
     tuning = jaxconv.autotune(jax.jit(jax.grad(loss, argnums=(0, 1))), X, W)
-    found = jaxconv.explain(jax.grad(loss, argnums=(0, 1)))(X, W)
+    found = jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W)
     assert [row.spec for row in tuning.rows] == list(dict.fromkeys(r.spec for r in found.rows))
     assert any(row.spec.weight_gradient for row in tuning.rows)
     assert tuning.platform == PLATFORM
@@ -111,7 +116,7 @@ def test_what_was_compiled_is_found(
     thread = threading.Thread(target=gradient, args=(x, w))
     thread.start()
     thread.join()
-    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)))(X, W).rows}
+    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W).rows}
     assert set(planned_here(PLATFORM)) == expected
     assert planned_here("tpu") == [] != planned_here(PLATFORM)
     jax.clear_caches()
@@ -152,19 +157,12 @@ def test_memory_of_what_was_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch)
 
 def test_laxs_convolutions_are_found_in_loops_and_accelerated_functions(times: Times) -> None:
     def steps(x: Any, w: Any) -> Any:
-        def body(x: Any, _: Any) -> Any:
-            return lax.conv_general_dilated(
-                x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            ), None
-
-        return lax.scan(body, x, length=3)[0]
+        return lax.scan(lambda x, _: (lax_conv(x, w), None), x, length=3)[0]
 
     arguments = struct(1, 6, 6, 4), struct(3, 3, 4, 4)
-    plain = jaxconv.autotune(steps, *arguments)
-    assert len(plain.rows) == 1
-    assert (
-        jaxconv.autotune(jaxconv.accelerate(steps), *arguments).rows[0].spec == plain.rows[0].spec
-    )
+    (plain,) = jaxconv.autotune(steps, *arguments).rows
+    (accelerated,) = jaxconv.autotune(jaxconv.accelerate(steps), *arguments).rows
+    assert plain.spec == accelerated.spec
 
 
 def test_those_with_a_name_and_empty_ones_are_left_alone(folder: Path) -> None:
@@ -176,21 +174,20 @@ def test_those_with_a_name_and_empty_ones_are_left_alone(folder: Path) -> None:
 
 
 def test_arrays_and_keywords(times: Times) -> None:
-    def f(x: Any, *, w: Any, strides: int) -> Any:
-        return jaxconv.conv(x, w, strides)
-
-    (row,) = jaxconv.autotune(f, jnp.ones(X.shape), w=jnp.ones(W.shape), strides=2).rows
+    x, w = jnp.ones(X.shape), jnp.ones(W.shape)
+    (row,) = jaxconv.autotune(jaxconv.conv, x, w=w, strides=2).rows
     assert row.spec.window_strides == (2, 2)
 
 
 # What it measures
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_candidates(case: Case) -> None:
-    spec = case.spec("float32")
-    if spec.is_empty:
-        return
+SPECS = {name: case.spec("float32") for name, case in CASES.items()}
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if not spec.is_empty])
+def test_candidates(name: str) -> None:
+    spec = SPECS[name]
     plan = plan_spec(spec, "cpu")
     names = candidates(spec, "cpu")
     assert names[0] == plan.algorithm
@@ -212,7 +209,7 @@ def test_candidates_are_under_the_limit() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "int8", "uint8", "bool"])
 def test_dtypes(dtype: str) -> None:
     spec = CASES["3x3"].spec(dtype)
-    names = candidates(spec, PLATFORM)
+    names = candidates(spec, PLATFORM)[:3]
     row = timed(spec, names, PLATFORM)
     assert (row.spec, row.machine) == (spec, here(PLATFORM))
     assert set(row.seconds) == set(row.compile_seconds) <= set(names)
@@ -245,7 +242,7 @@ def test_a_weight_gradient_is_run_as_it_arrives(groups: int) -> None:
     def gradient(x: Any, w: Any) -> Any:
         return jax.grad(lambda w: (jaxconv.conv(x, w, 2, groups=groups) ** 2).sum())(w)
 
-    specs = [row.spec for row in jaxconv.explain(gradient)(X, w).rows]
+    specs = [row.spec for row in jaxconv.explain(gradient, X, w).rows]
     (spec,) = [spec for spec in specs if spec.weight_gradient]
     image, cotangent = autotuning.operands(spec)
     assert image.shape == X.shape
@@ -254,10 +251,9 @@ def test_a_weight_gradient_is_run_as_it_arrives(groups: int) -> None:
         lambda w: jaxconv.conv(image, w, 2, groups=groups), jnp.zeros(w.shape, "float32")
     )
     (expected,) = pullback(cotangent)
-    for name in candidates(spec, PLATFORM):
-        out = autotuning._compiled(spec, name, PLATFORM, (image, cotangent)).compiled(
-            image, cotangent
-        )
+    for name in candidates(spec, PLATFORM)[:4]:
+        compiled = autotuning._compiled(spec, name, PLATFORM, (image, cotangent)).compiled
+        out = compiled(image, cotangent)
         assert jnp.allclose(out, expected, rtol=1e-4, atol=1e-4), name
 
 
@@ -289,7 +285,7 @@ def test_what_the_backend_refuses_is_left_out(
     ("seconds", "wins"), [(0.5, True), (0.9, True), (0.99, False), (2.0, False)]
 )
 def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins: bool) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     planned, *others = candidates(spec, PLATFORM)
     times |= {"xla": 1.0, "im2col": seconds} | dict.fromkeys(
         {planned, *others} - {"xla", "im2col"}, 3.0
@@ -307,15 +303,11 @@ def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins
 
 def test_an_fft_must_be_twice_as_fast(times: Times) -> None:
     image, kernel = struct(1, 64, 64, 16), struct(15, 15, 16, 16)
-
-    def f(x: Any, w: Any) -> Any:
-        return jaxconv.conv(x, w)
-
     for seconds, wins in ((0.6, False), (0.4, True)):
         times["fft"] = seconds
-        tuning = jaxconv.autotune(f, image, kernel, force=True)
+        tuning = jaxconv.autotune(jaxconv.conv, image, kernel, force=True)
         assert (tuning.rows[0].chosen == "fft") == wins
-        assert ("fft 600.000 ms (not 2 times as fast)" in tuning.table()) == (not wins)
+        assert ("fft 600.000 ms (not 2× faster)" in tuning.table()) == (not wins)
 
 
 def test_the_hopeless_are_called_once(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,24 +341,24 @@ def other_than_planned(spec: ConvSpec) -> str:
 
 
 def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
-    before = jaxconv.explain(loss)(X, W).rows[0]
+    before = jaxconv.explain(loss, X, W).rows[0]
     other = other_than_planned(before.spec)
     times[other] = 0.25
     (row,) = jaxconv.autotune(loss, X, W).rows
     assert (row.planned, row.chosen) == (before.algorithm, other)
-    after = jaxconv.explain(loss)(X, W).rows[0]
+    after = jaxconv.explain(loss, X, W).rows[0]
     assert (after.algorithm, after.why) == (other, row.why)
     assert after.why.startswith("measured fastest (250.000 ms, measured")
     assert len(list(folder.glob("rows-*.jsonl"))) == 1
     with config.set(use_cache=False):
-        assert jaxconv.explain(loss)(X, W).rows[0] == before
+        assert jaxconv.explain(loss, X, W).rows[0] == before
     # Another process has them from the file.
     forget()
-    assert jaxconv.explain(loss)(X, W).rows[0] == after
+    assert jaxconv.explain(loss, X, W).rows[0] == after
 
 
 def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     other = other_than_planned(spec)
     times[other] = 0.25
     gradient = jax.grad(loss, argnums=(0, 1))
@@ -387,7 +379,7 @@ def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.M
     assert [row.known for row in tuning.rows] == [row.spec == spec for row in tuning.rows]
     assert asked == [row.spec for row in tuning.rows if not row.known]
     assert len(asked) > 1
-    assert " 1 were known before; force=True measures them again" in str(tuning)
+    assert " 1 were known before; force=True measures them again" in tuning.table()
     # On demand all are measured again; what was measured last counts.
     asked.clear()
     times.clear()
@@ -408,11 +400,7 @@ def test_what_is_known_of_the_same_work_is_taken() -> None:
     record([Timed(prepared(spec), here(PLATFORM), {"im2col": 0.001, "xla": 0.5})], PLATFORM)
     forget()
     operands = struct(*case.lhs_shape), struct(*case.rhs_shape)
-
-    def f(lhs: Any, rhs: Any) -> Any:
-        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments)
-
-    (row,) = jaxconv.autotune(f, *operands).rows
+    (row,) = jaxconv.autotune(jaxconv.conv_general_dilated, *operands, **case.arguments).rows
     assert row.known
     assert row.spec == spec
     assert row.chosen == "im2col"
@@ -430,27 +418,19 @@ def test_what_was_measured_but_can_not_be_taken_now_is_not_listed(times: Times) 
 
 def test_what_is_compiled_next_runs_it(times: Times) -> None:
     x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
-    (row,) = jaxconv.explain(lambda x, w: jaxconv.conv(x, w))(x, w).rows
+    (row,) = jaxconv.explain(jaxconv.conv, x, w).rows
     for name in [n for n in candidates(row.spec, PLATFORM) if n in ("im2col", "xla")]:
         times.clear()
         times[name] = 0.1
-        jaxconv.autotune(lambda x, w: jaxconv.conv(x, w), x, w, force=True)
-
-        def lax_conv(x: Any, w: Any) -> Any:
-            return lax.conv_general_dilated(
-                x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
-
-        for f in (lambda x, w: jaxconv.conv(x, w), jaxconv.accelerate(lax_conv)):
-            text = jax.jit(f).lower(x, w).as_text()
-            assert ("stablehlo.convolution" in text) == (name == "xla")
+        jaxconv.autotune(jaxconv.conv, x, w, force=True)
         with jaxconv.enabled((PLATFORM,)):
-            text = jax.jit(lax_conv).lower(x, w).as_text()
-            assert ("stablehlo.convolution" in text) == (name == "xla")
+            for f in (jaxconv.conv, jaxconv.accelerate(lax_conv), lax_conv):
+                text = jax.jit(lambda x, w, f=f: f(x, w)).lower(x, w).as_text()
+                assert ("stablehlo.convolution" in text) == (name == "xla")
 
 
 def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss)(X, W).rows[0].spec
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
     other = other_than_planned(spec)
     times[other] = 0.25
     measured = timed
@@ -472,7 +452,7 @@ def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.M
 def test_without_a_cache_it_holds_for_the_process(times: Times, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with config.set(cache_dir=tmp_path / "file" / "cache"):
-        spec = jaxconv.explain(loss)(X, W).rows[0].spec
+        spec = jaxconv.explain(loss, X, W).rows[0].spec
         other = other_than_planned(spec)
         times[other] = 0.25
         with pytest.warns(UserWarning, match="known to this process only"):
@@ -496,8 +476,8 @@ def test_report_is_a_table() -> None:
     )
     line, head, first, second, third, last = Tuning("cpu", rows).table().splitlines()
     assert line == (
-        "Measured on cpu: 4 different convolutions, 1 of which have another algorithm now."
-        " 2 were known before; force=True measures them again."
+        "Measured on cpu: 4 different convolutions. 1 changed algorithm. 2 were known before;"
+        " force=True measures them again."
     )
     assert "× lax" in head
     assert first.split()[:6] == ["xla", "im2col", "1.000", "ms", "2.50", "now"]
@@ -518,27 +498,16 @@ def test_progress_counts_what_is_left_to_measure(
 ) -> None:
     pytest.importorskip("rich")
     jaxconv.autotune(loss, X, W)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
     jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
-    assert "0 of 2," in err
-    assert "2 of 2," in err
-    assert "left float32[" in err
-    jaxconv.autotune(loss, X, W, progress=True)
+    for text in ("0 of 2", "1 of 2", "float32["):
+        assert text in err
+    for progress in (True, False, None):  # all are known; no terminal
+        jaxconv.autotune(loss, X, W, progress=progress)
     assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("progress", [True, False, None])
-def test_progress_goes_to_stderr(
-    times: Times, capsys: pytest.CaptureFixture[str], progress: bool | None
-) -> None:
-    pytest.importorskip("rich")
-    tuning = jaxconv.autotune(loss, X, W, progress=progress)
-    assert len(tuning.rows) == 1
-    assert capsys.readouterr().out == ""
 
 
 def test_progress_without_rich(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import jaxconv
-from jaxconv import cli, layout
+from jaxconv import app as cli
+from jaxconv import layout
 from jaxconv.arguments.parse import parse
 from jaxconv.bench import cases, measure, networks, profile, programs, regret, report, sharding
 from jaxconv.bench.cases import DIRECTIONS, Layer
@@ -205,7 +206,7 @@ def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
         params = network.init()
         x, labels = network.data(1)
         loss, updated = jax.eval_shape(network.step, params, x, labels)
-        found = jaxconv.explain(network.step)(params, x, labels)
+        found = jaxconv.explain(network.step, params, x, labels)
     count = sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6
     assert 0.98 < count / PUBLISHED[network.name] <= 1.0
     assert loss.shape == ()
@@ -284,7 +285,7 @@ def test_a_profile_has_each_operation_of_the_program() -> None:
 def test_a_profile_names_the_algorithm_and_the_convolution() -> None:
     program = programs.Program(TINY, "alone", lambda conv: conv)
     found = programs.profile_of(program, "forward")
-    algorithm = jaxconv.explain(program.function("forward"))(*program.operands("forward"))
+    algorithm = jaxconv.explain(program.function("forward"), *program.operands("forward"))
     scope = f"{algorithm.rows[0].algorithm} 2x6x6x4*3x3x1x4"
     assert any(scope in op.origin for op in found.operations)
 

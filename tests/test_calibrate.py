@@ -13,7 +13,7 @@ from cases import CASES
 from typer.testing import CliRunner
 
 import jaxconv
-from jaxconv import cli
+from jaxconv import app as cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.bench import calibrate, networks

@@ -18,7 +18,7 @@ from jax import lax
 from PIL import Image
 
 import jaxconv
-from jaxconv import cli
+from jaxconv import app as cli
 from jaxconv.algorithms.base import prepared
 from jaxconv.bench import compare, draw
 from jaxconv.bench.cases import Layer
@@ -61,6 +61,13 @@ def comparisons() -> list[compare.Comparison]:
 def text(comparisons: list[compare.Comparison], width: int | None = None) -> list[str]:
     tables = (compare.table(comparison).text(width) for comparison in comparisons)
     return "\n".join(tables).splitlines()
+
+
+def only(names: list[str], **options: Any) -> compare.Comparison:
+    """The first convolution of the short list by these algorithms."""
+    *_, comparison = compare.compare(SHORT[:1], names, **options)
+    assert isinstance(comparison, compare.Comparison)
+    return comparison
 
 
 # The engine
@@ -108,8 +115,7 @@ def test_measures_every_algorithm(comparisons: list[compare.Comparison]) -> None
 
 def test_budget_allows_five_pairs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "BUDGET", 0.0)
-    *_, comparison = compare.compare(SHORT[:1], ["im2col"])
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only(["im2col"])
     assert [len(result.lax) for result in comparison.results] == [5, 5]
 
 
@@ -117,14 +123,12 @@ def test_what_is_slow_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compare, "SLOW", 0.0)
     chosen = compare.plan_spec(SHORT[0].layer.spec, PLATFORM).algorithm
     other = next(name for name in ("im2col", "implicit") if name != chosen)
-    *_, comparison = compare.compare(SHORT[:1], [chosen, other])
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only([chosen, other])
     assert {result.name for result in comparison.results} == {"lax", chosen}
     assert re.fullmatch(
         r"a call takes [\d.]+ s; with --repeats it is run", comparison.refused[other]
     )
-    *_, comparison = compare.compare(SHORT[:1], [other], repeats=1)
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only([other], repeats=1)
     assert not comparison.refused
 
 
@@ -143,8 +147,7 @@ def test_auto_and_what_it_takes_have_one_measurement(
 
     monkeypatch.setattr(Layer, "function", watched)
     names = [chosen, "auto"] if listed else ["auto"]
-    *_, comparison = compare.compare(SHORT[:1], names, repeats=2)
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only(names, repeats=2)
     assert asked == ["lax", "auto"]
     results = {result.name: result for result in comparison.results}
     assert results["auto"].how == f"→ {chosen}"
@@ -158,8 +161,7 @@ def test_laxs_own_program_has_no_ratio(tmp_path: Path) -> None:
     with jaxconv.config.set(cache_dir=tmp_path, use_cache=True):
         record([Timed(spec, here(PLATFORM), {"xla": 1e-6, "im2col": 1.0})], PLATFORM)
         notify()
-        *_, comparison = compare.compare(SHORT[:1], ["auto", "xla", "im2col"], repeats=3)
-    assert isinstance(comparison, compare.Comparison)
+        comparison = only(["auto", "xla", "im2col"], repeats=3)
     results = {result.name: result for result in comparison.results}
     assert {name for name, result in results.items() if result.is_lax} == {"auto", "xla"}
     for name in ("auto", "xla"):
@@ -174,8 +176,7 @@ def test_laxs_own_program_has_no_ratio(tmp_path: Path) -> None:
 
 
 def test_lax_is_measured_where_all_refuse() -> None:
-    *_, comparison = compare.compare(SHORT[:1], ["pointwise"])
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only(["pointwise"])
     (result,) = comparison.results
     assert result.name == "lax"
     assert "windows overlap" in comparison.refused["pointwise"]
@@ -184,8 +185,7 @@ def test_lax_is_measured_where_all_refuse() -> None:
 
 def test_workspace_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "WORKSPACE_LIMIT", 1024)
-    *_, comparison = compare.compare(SHORT[:1], ["im2col"])
-    assert isinstance(comparison, compare.Comparison)
+    comparison = only(["im2col"])
     assert "GiB of intermediate arrays" in comparison.refused["im2col"]
 
 
@@ -303,48 +303,27 @@ def test_compare_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert b"<svg" in output.read_bytes()
 
 
-def text_file(folder: Path) -> Path:
-    path = folder / "notes.png"
-    path.write_text("this is no picture")
-    return path
-
-
-def cut_short(folder: Path) -> Path:
-    path = png(folder / "cut.png", (255 * photograph()).astype(np.uint8))
-    path.write_bytes(path.read_bytes()[:200])
-    return path
-
-
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("name", "message"),
     [
-        (lambda folder: folder / "missing.png", "No such file or directory"),
-        (lambda folder: folder, "Is a directory"),
-        (text_file, "cannot identify image file"),
-        (cut_short, "cut.png'"),
+        ("missing.png", "No such file or directory"),
+        (".", "Is a directory"),
+        ("notes.png", "cannot identify image file"),
+        ("cut.png", "cut.png'"),
     ],
-    ids=["missing", "directory", "text", "cut short"],
 )
 def test_unreadable_image(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    make: Callable[[Path], Path],
-    message: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
-    image = make(tmp_path)
-    code, out, err = run(capsys, "compare", image, "-o", tmp_path / "picture.png", *QUICK)
+    (tmp_path / "notes.png").write_text("this is no picture")
+    cut = png(tmp_path / "cut.png", (255 * photograph()).astype(np.uint8))
+    cut.write_bytes(cut.read_bytes()[:200])
+    code, out, err = run(capsys, "compare", tmp_path / name, "-o", tmp_path / "x.png", *QUICK)
     assert (code, out) == (2, "")
     assert err.startswith("jaxconv: can't read the image '")
     assert message in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "picture.png").exists()
-
-
-def test_unknown_algorithm(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "compare", "-a", "auto", "-a", "magic")
-    assert (code, out) == (2, "")
-    names = ", ".join(("auto", *jaxconv.ALGORITHMS))
-    assert err == f"jaxconv: unknown algorithm 'magic'; known are {names}\n"
+    assert not (tmp_path / "x.png").exists()
 
 
 @pytest.mark.parametrize(
@@ -378,18 +357,16 @@ def test_unwritable_output(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "photograph.png"]
 
 
-@pytest.mark.parametrize("width", [80, 120])
 def test_compare_fits_a_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(compare, "convolutions", lambda _: SHORT[:1])
     code, out, err = run(capsys, "compare", "-o", tmp_path / "x.png", *QUICK)
     assert (code, err) == (0, "")
-    assert ("Left out to fit" in out) == (width == 80)
+    assert "Left out to fit 80 columns" in out
     # But for the picture's name, which stays whole.
-    lines = [line for line in out.splitlines() if str(tmp_path) not in line]
-    assert max(map(len, lines)) <= width
+    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
 
 
 def test_an_interrupt_loses_no_table(
@@ -463,37 +440,23 @@ def test_module_runs() -> None:
     assert done.stderr == expected
 
 
+WITHOUT_EXTRAS = """
+import runpy, sys
+import jaxconv.cli
+assert not {"typer", "rich", "matplotlib", "PIL", "skimage"} & set(sys.modules)
+sys.modules["typer"] = None
+runpy.run_module("jaxconv", run_name="__main__")
+"""
+
+
 def test_extras_are_optional() -> None:
-    done = python(
-        "-c",
-        "import sys, jaxconv\n"
-        "extras = {'typer', 'rich', 'matplotlib', 'PIL', 'skimage'}\n"
-        "assert not extras & set(sys.modules)\n"
-        "sys.modules['typer'] = None\n"
-        "import jaxconv.cli",
-    )
+    """Until the command line is called."""
+    done = python("-c", WITHOUT_EXTRAS)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "jaxconv: the command line needs the package 'typer'; install its extra:"
         ' pip install "jaxconv[cli]"\n'
     )
-
-
-def test_what_is_moved_between_devices_is_counted(tmp_path: Path) -> None:
-    file = str(tmp_path / "moved.json")
-    options = ("--quick", "--direction", "weight gradient", "--json", file)
-    done = python("-m", "jaxconv", "bench", "sharding", *options)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = json.loads(Path(file).read_text(encoding="utf-8"))["results"]["sharding"]
-    assert len(rows) == 3
-    for row in rows:
-        assert f"{row['name']}  " in done.stdout
-        assert row["wrong"] is None
-        assert row["how"] in jaxconv.ALGORITHMS
-        # A gradient of what is the same on all devices is summed over them.
-        summed = [kind for kind, _ in row["jaxconv"]].count("all-reduce")
-        assert summed == (row["layout"] in ("batch", "rows"))
-    assert re.search(r"^jaxconv moves more than lax in \d of 3", done.stdout, re.MULTILINE)
 
 
 # Running scripts
@@ -584,74 +547,72 @@ def test_run_and_measure(program: Path, tmp_path: Path) -> None:
     assert len(document.read_text().splitlines()) == 2
 
 
-@pytest.mark.usefixtures("process")
+Script = Callable[[str], Path]
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    """Writes a script; then this process is put back to what it was before one ran in it."""
+    monkeypatch.setattr(primitive, "_planned_here", {})
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def written(text: str) -> Path:
+        path = tmp_path / "script.py"
+        path.write_text(text)
+        return path
+
+    yield written
+    jaxconv.disable()
+
+
+CONVOLVES = "import jaxconv, numpy\njaxconv.conv(*[numpy.ones((1, 1, 1, 1), 'float32')] * 2)\n"
+
+
 @pytest.mark.parametrize(
-    ("ending", "code", "measured"),
+    ("ending", "code"),
     [
-        ("", 0, True),
-        ("raise SystemExit(0)", 0, True),
-        ("raise SystemExit(7)", 7, True),
-        ("raise ValueError('end')", 1, True),
-        ("raise KeyboardInterrupt", 130, False),
+        ("", 0),
+        ("raise SystemExit(0)", 0),
+        ("raise SystemExit(7)", 7),
+        ("raise ValueError('end')", 1),
+        ("raise KeyboardInterrupt", 130),
     ],
 )
-def test_run_measures_however_it_ends(
-    tmp_path: Path,
+def test_run_measures_unless_interrupted(
+    script: Script,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     ending: str,
     code: int,
-    measured: bool,
 ) -> None:
-    monkeypatch.setattr(primitive, "_planned_here", {})
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import jaxconv, numpy\njaxconv.conv(*[numpy.ones((1, 1, 1, 1), 'float32')] * 2)\n{ending}"
-    )
+    path = script(CONVOLVES + ending)
     monkeypatch.setattr(scripts, "autotune", lambda: "the table")
-    found, out, err = run(capsys, "run", "--autotune", script)
+    found, out, err = run(capsys, "run", "--autotune", path)
     assert (found, out) == (code, "")
-    assert ("the table" in err) == measured
+    assert ("the table" in err) == (code != 130)
     if "ValueError" in ending:
         assert err.index("ValueError: end") < err.index("the table")
-    assert "the table" not in run(capsys, "run", script)[2]
+    assert "the table" not in run(capsys, "run", path)[2]
 
 
-@pytest.mark.usefixtures("process")
 def test_run_measures_nothing_where_nothing_was_compiled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    script: Script, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(primitive, "_planned_here", {})
-    script = tmp_path / "script.py"
-    script.write_text("raise SystemExit(3)")
     message = "jaxconv: no convolution was compiled: there is nothing to measure\n"
-    assert run(capsys, "run", "--autotune", script) == (3, "", message)
+    assert run(capsys, "run", "--autotune", script("raise SystemExit(3)")) == (3, "", message)
 
 
-@pytest.mark.usefixtures("process")
 def test_an_interrupt_ends_measuring(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    script: Script, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scripts, "planned_here", lambda platform: [None])
     monkeypatch.setattr(scripts, "autotune", interrupted)
-    script = tmp_path / "script.py"
-    script.write_text("")
-    assert run(capsys, "run", "--autotune", script) == (130, "", "")
+    assert run(capsys, "run", "--autotune", script(CONVOLVES)) == (130, "", "")
 
 
-@pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process is put back to what it was before a script ran in it."""
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield
-    jaxconv.disable()
-
-
-@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
@@ -664,51 +625,46 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 def test_run_ends_as_python_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, code: int, message: str
+    script: Script, capsys: pytest.CaptureFixture[str], text: str, code: int, message: str
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(text)
-    found, out, err = run(capsys, "run", script)
+    path = script(text)
+    found, out, err = run(capsys, "run", path)
     assert (found, out) == (code, "")
     assert message in err
     assert cli.__file__ not in err
     assert scripts.__file__ not in err
     assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
-    assert sys.path[0] == str(tmp_path)
+    assert sys.path[0] == str(path.parent)
 
 
-@pytest.mark.usefixtures("process")
 @pytest.mark.parametrize("platforms", [(), ("cpu",), ("gpu", "tpu")])
 def test_run_enables_on_platforms(
-    tmp_path: Path,
+    script: Script,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     platforms: tuple[str, ...],
 ) -> None:
     enabled = []
     monkeypatch.setattr(cli, "enable", lambda names: enabled.extend(names))
-    script = tmp_path / "script.py"
-    script.write_text("")
     options = [text for name in platforms for text in ("--platform", name)]
-    assert run(capsys, "run", *options, script) == (0, "", "")
+    assert run(capsys, "run", *options, script("")) == (0, "", "")
     assert enabled == list(platforms or ("cpu",))
 
 
-@pytest.mark.usefixtures("process")
+@pytest.mark.usefixtures("script")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.py",), "can't run 'missing.py': No such file or directory"),
-        ((".",), "can't run '.': Is a directory"),
-        (("-m", "nowhere"), "can't run 'nowhere': there is no such module"),
-        (("-m", "nowhere.module"), "can't run 'nowhere.module': No module named 'nowhere'"),
-        (("--platform", "abacus", "x.py"), "unknown platform 'abacus'; known are cpu, gpu, tpu"),
+        ("compare -a auto -a magic", f"unknown algorithm 'magic'; known are {', '.join(ALL)}"),
+        ("run missing.py", "can't run 'missing.py': No such file or directory"),
+        ("run .", "can't run '.': Is a directory"),
+        ("run -m nowhere", "can't run 'nowhere': there is no such module"),
+        ("run -m nowhere.module", "can't run 'nowhere.module': No module named 'nowhere'"),
+        ("run --platform abacus x.py", "unknown platform 'abacus'; known are cpu, gpu, tpu"),
     ],
 )
-def test_run_refuses(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
-    assert run(capsys, "run", *arguments) == (2, "", f"jaxconv: {message}\n")
+def test_refusals(capsys: pytest.CaptureFixture[str], arguments: str, message: str) -> None:
+    assert run(capsys, *arguments.split()) == (2, "", f"jaxconv: {message}\n")
 
 
 def test_run_needs_a_script(capsys: pytest.CaptureFixture[str]) -> None:

@@ -364,7 +364,7 @@ def test_stated_workspace_is_what_is_taken(name: str) -> None:
         return jax.linear_transpose(functools.partial(conv, lhs), rhs)(cotangent)
 
     function, other = (derived, jax.eval_shape(conv, lhs, rhs)) if gradient else (conv, rhs)
-    (row,) = jaxconv.explain(function)(lhs, other).rows
+    (row,) = jaxconv.explain(function, lhs, other).rows
     without = frozenset({"xla"})  # of an algorithm asked for by name no part is left to XLA
     stated = workspace(ALGORITHMS[algorithm], prepared(row.spec), "cpu", without)
     taken = jax.jit(function).lower(lhs, other).compile().memory_analysis().temp_size_in_bytes
@@ -479,7 +479,7 @@ def test_kernels_output_channels_first_are_not_moved(
 
     assert math.prod(kernel) not in moved_sizes(conv, image, kernel)
     arrays = [jax.ShapeDtypeStruct(shape, "float32") for shape in (image, kernel)]
-    (row,) = jaxconv.explain(conv)(*arrays).rows
+    (row,) = jaxconv.explain(conv, *arrays).rows
     assert ALGORITHMS[name].moving(row.spec) == 0
     assert ALGORITHMS["xla"].moving(row.spec) > 0
 

@@ -613,7 +613,7 @@ def test_symbolic_shapes_are_for_xla() -> None:
 def explain_symbolic() -> None:
     (batch,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32)
-    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}))(x)
+    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}), x)
 
 
 def test_explain_refuses_symbolic_shapes() -> None:
@@ -623,7 +623,7 @@ def test_explain_refuses_symbolic_shapes() -> None:
 
 def explain_malformed() -> None:
     lhs, rhs = GOOD["lhs"], GOOD["rhs"]
-    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"))(lhs)
+    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"), lhs)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero")  # lax's own rule of shape

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import itertools
+import random
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -15,13 +17,13 @@ import pytest
 from jax import Array, lax
 from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
-from test_plan import Table, struct
+from test_plan import struct
 
 import jaxconv
 from jaxconv import ALGORITHMS
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.plan import plan_spec
-from jaxconv.tools.explain import CAUTION, WITHIN, Compiled, Explanation
+from jaxconv.tools.explain import CAUTION, UNKNOWN, WITHIN, Compiled, Explanation
 from jaxconv.transforms.primitive import conv_p, observers
 
 explain = partial(jaxconv.explain, platform="cpu")
@@ -69,45 +71,46 @@ CONVOLUTIONS = {
 }
 LETTERS = "DHW"
 ONCE = {"forward": 1, "input gradient": 1, "weight gradient": 1}
-TRANSFORMED: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
-    "grad": (lambda f: jax.value_and_grad(f, BOTH), ONCE),
-    "jit(grad)": (lambda f: jax.jit(jax.value_and_grad(f, BOTH)), ONCE),
-    "grad(jit)": (lambda f: jax.value_and_grad(jax.jit(f), BOTH), ONCE),
-    "accelerate(grad)": (lambda f: jaxconv.accelerate(jax.value_and_grad(f, BOTH)), ONCE),
-    "grad(accelerate)": (lambda f: jax.value_and_grad(jaxconv.accelerate(f), BOTH), ONCE),
-    "grad(checkpoint)": (
-        lambda f: jax.value_and_grad(jax.checkpoint(f), BOTH),
-        {**ONCE, "recomputed": 1},
-    ),
-    "grad(scan)": (
-        lambda f: jax.value_and_grad(
-            lambda x, w: lax.scan(
-                lambda c, x: (c + f(x, w), None), jnp.zeros((), x.dtype), jnp.stack([x] * 3)
-            )[0],
-            BOTH,
-        ),
-        {key: 3 * count for key, count in ONCE.items()},
-    ),
-    "vmap(grad)": (
-        lambda f: (
-            lambda x, w: jax.vmap(jax.value_and_grad(f, BOTH))(
-                jnp.stack([x] * 3), jnp.stack([w] * 3)
-            )
-        ),
-        ONCE,
-    ),
-    "grad(vmap)": (
-        lambda f: jax.value_and_grad(
-            lambda x, w: jax.vmap(f, (0, None))(jnp.stack([x] * 3), w).sum(), BOTH
-        ),
-        ONCE,
-    ),
+Function = Callable[..., Any]
+
+
+def gradients(f: Function) -> Function:
+    return jax.value_and_grad(f, BOTH)
+
+
+def in_scan(f: Function) -> Function:
+    def scanned(x: Any, w: Any) -> Any:
+        body = lambda total, x: (total + f(x, w), None)  # noqa: E731
+        return lax.scan(body, jnp.zeros((), x.dtype), jnp.stack([x] * 3))[0]
+
+    return scanned
+
+
+def of_three(f: Function, axes: Any = 0) -> Function:
+    return lambda x, w: jax.vmap(f, axes)(jnp.stack([x] * 3), w if axes else jnp.stack([w] * 3))
+
+
+TRANSFORMED: dict[str, tuple[Callable[[Function], Function], dict[str, int]]] = {
+    "grad": (gradients, ONCE),
+    "jit(grad)": (lambda f: jax.jit(gradients(f)), ONCE),
+    "grad(jit)": (lambda f: gradients(jax.jit(f)), ONCE),
+    "accelerate(grad)": (lambda f: jaxconv.accelerate(gradients(f)), ONCE),
+    "grad(accelerate)": (lambda f: gradients(jaxconv.accelerate(f)), ONCE),
+    "grad(checkpoint)": (lambda f: gradients(jax.checkpoint(f)), {**ONCE, "recomputed": 1}),
+    "grad(scan)": (lambda f: gradients(in_scan(f)), dict.fromkeys(ONCE, 3)),
+    "vmap(grad)": (lambda f: of_three(gradients(f)), ONCE),
+    "grad(vmap)": (lambda f: gradients(lambda *a: of_three(f, (0, None))(*a).sum()), ONCE),
 }
 
 
-@pytest.mark.parametrize("transformed", TRANSFORMED)
-@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+GRID = list(itertools.product(CONVOLUTIONS, (False, True), TRANSFORMED))
+SAMPLE = set(random.Random(0).sample(GRID, len(GRID) // 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "transformed"),
+    [x if x in SAMPLE else pytest.param(*x, marks=pytest.mark.exhaustive) for x in GRID],
+)
 def test_directions(name: str, last: bool, transformed: str) -> None:
     lhs, rhs, arguments = CONVOLUTIONS[name]
     ndim = len(lhs) - 2
@@ -119,7 +122,7 @@ def test_directions(name: str, last: bool, transformed: str) -> None:
     arguments = {"window_strides": (1,) * ndim, "padding": ((1, 1),) * ndim} | arguments
     convolve = partial(lax.conv_general_dilated, **arguments, dimension_numbers=numbers)
     transform, expected = TRANSFORMED[transformed]
-    found = explain(transform(partial(loss, conv=convolve)))(struct(*lhs), struct(*rhs))
+    found = explain(transform(partial(loss, conv=convolve)), struct(*lhs), struct(*rhs))
     assert directions(found) == expected
     assert {row.where.rpartition(" ")[2] for row in found.rows} == {"(loss)"}
 
@@ -128,7 +131,7 @@ def test_flips_beside_a_convolution_are_told_from_an_input_gradient() -> None:
     def flipped(x: Any, w: Any) -> Array:
         return jnp.flip(conv(x, jnp.flip(w, (2, 3))), (2, 3))
 
-    found = explain(jax.value_and_grad(partial(loss, conv=flipped), BOTH))(X, W)
+    found = explain(gradients(partial(loss, conv=flipped)), X, W)
     assert directions(found) == ONCE
 
 
@@ -143,7 +146,7 @@ def test_a_backward_rule_of_the_users_own() -> None:
         lambda x, w: (conv(x, w), (x, w)),
         lambda saved, g: (conv(g, saved[1]), saved[1] * conv(*saved).sum()),
     )
-    found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+    found = explain(jax.grad(partial(loss, conv=layer), BOTH), X, W)
     assert directions(found) == {"forward": 1, "backward": 2}
 
 
@@ -151,7 +154,7 @@ def test_second_derivatives_have_backward_convolutions() -> None:
     def penalty(x: Any, w: Any) -> Array:
         return jnp.sum(jax.grad(loss)(x, w) ** 2)
 
-    found = directions(explain(jax.grad(penalty, 1))(X, W))
+    found = directions(explain(jax.grad(penalty, 1), X, W))
     assert found["forward"] == 1
     assert found["weight gradient"] >= 2
     assert set(found) <= {"forward", "input gradient", "weight gradient", "backward"}
@@ -165,7 +168,7 @@ def test_where_is_the_users_line() -> None:
         x = jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")  # first
         return conv(x, w)
 
-    found = explain(jax.grad(lambda x, w: jnp.sum(jnp.sin(network(x, w))), BOTH))(X, W)
+    found = explain(jax.grad(lambda x, w: jnp.sum(jnp.sin(network(x, w))), BOTH), X, W)
     path = Path(__file__)
     name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
     first = f"{name}:{line(network, 'first')} ({network.__name__})"
@@ -188,7 +191,7 @@ def test_derivatives_of_equal_convolutions_keep_their_lines() -> None:
         return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
 
     for layer in (one, other):
-        found = explain(jax.grad(partial(loss, conv=layer), BOTH))(X, W)
+        found = explain(gradients(partial(loss, conv=layer)), X, W)
         assert {row.where.rpartition(" ")[2] for row in found.rows} == {f"({layer.__name__})"}
 
 
@@ -211,7 +214,7 @@ def test_where_is_not_in_a_library() -> None:
     def network(x: Any, w: Any) -> Array:
         return layer(x, w)
 
-    (row,) = explain(network)(X, W).rows
+    (row,) = explain(network, X, W).rows
     assert row.where.endswith(f":{line(network, 'layer(')} ({network.__name__})")
 
 
@@ -220,9 +223,9 @@ def test_where_has_the_name_alone_of_a_file_outside_the_folder(
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    (outside,) = explain(library(str(tmp_path / "layers.py")))(X, W).rows
+    (outside,) = explain(library(str(tmp_path / "layers.py")), X, W).rows
     assert outside.where == "layers.py:3 (layer)"
-    (inside,) = explain(library(str(tmp_path / "here" / "nets" / "layers.py")))(X, W).rows
+    (inside,) = explain(library(str(tmp_path / "here" / "nets" / "layers.py")), X, W).rows
     assert Path(inside.where) == Path("nets") / "layers.py:3 (layer)"
 
 
@@ -235,7 +238,7 @@ def test_equal_convolutions_of_a_line_are_a_row() -> None:
             x = conv(x, w)
         return conv(x, w[:, :, :1])
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     assert [row.count for row in found.rows] == [3, 1]
     assert found.count == 4
 
@@ -247,7 +250,7 @@ def test_a_scan_counts_each_step() -> None:
 
         return lax.scan(steps, x, None, length=7)[0]
 
-    (row,) = explain(network)(X, W).rows
+    (row,) = explain(network, X, W).rows
     assert (row.count, row.within) == (35, "")
 
 
@@ -255,7 +258,7 @@ def test_a_while_loop_counts_one_iteration() -> None:
     def network(x: Any, w: Any) -> Array:
         return lax.while_loop(lambda x: x.sum() < 1, lambda x: conv(conv(x, w), w), x)
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     assert [(row.count, row.within) for row in found.rows] == [(2, "while")]
     assert "2 while" in str(found)
     assert found.table().endswith(WITHIN)
@@ -265,9 +268,8 @@ def test_all_branches_are_listed() -> None:
     def network(x: Any, w: Any) -> Array:
         return lax.cond(x.sum() < 1, conv, lambda x, w: conv(conv(x, w), w), x, w)
 
-    found = explain(network)(X, W)
-    assert {row.within for row in found.rows} == {"cond"}
-    assert found.count == 3
+    found = explain(network, X, W)
+    assert ({row.within for row in found.rows}, found.count) == ({"cond"}, 3)
 
 
 def test_shapes_in_shard_map_are_those_on_a_device() -> None:
@@ -275,7 +277,7 @@ def test_shapes_in_shard_map_are_those_on_a_device() -> None:
     sharded = jax.shard_map(
         conv, mesh=mesh, in_specs=(P("devices"), P()), out_specs=P("devices"), check_vma=False
     )
-    (row,) = explain(sharded)(struct(8, 4, 6, 6), W).rows
+    (row,) = explain(sharded, struct(8, 4, 6, 6), W).rows
     assert row.spec.lhs_shape == (2, 6, 6, 4)
 
 
@@ -284,17 +286,18 @@ def test_what_nothing_uses_is_left_out() -> None:
         conv(x, w)
         return jax.jit(lambda x: (conv(x, w), x))(x)[1]
 
-    assert explain(network)(X, W).rows == ()
+    assert explain(network, X, W).rows == ()
 
 
 # What is planned
 
 
 def test_rows_agree_with_plan() -> None:
-    found = explain(jax.grad(loss, BOTH))(X, W)
+    found = explain(jax.grad(loss, BOTH), X, W)
     assert len(found.rows) == 3
     for row in found.rows:
         plan = plan_spec(row.spec, "cpu")
+        assert row.plan == plan
         costs = {candidate.name: candidate for candidate in plan.candidates}
         assert (row.algorithm, row.why) == (plan.algorithm, plan.why)
         assert row.seconds == costs[plan.algorithm].seconds
@@ -308,24 +311,52 @@ def test_totals() -> None:
             x = conv(x, w)
         return jaxconv.conv_general_dilated(x, w, (2, 2), "SAME", algorithm="im2col")
 
-    found = explain(network)(X, W)
+    found = explain(network, X, W)
     three, one = found.rows
-    assert found.seconds == 3 * three.seconds + one.seconds
-    assert found.lax_seconds == 3 * three.lax_seconds + one.lax_seconds
+    assert found.seconds == 3 * (three.seconds or 0) + (one.seconds or 0)
+    assert found.lax_seconds == 3 * (three.lax_seconds or 0) + (one.lax_seconds or 0)
     assert found.workspace == max(one.workspace, three.workspace)
+
+
+def test_times_that_nobody_measured_are_not_shown() -> None:
+    (row,) = explain(conv, X, W).rows
+    unknown = dataclasses.replace(row, seconds=None, lax_seconds=None)
+    nothing = Explanation("gpu", (unknown,))
+    assert nothing.seconds is nothing.lax_seconds is None
+    above, head, *lines = nothing.table().splitlines()
+    assert above == f"Planned for gpu. {UNKNOWN}"
+    assert head.split() == ["where", "direction", "algorithm", "count", "workspace", "convolution"]
+    assert not any(" ms " in line for line in lines)
+    half = Explanation("gpu", (row, unknown))
+    assert half.seconds is None
+    _, _, first, second, total = half.table().splitlines()
+    assert "–" not in first
+    assert second.count("–") == 4
+    assert total.count("–") == 3
+
+
+def test_what_is_no_call_is_refused() -> None:
+    with pytest.raises(
+        TypeError, match=r"arguments must be passed too, .*: jaxconv.explain\(fn, x"
+    ):
+        explain(conv)
+    with pytest.raises(TypeError, match="fn must be a function, got ShapeDtypeStruct"):
+        explain(X, W)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
+        explain(conv, X, W, y=1)
 
 
 @pytest.mark.parametrize("algorithm", ["im2col", "xla"])
 def test_algorithms_by_name_are_kept(algorithm: str) -> None:
     accelerated = jaxconv.accelerate(jax.grad(loss, BOTH), algorithm=algorithm)
-    found = explain(accelerated)(X, W)
+    found = explain(accelerated, X, W)
     assert {row.algorithm for row in found.rows} == {algorithm}
     assert {row.why for row in found.rows} == {"it was asked for by name"}
 
 
 def test_platform() -> None:
-    assert jaxconv.explain(conv)(X, W).platform == jax.default_backend()
-    found = jaxconv.explain(conv, platform="tpu")(X, W)
+    assert jaxconv.explain(conv, X, W).platform == jax.default_backend()
+    found = explain(conv, X, W, platform="tpu")
     assert (found.platform, found.rows[0].algorithm) == ("tpu", "xla")
 
 
@@ -338,8 +369,8 @@ def test_shardings_in_types() -> None:
     )
     with jax.sharding.use_abstract_mesh(mesh):
         x = jax.ShapeDtypeStruct((2, 4, 8, 8), "float32", sharding=sharding)
-        (row,) = explain(depthwise)(x, blur).rows
-    (plain,) = explain(depthwise)(struct(2, 4, 8, 8), blur).rows
+        (row,) = explain(depthwise, x, blur).rows
+    (plain,) = explain(depthwise, struct(2, 4, 8, 8), blur).rows
     assert (row.algorithm, row.why) == (plain.algorithm, plain.why)
 
 
@@ -352,7 +383,7 @@ def test_arguments_that_are_no_arrays_reach_the_function_as_they_are() -> None:
         return {"out": lax.conv(x, params["w"], (strides,) * 2, padding), "train": train}
 
     params = {"w": np.zeros((4, 4, 3, 3), np.float32), "activation": None}
-    found = explain(network)(params, X, 2, padding="VALID", train=True)
+    found = explain(network, params, X, 2, padding="VALID", train=True)
     (row,) = found.rows
     assert row.spec.window_strides == (2, 2)
     assert row.spec.padding == ((0, 0), (0, 0))
@@ -360,7 +391,7 @@ def test_arguments_that_are_no_arrays_reach_the_function_as_they_are() -> None:
     def eager(x: Any, w: Any, activation: Callable[..., Any], name: str) -> tuple[Any, str]:
         return activation(conv(x, w)) if name else x, name
 
-    assert explain(eager)(jnp.zeros(X.shape), jnp.zeros(W.shape), jnp.tanh, "net").count == 1
+    assert explain(eager, jnp.zeros(X.shape), jnp.zeros(W.shape), jnp.tanh, "net").count == 1
 
 
 def test_nothing_is_run() -> None:
@@ -368,12 +399,12 @@ def test_nothing_is_run() -> None:
         jax.debug.callback(lambda: pytest.fail("it ran"))
         return conv(x, w)
 
-    assert explain(network)(struct(1 << 20, 4, 1 << 18, 1 << 18), W).count == 1
+    assert explain(network, struct(1 << 20, 4, 1 << 18, 1 << 18), W).count == 1
 
 
 def test_the_function_stays_what_it_is() -> None:
     before = str(jax.make_jaxpr(loss)(X, W))
-    explain(jax.jit(loss))(X, W)
+    explain(jax.jit(loss), X, W)
     assert str(jax.make_jaxpr(loss)(X, W)) == before
     assert conv_general_dilated_p.name in before
     assert conv_p.name not in before
@@ -383,18 +414,15 @@ def test_the_function_stays_what_it_is() -> None:
 
 
 def test_explanations_are_values() -> None:
-    first, again = (explain(jax.grad(loss, BOTH))(X, W) for _ in range(2))
+    first, again = (explain(jax.grad(loss, BOTH), X, W) for _ in range(2))
     assert first == again
     assert hash(first) == hash(again)
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.platform = "tpu"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_str_and_html_are_the_same_table() -> None:
-    def escaped(x: Any, w: Any) -> Array:
-        return (lambda x, w: conv(x, w))(x, w)
-
-    found = explain(jax.grad(partial(loss, conv=escaped), BOTH))(X, W)
+def test_str_is_a_table() -> None:
+    found = explain(jax.grad(loss, BOTH), X, W)
     above, head, *lines, total = found.table().splitlines()
     assert above == f"Planned for cpu. {CAUTION}"
     assert head.split()[:4] == ["where", "direction", "algorithm", "count"]
@@ -403,19 +431,11 @@ def test_str_and_html_are_the_same_table() -> None:
         assert text.endswith(f"  {row.spec}")
         assert f"  {row.algorithm}  " in text
     assert total.split()[:2] == ["all", "3"]
-    table = Table()
-    table.feed(found._repr_html_())
-    table.close()
-    assert not table.open
-    assert len(table.rows) == len(lines) + 2
-    assert table.bold == [False] * (len(lines) + 1) + [True]
-    assert CAUTION in table.text
-    for cells, text in zip(table.rows, (head, *lines, total), strict=True):
-        assert all(cell in text for cell in cells)
+    assert found._repr_html_().count("bold") == 1
 
 
 def test_html_is_escaped() -> None:
-    (row,) = explain(lambda x, w: lax.conv(x, w, (1, 1), "SAME"))(X, W).rows
+    (row,) = explain(lambda x, w: lax.conv(x, w, (1, 1), "SAME"), X, W).rows
     assert row.where.endswith("<lambda>)")
     page = Explanation("cpu", (row,))._repr_html_()
     assert "<lambda>" not in page
@@ -423,14 +443,14 @@ def test_html_is_escaped() -> None:
 
 
 def test_a_function_without_convolutions() -> None:
-    found = explain(jnp.sin)(X)
+    found = explain(jnp.sin, X)
     assert (found.count, found.seconds, found.workspace) == (0, 0, 0)
     assert str(found) == "There is no convolution in this function."
     assert found._repr_html_() == "<p>There is no convolution in this function.</p>"
 
 
 def test_empty_convolutions_have_a_row() -> None:
-    found = explain(conv)(struct(0, 4, 8, 8), W)
+    found = explain(conv, struct(0, 4, 8, 8), W)
     assert found.rows[0].algorithm in ALGORITHMS
     assert "0.000 ms" in str(found)
 
@@ -459,7 +479,7 @@ def test_compiled_convolutions_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
     above, head, *lines = str(compiled).splitlines()
     assert above == f"Compiled for {platform}. {CAUTION}"
     assert head.split()[:3] == ["where", "algorithm", "count"]
-    expected = jaxconv.explain(program)(X, W).rows
+    expected = jaxconv.explain(program, X, W).rows
     for text, row, count in zip(lines, (expected[0], expected[2]), (3, 1), strict=True):
         assert text.startswith(row.where)
         assert text.removeprefix(row.where).split()[:2] == [row.algorithm, str(count)]

@@ -149,7 +149,7 @@ def test_import_needs_jax_and_numpy_only() -> None:
     packages, modules = run(IMPORTED).splitlines()
     assert packages == "jaxconv"
     assert {"jaxconv.api", "jaxconv.planning.rows"} <= set(modules.split())
-    assert not re.search(r"jaxconv\.(cli|bench)", modules)
+    assert not re.search(r"jaxconv\.(app|cli|bench)", modules)
 
 
 MODULES = {
@@ -167,6 +167,7 @@ FLOORS = (
     ("tools",),
     ("api", ""),
     ("bench",),
+    ("app",),
     ("cli", "__main__"),
 )
 

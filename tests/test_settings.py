@@ -228,7 +228,7 @@ def test_by_name_there_is_no_limit() -> None:
 
     with config.set(workspace_limit=0):
         text = jax.jit(conv).lower(x, w).as_text()
-        row = jaxconv.explain(conv)(x, w).rows[0]
+        row = jaxconv.explain(conv, x, w).rows[0]
     assert "dot_general" in text
     assert "stablehlo.convolution" not in text
     assert row.algorithm == "im2col"

@@ -19,21 +19,21 @@ from jaxconv.bench.profile import Profile, profile
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
+from jaxconv.transforms import jaxprs
 
 
 def convolutions(function: Callable[..., Any], *args: Any) -> list[ConvSpec]:
     """The convolutions of a function with these arguments, in program order."""
-    return [choice("bench", eqn)[0] for eqn, *_ in walk(fn_jaxpr(function, args, {}))]
+    return [conv.spec("bench") for conv in jaxprs.convolutions("bench", function, args, {})]
 
 
 def flops(function: Callable[..., Any], *args: Any) -> float:
     """Floating-point operations of a function's convolutions, inserted zeros left out."""
-    return sum(
-        times * spec.flops / math.prod(spec.lhs_dilation)
-        for eqn, _, _, times, _ in walk(fn_jaxpr(function, args, {}))
-        for spec in choice("bench", eqn)[:1]
-    )
+    total = 0.0
+    for conv in jaxprs.convolutions("bench", function, args, {}):
+        spec = conv.spec("bench")
+        total += conv.times * spec.flops / math.prod(spec.lhs_dilation)
+    return total
 
 
 def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:

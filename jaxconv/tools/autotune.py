@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import Array
 from jaxconv import layout, tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared
-from jaxconv.arguments.errors import check_function, fail
+from jaxconv.arguments.errors import fail
 from jaxconv.config import notify, several_processes
 from jaxconv.planning.choose import choose, execute, unplannable
 from jaxconv.planning.machine import here
@@ -23,7 +23,7 @@ from jaxconv.planning.rows import Timed, own_rows, record
 from jaxconv.planning.timing import Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.progress import shown
-from jaxconv.transforms.jaxprs import choice, fn_jaxpr, walk
+from jaxconv.transforms.jaxprs import convolutions
 from jaxconv.transforms.primitive import planned_here
 
 # Multiples of the best prediction, which may be far off, and of the fastest of a few
@@ -81,10 +81,9 @@ class Tuning(tables.Report):
     def _contents(self) -> tables.Table:
         changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
         known = sum(row.known for row in self.rows)
-        line = (
-            f"Measured on {self.platform}: {len(self.rows)} different convolutions, {len(changed)}"
-            " of which have another algorithm now."
-        )
+        line = f"Measured on {self.platform}: {len(self.rows)} different convolutions."
+        if changed:
+            line += f" {len(changed)} changed algorithm."
         if known:
             line += f" {known} were known before; force=True measures them again."
         rows = [HEADER, *map(_cells, self.rows)]
@@ -100,8 +99,7 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         if time is None or seconds[name] >= time:
             return text
         margin = ALGORITHMS[name].margin
-        faster = "clearly faster" if margin == 1 else f"{1 / margin:g} times as fast"
-        return f"{text} (not {faster})"
+        return f"{text} (not {'clearly' if margin == 1 else f'{1 / margin:g}×'} faster)"
 
     return (
         row.planned,
@@ -114,16 +112,6 @@ def _cells(row: Measurement) -> tuple[str, ...]:
     )
 
 
-@overload
-def autotune(*, force: bool = False, progress: bool | None = None) -> Tuning: ...
-@overload
-def autotune(
-    fn: Callable[..., Any],
-    *args: Any,
-    force: bool = False,
-    progress: bool | None = None,
-    **kwargs: Any,
-) -> Tuning: ...
 def autotune(
     fn: Callable[..., Any] | None = None,
     *args: Any,
@@ -138,19 +126,20 @@ def autotune(
     of JAX and jaxconv, wherever they occur. Predictions for similar ones become better too.
 
     Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
-    contains them. ``fn`` itself is only traced. Without ``fn``, the convolutions are those that
-    this process has compiled through jaxconv so far, for JAX's default backend: call it at the end
-    of a program, and the next run is planned by what it measured. Functions that JAX has already
-    compiled are unaffected: tune first, or call ``jax.clear_caches()``.
+    contains them. ``fn`` itself is only traced; objects that it changes must be its arguments, as
+    for ``explain``. Without ``fn``, the convolutions are those that this process has compiled
+    through jaxconv so far, for JAX's default backend: call it at the end of a program, and the next
+    run is planned by what it measured. Functions that JAX has already compiled are unaffected: tune
+    first, or call ``jax.clear_caches()``.
 
     Each convolution is measured in isolation, on random numbers, for a few seconds, alternating
-    between all algorithms that could be the fastest. XLA's own is left only for one that is clearly
-    faster. Convolutions with an algorithm given by name are skipped. Each is kept as soon as it is
-    measured, so that an interrupt loses nothing; those known from an earlier call are listed, and
-    not measured again.
+    between all algorithms that could be the fastest; "auto" departs from XLA's own only for one
+    that is clearly faster. Convolutions with an algorithm by name are skipped. Each measurement is
+    saved at once, so that an interrupt loses nothing; those known from an earlier call are listed,
+    and not measured again.
 
-    Measurements are for programs of one process. Several that run one program (``jax.distributed``)
-    must plan alike, but each would measure other times, so that plans there are predictions only.
+    Measurements are for programs of one process. The processes of ``jax.distributed`` must plan
+    alike, but each would measure other times: plans there are predictions only.
 
     Args:
       fn: any function, including jitted and accelerated ones.
@@ -186,10 +175,9 @@ def autotune(
             constraint = "without fn, jaxconv must have planned convolutions in this process"
             fail("autotune", constraint, f"none on {platform}", remedy)
     else:
-        check_function("autotune", fn)
-        choices = (choice("autotune", eqn) for eqn, *_ in walk(_traced(fn, args, kwargs)))
-        by_auto = (spec for spec, name, _ in choices if name == "auto" and not spec.is_empty)
-        specs = list(dict.fromkeys(by_auto))
+        found = convolutions("autotune", fn, args, kwargs)
+        by_auto = (conv.spec("autotune") for conv in found if conv.algorithm == "auto")
+        specs = list(dict.fromkeys(spec for spec in by_auto if not spec.is_empty))
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     own = {} if force else own_rows(platform)
     found = {spec: own.get(prepared(spec)) for spec in specs}
@@ -207,21 +195,11 @@ def autotune(
     return Tuning(platform, tuple(measured))
 
 
-def _traced(fn: Any, args: Any, kwargs: Any) -> Any:
-    try:
-        return fn_jaxpr(fn, args, kwargs)
-    except TypeError as error:
-        if args or kwargs:
-            raise
-        remedy = "give them after it: jaxconv.autotune(fn, x, w)"
-        fail("autotune", "fn's arguments must be given too", f"none ({error})", remedy, TypeError)
-
-
 def check_alone(function: str) -> None:
     """Raises in a program of several processes, whose plans don't use measurements."""
     if several_processes():
         constraint = "measurements are for programs of one process, since several must plan alike"
-        fail(function, constraint, f"{jax.process_count()} processes", "leave the call out there")
+        fail(function, constraint, f"{jax.process_count()} processes", "omit the call there")
 
 
 def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measurement:
@@ -288,43 +266,41 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
-    """Random operands in the order of memory; for a weight gradient see ``as_it_arrives``."""
-    lhs_shape, rhs_shape = spec.lhs_shape, spec.rhs_shape
-    if spec.weight_gradient:
-        c, *lhs_spatial, n = lhs_shape
-        *rhs_spatial, batch, o = rhs_shape
-        lhs_shape, rhs_shape = (n, *lhs_spatial, c), (batch, *rhs_spatial, o)
-    if spec.channels_first:
-        n, *lhs_spatial, c = lhs_shape
-        lhs_shape = (n, c, *lhs_spatial)
-    if not spec.weight_gradient:
-        rhs_shape = tuple(rhs_shape[axis] for axis in layout.memory_axes(spec))
+    """Random operands in the order of memory."""
     numbers = np.random.default_rng(0)
 
-    def drawn(shape: tuple[int, ...]) -> Array:
-        values = numbers.standard_normal(shape, dtype=np.float32)
+    def drawn(shape: Sequence[int], axes: Sequence[int]) -> Array:
+        values = numbers.standard_normal([shape[axis] for axis in axes], dtype=np.float32)
         if jnp.issubdtype(spec.dtype, np.integer):
             values = np.abs(8 * values)
         return jnp.asarray(values.astype(spec.dtype))
 
-    return drawn(lhs_shape), drawn(rhs_shape)
+    lhs_axes, rhs_axes = _memory(spec)
+    return drawn(spec.lhs_shape, lhs_axes), drawn(spec.rhs_shape, rhs_axes)
+
+
+def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:
+    """The axes of lhs and rhs in the order of memory.
+
+    The image and kernel of a weight gradient are channels last; only its dimension numbers exchange
+    channels and batch. An image's channels may come before its positions, and a kernel's axes in
+    another order.
+    """
+    *spatial, last = range(1, len(spec.lhs_shape))
+    if spec.weight_gradient:
+        return (last, *spatial, 0), (last - 1, *range(last - 1), last)
+    image = (0, last, *spatial) if spec.channels_first else (0, *spatial, last)
+    return image, layout.memory_axes(spec)
 
 
 def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs: Array) -> Array:
-    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory.
-
-    In memory the image and kernel of a weight gradient are channels-last; only its dimension
-    numbers exchange channels and batch. An image's channels may come before its positions, and a
-    kernel's axes in another order. What is moved is timed too, as in the program.
-    """
-    if spec.weight_gradient:
-        lhs, rhs = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(rhs, 0, -2)
-        kernel = jnp.moveaxis(execute(lhs, rhs, spec, algorithm, platform), 0, -2)
-        return layout.in_memory(kernel, spec)
-    rhs = layout.from_memory(rhs, spec)
-    if spec.channels_first:
-        lhs = jnp.moveaxis(lhs, 1, -1)
+    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory, and
+    the result in it: what is moved is timed too, as in the program."""
+    lhs_axes, rhs_axes = _memory(spec)
+    lhs, rhs = lhs.transpose(np.argsort(lhs_axes)), rhs.transpose(np.argsort(rhs_axes))
     out = execute(lhs, rhs, spec, algorithm, platform)
+    if spec.weight_gradient:
+        return layout.in_memory(jnp.moveaxis(out, 0, -2), spec)
     return jnp.moveaxis(out, -1, 1) if spec.channels_first else out
 
 

@@ -2,32 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, ParamSpec
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh
 
 from jaxconv import tables
-from jaxconv.arguments.errors import of_function
 from jaxconv.compat import current_traceback, rev_p
 from jaxconv.planning.choose import checked_platform
-from jaxconv.planning.plan import plan_spec
+from jaxconv.planning.plan import Plan, plan_spec
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.accelerate import accelerate
-from jaxconv.transforms.jaxprs import (
-    BY_NAME,
-    arrays_of,
-    choice,
-    fn_jaxpr,
-    results_of,
-    source_line,
-    walk,
-)
+from jaxconv.transforms.jaxprs import Found, convolutions, over_arrays, source_line
 from jaxconv.transforms.partition import observers
-
-P = ParamSpec("P")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +30,12 @@ class Row:
         ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
       algorithm: the one that runs.
       why: the reason for it.
-      seconds: time of one of them, measured or predicted; None where it is not known.
+      seconds: time of one call, measured or predicted; None where nothing was measured.
       sigma: standard deviation of its logarithm; see ``Candidate``.
       measured: whether exactly this convolution was measured on this machine, by ``autotune``.
-      lax_seconds: time of lax's convolution, likewise.
-      workspace: bytes of intermediate arrays of one of them.
+      lax_seconds: time of one call of lax's convolution, likewise.
+      workspace: bytes of intermediate arrays of one call.
+      plan: the whole plan, with all candidates.
       count: how often it is run; in a scan, once for each step.
       within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
         assumes that the branch is taken; else empty.
@@ -63,26 +52,20 @@ class Row:
     measured: bool
     lax_seconds: float | None
     workspace: int
+    plan: Plan = dataclasses.field(repr=False)
     count: int = 1
     within: str = ""
     exchanged: str = ""
 
 
-HEADER: tuple[str, ...] = (
-    "where",
-    "direction",
-    "algorithm",
-    "count",
-    "time",
-    "sure",
-    "lax",
-    "× lax",
-    "workspace",
+HEADER = (
+    *("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax", "workspace"),
     "convolution",
 )
 FIGURES = range(3, 9)
 SPARE = (5, 8, 6, 3, 1)
-CAUTION = "Times are for one of each, measured or else predicted, likely within the factor ×/÷."
+CAUTION = "Times are per call, measured or else predicted, likely within the factor ×/÷."
+UNKNOWN = "There are no times: nothing was measured on this platform."
 WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 
@@ -107,13 +90,13 @@ class Explanation(tables.Report):
 
     @property
     def seconds(self) -> float | None:
-        """The total time; None where that of a row is not known."""
-        return _total((row.count, row.seconds) for row in self.rows)
+        """The total time; None where that of a row is unknown."""
+        return _total((row.seconds, row.count) for row in self.rows)
 
     @property
     def lax_seconds(self) -> float | None:
-        """The total time by lax, likewise."""
-        return _total((row.count, row.lax_seconds) for row in self.rows)
+        """The total time by lax; None where that of a row is unknown."""
+        return _total((row.lax_seconds, row.count) for row in self.rows)
 
     @property
     def workspace(self) -> int:
@@ -122,31 +105,34 @@ class Explanation(tables.Report):
 
     def _contents(self) -> tables.Table:
         if not self.rows:
-            return tables.Table(["There is no convolution in this function."], [])
+            return tables.Table(["There is no convolution in this function."])
         figures = _figures(self.seconds, "", self.lax_seconds, self.workspace)
-        rows = [HEADER, *map(_cells, self.rows), ("all", "", "", str(self.count), *figures, "")]
-        return _table(f"Planned for {self.platform}.", rows, [len(self.rows) + 1])
+        total = ("all", "", "", str(self.count), *figures, "")
+        return _table(f"Planned for {self.platform}.", self.rows, [total])
 
 
-def _total(times: Iterable[tuple[int, float | None]]) -> float | None:
+def _total(times: Iterable[tuple[float | None, int]]) -> float | None:
     total = 0.0
-    for count, seconds in times:
+    for seconds, count in times:
         if seconds is None:
             return None
         total += count * seconds
     return total
 
 
-def _table(title: str, rows: Sequence[Sequence[str]], bold: Sequence[int] = ()) -> tables.Table:
-    counts = [row[HEADER.index("count")] for row in rows]
-    below = [WITHIN] if any(" " in count for count in counts) else []
-    return tables.Table([f"{title} {CAUTION}"], rows, FIGURES, bold, below, SPARE, detail=True)
+def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()) -> tables.Table:
+    known = any(row.seconds is not None for row in rows)
+    lines = [HEADER, *map(_cells, rows), *last]
+    below = [WITHIN] if any(row.within for row in rows) else []
+    bold = range(1 + len(rows), len(lines))
+    caution = CAUTION if known else UNKNOWN
+    return tables.Table([f"{title} {caution}"], lines, FIGURES, bold, below, SPARE, detail=True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
-    sure = "" if row.sigma is None else tables.factor(row.sigma)
-    sure = "measured" if row.measured else sure
+    known = "–" if row.sigma is None else tables.factor(row.sigma)
+    sure = "measured" if row.measured else known
     figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
     what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
@@ -156,32 +142,36 @@ def _figures(
     seconds: float | None, sure: str, lax_seconds: float | None, workspace: int
 ) -> tuple[str, ...]:
     times = f"{lax_seconds / seconds:.1f}" if seconds and lax_seconds is not None else "–"
-    own, by_lax = ("–" if s is None else tables.milliseconds(s) for s in (seconds, lax_seconds))
+    own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
     return own, sure, by_lax, times, tables.mebibytes(workspace)
 
 
-@of_function
-def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P, Explanation]:
-    """Explains how each convolution in ``fn`` is planned, without running anything.
+def explain(
+    fn: Callable[..., Any], *args: Any, platform: str | None = None, **kwargs: Any
+) -> Explanation:
+    """Explains how each convolution in a function is planned, without running anything.
 
     lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
     ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
-    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA; what
-    ``fn`` leaves in a ``jax.Ref`` or an object, as NNX's ``optimizer.update`` does, is used. The
-    objects themselves stay as they are.
+    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
+
+    As for ``jax.jit``, objects that ``fn`` changes must be among its arguments: what it leaves in
+    them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and the objects
+    themselves stay as they are. JAX or Flax raises an error where ``fn`` changes any other.
+
     Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices
     (arrays, or ``jax.ShapeDtypeStruct`` with a sharding), the program is compiled, as XLA decides
     how the arrays within lie; the convolutions are then a device's parts.
 
     Args:
       fn: any function, including jitted and accelerated ones.
+      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s. Others (numbers,
+        strings, …) are passed unchanged, so that static arguments stay static.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:
-      A function of the arguments of ``fn`` that returns an ``Explanation``, a table of the
-      convolutions: source line, direction, algorithm, times and how sure they are, workspace.
-      Arrays may also be ``jax.ShapeDtypeStruct``s. Other arguments (numbers, strings, …) are passed
-      to ``fn`` unchanged, so that static arguments stay static.
+      An ``Explanation``, a table of the convolutions: source line, direction, algorithm, times and
+      how sure they are, workspace. Each of its ``rows`` has the whole ``plan``.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -193,30 +183,28 @@ def explain(fn: Callable[P, Any], *, platform: str | None = None) -> Callable[P,
       ...     return (jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2).sum()
       >>> image = jax.ShapeDtypeStruct((1, 3, 8, 8), "float32")
       >>> kernel = jax.ShapeDtypeStruct((4, 3, 3, 3), "float32")
-      >>> explanation = jaxconv.explain(jax.jit(jax.grad(loss, argnums=1)))(image, kernel)
+      >>> explanation = jaxconv.explain(jax.grad(loss, argnums=1), image, kernel)
       >>> [row.direction for row in explanation.rows]
       ['forward', 'weight gradient']
     """
     platform = checked_platform("explain", platform)
-
-    def explained(*args: P.args, **kwargs: P.kwargs) -> Explanation:
-        counts = Counter[Row]()
-        parts = _parts(fn, args, kwargs)
-        for row in _rows(fn_jaxpr(fn, args, kwargs), platform, parts):
-            counts[dataclasses.replace(row, count=1)] += row.count
-        rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
-        return Explanation(platform, tuple(rows))
-
-    return explained
-
-
-Parts = Mapping[ConvSpec, tuple[ConvSpec, str]]
+    found = list(convolutions("explain", fn, args, kwargs))
+    parts = _parts(fn, args, kwargs)
+    counts = Counter[Row]()
+    for conv in found:
+        whole = conv.spec("explain")
+        spec, exchanged = parts.get(whole, (whole, ""))
+        where = source_line(conv.eqn.source_info.traceback)
+        row = _row(spec, conv.algorithm, platform, where, _direction(conv), conv.within, exchanged)
+        counts[row] += conv.times
+    rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
+    return Explanation(platform, tuple(rows))
 
 
-def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> Parts:
+def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> dict[ConvSpec, tuple[ConvSpec, str]]:
     """A device's part of each convolution, and what is exchanged for it; nothing on one device."""
-    arrays = arrays_of(args, kwargs)
-    shardings = [getattr(array, "sharding", None) for array in arrays.values()]
+    traced, arrays = over_arrays(fn, args, kwargs)
+    shardings = [getattr(array, "sharding", None) for array in arrays]
     abstract = any(isinstance(getattr(s, "mesh", None), AbstractMesh) for s in shardings)
     if abstract or all(s is None or s.num_devices == 1 for s in shardings):
         return {}
@@ -227,22 +215,10 @@ def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> Parts:
 
     observers.append(observe)
     try:
-        # A new function, so that it is compiled even if it was before.
-        compiled = accelerate(partial(results_of, fn, args, kwargs))
-        jax.jit(lambda arrays: compiled(arrays)).lower(arrays).compile()
+        jax.jit(accelerate(traced)).lower(arrays).compile()
     finally:
         observers.remove(observe)
     return parts
-
-
-def _rows(jaxpr: Any, platform: str, parts: Parts) -> Iterator[Row]:
-    for eqn, names, makers, times, within in walk(jaxpr):
-        direction = _direction(eqn, names, makers)
-        where = source_line(eqn.source_info.traceback)
-        spec, algorithm, why = choice("explain", eqn)
-        part, exchanged = parts.get(spec, (spec, ""))
-        row = _row(part, algorithm, why, platform, where, direction, times, within)
-        yield dataclasses.replace(row, exchanged=exchanged)
 
 
 class Compiled:
@@ -257,53 +233,43 @@ class Compiled:
         self._where.setdefault((spec, algorithm, platform), source_line(current_traceback()))
 
     def __str__(self) -> str:
-        rows = {platform: [HEADER] for _, _, platform in self._counts}
-        for (spec, algorithm, platform), count in self._counts.items():
-            where = self._where[spec, algorithm, platform]
-            row = _row(spec, algorithm, BY_NAME, platform, where, count=count)
-            rows[platform].append(_cells(row))
+        rows: dict[str, list[Row]] = {}
+        for key, count in self._counts.items():
+            row = dataclasses.replace(_row(*key, self._where[key]), count=count)
+            rows.setdefault(key[-1], []).append(row)
         width = tables.terminal_width()
-        found = [_table(f"Compiled for {platform}.", table) for platform, table in rows.items()]
+        found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
         return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
 
 
 def _row(
     spec: ConvSpec,
     algorithm: str,
-    why: str,
     platform: str,
     where: str,
     direction: str = "",
-    count: int = 1,
     within: str = "",
+    exchanged: str = "",
 ) -> Row:
-    plan = plan_spec(spec, platform)
+    plan, why = plan_spec(spec, platform), "it was asked for by name"
     if algorithm == "auto":
         algorithm, why = plan.algorithm, plan.why
     candidates = {candidate.name: candidate for candidate in plan.candidates}
-    cost, lax_cost = candidates[algorithm], candidates["xla"]
-    costs = cost.seconds, cost.sigma, cost.measured, lax_cost.seconds, cost.workspace
-    return Row(spec, where, direction, algorithm, why, *costs, count, within)
+    cost, by_lax = candidates[algorithm], candidates["xla"].seconds
+    costs = cost.seconds, cost.sigma, cost.measured, by_lax, cost.workspace
+    return Row(spec, where, direction, algorithm, why, *costs, plan, 1, within, exchanged)
 
 
-def _direction(eqn: Any, names: str, makers: dict[Any, Any]) -> str:
+def _direction(conv: Found) -> str:
     """The direction, inferred from the form of JAX's derivatives of a convolution."""
-    if "transpose(" not in names:
+    if "transpose(" not in conv.stack:
         return "forward"
-    lhs_spec, rhs_spec, _ = eqn.params["dimension_numbers"]
-    # A weight gradient sums over the batch: its lhs and rhs have batch and channels exchanged, and
-    # in layouts the batch comes before the channels.
-    if lhs_spec[0] > lhs_spec[1] and rhs_spec[0] > rhs_spec[1]:
+    if conv.spec("explain").weight_gradient:
         return "weight gradient"
     # The kernel of an input gradient was reversed just before, even if of size 1.
-    maker = _maker(eqn.invars[1], makers)
+    maker = conv.maker(conv.eqn.invars[1])
     while maker is not None and maker.primitive is not rev_p and len(maker.invars) == 1:
-        maker = _maker(maker.invars[0], makers)
+        maker = conv.maker(maker.invars[0])
     if maker is not None and maker.primitive is rev_p:
         return "input gradient"
-    return "recomputed" if "rematted_computation" in names else "backward"
-
-
-def _maker(operand: Any, makers: dict[Any, Any]) -> Any:
-    """The equation that made ``operand``; None for constants and arguments."""
-    return None if hasattr(operand, "val") else makers.get(operand)
+    return "recomputed" if "rematted_computation" in conv.stack else "backward"

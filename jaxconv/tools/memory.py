@@ -1,35 +1,34 @@
-"""``keep_memory``: what a process frees it keeps, instead of giving it back to the system."""
+"""``keep_memory``: keep freed memory in the process, instead of returning it to the system."""
 
 import ctypes
 import os
 import warnings
 
-# Options of glibc's mallopt, and their values. Each of the three alone changes nothing: threads
-# other than the first allocate from arenas, which return what is freed, however small; arrays of
-# over 32 MiB are mapped and unmapped one by one; and free memory at the end is cut off.
+# Options of glibc's mallopt, and their values. None has an effect without the others: threads other
+# than the first allocate from arenas, which return what is freed; arrays of over 32 MiB are mapped
+# and unmapped one by one; and free memory at the end of the heap is trimmed.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 OPTIONS = {M_ARENA_MAX: 1, M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
 
 
 def keep_memory() -> bool:
-    """Keeps memory that this process frees, for its next arrays (Linux with glibc).
+    """Keeps freed memory in this process, for its next arrays (Linux with glibc).
 
     JAX on CPU frees a program's intermediate arrays after each call, glibc returns them to the
     system, and the next call pays for every page anew: in MobileNetV2's training step a third of
     the time. Afterwards every array in this process, of any library, reuses what was freed before.
-    The process stays as large as it ever was, and memory between arrays that differ in size from
-    call to call may add to that; what is free at the end, beyond 2 GiB, is returned. There is no
-    way back.
+    The process stays at its largest size, and fragmentation by arrays of varying sizes may add to
+    that; free memory at the end of the heap, beyond 2 GiB, is returned. It can't be undone.
 
-    Call it first in a program, before JAX computes anything: threads that have allocated before
-    keep to their own ways, so that nothing is changed once there are any.
+    Call it first in a program, before JAX computes anything: it does not apply to threads that have
+    allocated memory already, and changes nothing once there are any.
 
     Returns:
       Whether memory is kept from now on.
 
     Warns:
       UserWarning: it is too late; or there is nothing to do: the system is not Linux with glibc, or
-        another allocator such as jemalloc is in its place.
+        uses another allocator, such as jemalloc.
 
     Example:
       >>> import jaxconv
@@ -51,10 +50,7 @@ def keep() -> str | None:
     if _address(libc.malloc) != _address(ctypes.CDLL(None).malloc):
         return "nothing to do: another allocator than glibc's is in use"
     if _arenas(libc) > 1:
-        return (
-            "nothing is changed: it is too late, other threads have allocated memory; call it"
-            " before JAX computes anything"
-        )
+        return "too late: other threads have allocated memory; call it before JAX computes anything"
     if not all(libc.mallopt(option, value) for option, value in OPTIONS.items()):
         return "nothing to do: glibc refuses the options"
     return None
@@ -65,8 +61,7 @@ def _address(function: object) -> int | None:
 
 
 def _arenas(libc: ctypes.CDLL) -> int:
-    """How many arenas there are, by glibc's own report: one as long as no thread but the first
-    has allocated memory."""
+    """The number of arenas, by glibc's report: one until a second thread allocates memory."""
     libc.fdopen.restype = ctypes.c_void_p
     descriptor = os.memfd_create("malloc_info")
     try:

@@ -1,4 +1,4 @@
-"""A line of progress on stderr: what is worked on, how many of how many, and the time left."""
+"""A line of progress on stderr: how many of how many, the time left, what is worked on."""
 
 import importlib.util
 import sys
@@ -14,58 +14,39 @@ def shown(
 ) -> Iterator[T]:
     """The results among ``steps``; the names between them are shown.
 
-    Nothing is drawn while a step is worked on, which may be timed, or while its result is used,
-    which may be printed.
-
     Args:
       steps: a name before each piece of work, and results in between.
       total: the number of names; or the seconds after which no further one comes.
-      wanted: whether to show anything, if the package rich is installed; default: if stderr is a
-        terminal.
+      wanted: whether to show anything, if rich is installed; default: if stderr is a terminal.
       seconds: whether ``total`` is in seconds.
     """
-    if wanted is None:
-        wanted = sys.stderr.isatty()
+    wanted = sys.stderr.isatty() if wanted is None else wanted
     if not total or not wanted or importlib.util.find_spec("rich") is None:
         yield from (step for step in steps if not isinstance(step, str))
         return
-    from rich.console import Console  # optional
-    from rich.markup import escape
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Column
+    from rich import markup, progress  # optional
+    from rich.console import Console
 
-    unit = " s" if seconds else ""
-    name = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # it alone is shortened
     columns = (
-        BarColumn(20),
-        TextColumn(f"{{task.completed:.0f}} of {{task.total:.0f}}{unit},"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        TextColumn("{task.description}", table_column=name),
+        progress.BarColumn(20),
+        progress.TextColumn("{task.completed:.0f} of {task.total:.0f}" + " s" * seconds),
+        progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
     )
-    start, done = time.perf_counter(), 0
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        auto_refresh=False,
-        transient=True,
-        expand=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        speed_estimate_period=float("inf"),
+    start, done = time.perf_counter(), -1
+    stderr = Console(stderr=True)
+    # Drawn between the steps only, which may be timed, and not while a result is printed.
+    with progress.Progress(
+        *columns, console=stderr, auto_refresh=False, transient=True, redirect_stdout=False
     ) as bar:
         task = bar.add_task("", total=total)
-
-        def show(name: str = "") -> None:
-            completed = min(time.perf_counter() - start, total) if seconds else done
-            bar.update(task, completed=completed, description=escape(name), refresh=True)
-
         for step in steps:
             if isinstance(step, str):
-                show(step)
                 done += 1
+                completed = min(time.perf_counter() - start, total) if seconds else done
+                name = markup.escape(step[:32])
+                bar.update(task, completed=completed, description=name, refresh=True)
             else:
                 bar.stop()
                 yield step
                 bar.start()
-        show()

@@ -1,15 +1,18 @@
-"""The convolutions of a jaxpr, lax's and jaxconv's, and the source lines they come from."""
+"""The convolutions of a program, lax's and jaxconv's, and the source lines they come from."""
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
-from jaxconv.arguments.errors import fail
+from jaxconv.arguments.errors import check_function, fail
 from jaxconv.arguments.parse import well_formed
 from jaxconv.compat import (
     conv_general_dilated_p,
@@ -20,83 +23,114 @@ from jaxconv.compat import (
 )
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p
-from jaxconv.transforms.state import results_and_changes
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
-BY_NAME = "it was asked for by name"
+ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
-def fn_jaxpr(fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """The jaxpr of ``fn(*args, **kwargs)``, traced over the arrays, without dead code."""
-    return without_dead_code(
-        jax.make_jaxpr(partial(results_of, fn, args, kwargs))(arrays_of(args, kwargs))
-    )
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A convolution in a program.
+
+    Attributes:
+      eqn: its equation.
+      stack: JAX's names of the transformations it comes from.
+      makers: the equations of its jaxpr so far, by their outputs.
+      times: how often it is run; in a ``while_loop``, in one iteration.
+      within: "while" or "cond" if it is inside one, else empty.
+    """
+
+    eqn: Any
+    stack: str
+    makers: Mapping[Any, Any]
+    times: int
+    within: str
+
+    def spec(self, function: str) -> ConvSpec:
+        """The convolution; ``function`` is the public one named in error messages."""
+        params = self.eqn.params
+        lhs, rhs = (operand.aval for operand in self.eqn.invars)
+        if not is_constant_shape((*lhs.shape, *rhs.shape)):
+            shapes = f"{lhs.shape} and {rhs.shape}"
+            fail(function, "shapes must be numbers", shapes, "pass the sizes that you will use")
+        if not well_formed(rhs.shape, params):
+            names = ("window_strides", "lhs_dilation", "rhs_dilation", "dimension_numbers")
+            given = ", ".join(f"{name}={params[name]}" for name in names)
+            fail(
+                function,
+                "convolutions must have taps, positive strides and dilations for each spatial axis,"
+                " and permutations as dimension_numbers",
+                f"{lhs.str_short()} by {rhs.str_short()}, {given}",
+                "correct the call of lax's convolution, which lax can't compile either",
+            )
+        return ConvSpec.from_params(lhs, rhs, params)
+
+    @property
+    def algorithm(self) -> str:
+        """Its name as passed; "auto" for lax's convolutions."""
+        return self.eqn.params.get("algorithm", "auto")
+
+    def maker(self, operand: Any) -> Any:
+        """The equation that made ``operand``; None for constants and arguments."""
+        return None if hasattr(operand, "val") else self.makers.get(operand)
 
 
-def arrays_of(args: Any, kwargs: Any) -> dict[int, Any]:
-    """The arrays among arguments, and what stands for arrays, by their place."""
-    kinds = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
-    leaves = enumerate(jax.tree.leaves((args, kwargs)))
-    return {i: leaf for i, leaf in leaves if isinstance(leaf, kinds)}
-
-
-def results_of(fn: Callable[..., Any], args: Any, kwargs: Any, arrays: dict[int, Any]) -> list[Any]:
-    """What ``fn`` returns and leaves in objects, with ``arrays`` in place of its own."""
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    args, kwargs = jax.tree.unflatten(tree, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-    return results_and_changes(fn, args, kwargs)
-
-
-def walk(
-    jaxpr: Any, stack: str = "", times: int = 1, within: str = ""
-) -> Iterator[tuple[Any, str, dict[Any, Any], int, str]]:
-    """The convolutions of ``jaxpr`` and its inner jaxprs, lax's and jaxconv's, in program order.
+def convolutions(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Found]:
+    """The convolutions of ``fn(*args, **kwargs)`` whose results are used, in program order.
 
     Args:
-      stack: JAX's names of the transformations applied to ``jaxpr``.
-      times: how often it is run.
-      within: "while" or "cond" if it is inside one.
-
-    Returns:
-      For each: the equation, its ``stack``, all equations by their outputs, ``times``, ``within``.
+      function: the public function named in error messages.
     """
+    check_function(function, fn)
+    traced, arrays = over_arrays(fn, args, kwargs)
+    try:
+        # JAX raises where a tracer stays behind: in an object that is no argument.
+        with jax.checking_leaks():
+            jaxpr = jax.make_jaxpr(traced)(arrays)
+    except TypeError as error:
+        if args or kwargs:
+            raise
+        given, remedy = f"none ({error})", f"pass them after it: jaxconv.{function}(fn, x, w)"
+        fail(function, "fn's arguments must be passed too", given, remedy, TypeError)
+    return _walk(without_dead_code(jaxpr))
+
+
+def over_arrays(
+    fn: Callable[..., Any], args: Any, kwargs: Any
+) -> tuple[Callable[[list[Any]], list[Any]], list[Any]]:
+    """``fn(*args, **kwargs)`` as a function of the arrays among its arguments, and the arrays.
+
+    It works on copies of the arguments, which may be objects that ``fn`` changes, and returns every
+    array that ``fn`` returns or leaves in them. What ``fn`` is bound to counts as an argument.
+    """
+    if isinstance(fn, MethodType):
+        fn = Partial(fn.__func__, fn.__self__)
+    elif isinstance(fn, partial) and not isinstance(fn, Partial):
+        fn = Partial(fn.func, *fn.args, **fn.keywords)
+    leaves, tree = jax.tree.flatten((fn, args, kwargs))
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, ARRAYS)]
+
+    def of_arrays(arrays: list[Any]) -> list[Any]:
+        given = dict(enumerate(leaves)) | dict(zip(places, arrays, strict=True))
+        copies = fn, args, kwargs = jax.tree.unflatten(tree, given.values())
+        left = jax.tree.leaves((fn(*args, **kwargs), copies))
+        known = set(map(id, arrays))
+        return [x for x in left if isinstance(x, jax.Array) and id(x) not in known]
+
+    return of_arrays, [leaves[i] for i in places]
+
+
+def _walk(jaxpr: Any, stack: str = "", times: int = 1, within: str = "") -> Iterator[Found]:
     makers: dict[Any, Any] = {}
     for eqn in jaxpr.eqns:
         makers.update(dict.fromkeys(eqn.outvars, eqn))
         names = f"{stack}/{eqn.source_info.name_stack}"
         if eqn.primitive in (conv_general_dilated_p, conv_p):
-            yield eqn, names, makers, times, within
+            yield Found(eqn, names, makers, times, within)
         kind = eqn.primitive.name
-        inner = (
-            times * eqn.params["length"] if kind == "scan" else times,
-            kind if kind in ("while", "cond") else within,
-        )
+        inner = times * eqn.params["length"] if kind == "scan" else times
         for carried in jaxprs_in_params(eqn.params):
-            yield from walk(carried, names, *inner)
-
-
-def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
-    """The spec of a convolution, its ``algorithm``, and the reason for it unless it is "auto".
-
-    Args:
-      function: the public function named in error messages.
-    """
-    lhs, rhs = (operand.aval for operand in eqn.invars)
-    if not is_constant_shape((*lhs.shape, *rhs.shape)):
-        shapes = f"{lhs.shape} and {rhs.shape}"
-        fail(function, "shapes must be numbers", shapes, "give the sizes that you will use")
-    if not well_formed(rhs.shape, eqn.params):
-        names = ("window_strides", "lhs_dilation", "rhs_dilation", "dimension_numbers")
-        fail(
-            function,
-            "convolutions must have taps, positive strides and dilations for each spatial axis, and"
-            " permutations as dimension_numbers",
-            f"{lhs.str_short()} by {rhs.str_short()}, "
-            + ", ".join(f"{name}={eqn.params[name]}" for name in names),
-            "correct the call of lax's convolution, which lax can't compile either",
-        )
-    spec = ConvSpec.from_params(lhs, rhs, eqn.params)
-    return spec, eqn.params.get("algorithm", "auto"), BY_NAME
+            yield from _walk(carried, names, inner, kind if kind in ("while", "cond") else within)
 
 
 def source_line(traceback: Any) -> str:
