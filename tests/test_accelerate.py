@@ -504,7 +504,7 @@ def test_policies_save_as_many_values_inside_a_checkpoint(
     policy: str, in_scan: bool, remat3: bool
 ) -> None:
     """There jaxconv's primitive is bound, and policies are asked about lax's."""
-    if remat3 and lax.conv_general_dilated_p not in compat.remat_rules:
+    if remat3 and lax.conv_general_dilated_p not in compat.remat_rules():
         pytest.skip("this JAX has no rules for convolutions there")
     rematerialized = functools.partial(jax.checkpoint, policy=(POLICIES | MORE_POLICIES)[policy])
 
@@ -1082,8 +1082,8 @@ def lowered() -> Iterator[list[str]]:
     """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
     found: list[str] = []
 
-    def observe(spec: Any, algorithm: str, platform: str) -> None:
-        found.append(algorithm)
+    def observe(lowered: primitive.Lowered) -> None:
+        found.append(lowered.algorithm)
 
     primitive.observers.append(observe)
     yield found

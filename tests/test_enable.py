@@ -56,8 +56,8 @@ def planned() -> Iterator[list[str]]:
     """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
     found: list[str] = []
 
-    def observe(spec: Any, algorithm: str, platform: str) -> None:
-        found.append(algorithm)
+    def observe(lowered: primitive.Lowered) -> None:
+        found.append(lowered.algorithm)
 
     primitive.observers.append(observe)
     yield found

@@ -763,7 +763,6 @@ MODULES = (
     "algorithms.base",
     "planning.choose",
     "planning.described",
-    "transforms.by_blocks",
     "transforms.enable",
     "transforms.jaxprs",
     "tools.autotune",
@@ -801,14 +800,6 @@ def raised(call: Callable[[], Any]) -> set[tuple[str, int]]:
     return set()
 
 
-# What by_blocks returns refuses; see test_by_blocks.py.
-BLOCKS = [
-    lambda: jaxconv.by_blocks(jnp.sin)(x=X),
-    lambda: jaxconv.by_blocks(jnp.sin, argnum=1)(X),
-    lambda: jaxconv.by_blocks(jnp.sin)(1.0),
-]
-
-
 def test_every_refusal_has_a_test() -> None:
     calls: list[Callable[[], Any]] = [
         lambda function=function, bad=bad: function(**GOOD | bad.change)
@@ -824,7 +815,6 @@ def test_every_refusal_has_a_test() -> None:
     calls += [tune_without_predictions, autotune_nothing, *MEASURE.values()]
     calls += bad_settings().values()
     calls += MISTAKES.values()
-    calls += BLOCKS
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
     missing = []

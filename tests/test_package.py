@@ -26,7 +26,6 @@ PUBLIC = [
     "UnsupportedConvError",
     "accelerate",
     "autotune",
-    "by_blocks",
     "col2im",
     "config",
     "conv",
@@ -237,8 +236,7 @@ print(tried)
 def test_docstring_examples_run(tmp_path: Path) -> None:
     modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
     names = ("api", "patches", "planning.plan", "tools.autotune", "tools.explain")
-    names += ("tools.memory", "transforms.accelerate", "transforms.by_blocks")
-    names += ("transforms.enable",)
+    names += ("tools.memory", "transforms.accelerate", "transforms.enable")
     assert modules == [f"jaxconv.{name}" for name in names]
     modules.append("jaxconv.config")
     modules.sort(key=lambda name: name != "jaxconv.tools.memory")  # before JAX computes anything

@@ -9,15 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxconv import compat
 from jaxconv.arguments.errors import fail
 from jaxconv.arguments.parse import well_formed
-from jaxconv.compat import (
-    conv_general_dilated_p,
-    is_constant_shape,
-    jaxprs_in_params,
-    user_frames,
-    without_dead_code,
-)
+from jaxconv.compat import conv_general_dilated_p, is_constant_shape, without_dead_code
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p
 from jaxconv.transforms.state import results_and_changes
@@ -71,7 +66,7 @@ def walk(
             times * eqn.params["length"] if kind == "scan" else times,
             kind if kind in ("while", "cond") else within,
         )
-        for carried in jaxprs_in_params(eqn.params):
+        for carried in compat.jaxprs_in_params(eqn.params):
             yield from walk(carried, names, *inner)
 
 
@@ -101,7 +96,7 @@ def choice(function: str, eqn: Any) -> tuple[ConvSpec, str, str]:
 
 def source_line(traceback: Any) -> str:
     """ "file:line (function)" of the user's frame: never jaxconv's, preferably no library's."""
-    frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
+    frames = [f for f in compat.user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
     libraries = ("site-packages", "dist-packages")
     own = [f for f in frames if not any(name in f.file_name for name in libraries)]
     if not frames:
