@@ -197,15 +197,15 @@ def _for_primitive(convolution: Any, rule: Any) -> Any:
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
     """The tables of lowering rules specific to ``platform``, to be read and restored."""
-    tables = _jaxs("_platform_specific_lowerings")
-    return {name: tables[name] for name in _jaxs("expand_platform_alias")(platform)}
+    needed = "_platform_specific_lowerings", "expand_platform_alias", "_lowerings"
+    tables, names, _ = map(_jaxs, needed)
+    return {name: tables[name] for name in names(platform)}
 
 
 def lowering_rule(primitive: Any, platform: str) -> Any:
     """The rule by which ``primitive`` is lowered for ``platform``."""
     try:
-        tables = platform_rules(platform).values()
-        others = _jaxs("_lowerings")
+        tables, others = platform_rules(platform).values(), _jaxs("_lowerings")
     except RuntimeError:  # then nothing is enabled that could stand in for it
         return mlir.lower_fun(primitive.bind, multiple_results=False)
     return next((t[primitive] for t in tables if primitive in t), others.get(primitive)).rule

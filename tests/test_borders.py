@@ -20,6 +20,8 @@ from jaxconv.sharding.borders import (
 )
 from jaxconv.spec import ConvSpec, dilate
 
+pytestmark = pytest.mark.usefixtures("compile_quickly")
+
 
 class VmappedLine(MeshLine):
     """As ``vmap`` has no permutation that leaves places out."""
@@ -85,10 +87,17 @@ AXES = [
     )
     if dilate(size, holes) + sum(pads) >= dilate(taps, dilation)
 ]
-SAMPLE = np.random.default_rng(0).permutation(len(AXES))[:32]
+SAMPLE = [AXES[i] for i in np.random.default_rng(0).permutation(len(AXES))[:32]]
 
 
-@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE], ids=str)
+def sampled(number: int) -> Any:
+    """Some cases; half of them are left to the exhaustive sweep."""
+    often, others = SAMPLE[: number // 2], SAMPLE[number // 2 : number]
+    marked = [pytest.param(case, marks=pytest.mark.exhaustive) for case in others]
+    return pytest.mark.parametrize("case", [*often, *marked], ids=str)
+
+
+@sampled(32)
 def test_outputs_of_each_device(case: Any) -> None:
     devices, size, taps, stride, pads, holes, dilation = case
     rng = np.random.default_rng(size)
@@ -110,7 +119,7 @@ def test_outputs_of_each_device(case: Any) -> None:
     np.testing.assert_allclose(outs.ravel()[: len(expected)], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE[:20]], ids=str)
+@sampled(20)
 def test_taps_of_each_device(case: Any) -> None:
     """As in a kernel's gradient: the taps are the cotangent's positions."""
     devices, size, out, dilation, pads, holes, stride = case
