@@ -42,7 +42,7 @@ NAMES = {
     "check_and_canonicalize_user_dtype": ("jax._src.dtypes", "preferred_element_type"),
     "canonicalize_sharding": ("jax._src.sharding_impls", "out_sharding"),
     "lower_with_sharding_in_types": ("jax._src.interpreters.mlir", "explicit sharding"),
-    "auto_insert_reshard": ("jax._src.core", "shard_map"),
+    "auto_insert_reshard": ("jax._src.core", "a convolution under a mesh"),
     "ensure_enum": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
     "Offloadable": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
     "SaveableType": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
@@ -225,8 +225,8 @@ def lowered_for(ctx: Any) -> tuple[int, bool]:
     some axes are manual (``shard_map`` with automatic ones)."""
     where = ctx.module_context.axis_context
     if isinstance(where, mlir.ShardingContext):
-        asks = not ctx.module_context.lowering_parameters.for_export
-        return where.num_devices, asks and _partitions()
+        exported = ctx.module_context.lowering_parameters.for_export
+        return where.num_devices, where.num_devices > 1 and not exported and _partitions()
     if isinstance(where, mlir.SPMDAxisContext):
         manual = set(where.manual_axes) == set(where.mesh.axis_names)
         return 1 if manual else where.mesh.size, False
