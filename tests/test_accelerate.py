@@ -28,7 +28,6 @@ from jax.sharding import PartitionSpec as P
 import jaxconv
 from jaxconv import accelerate, compat
 from jaxconv.bench.networks import NETWORKS
-from jaxconv.transforms import primitive
 
 Fun = Callable[..., Any]
 
@@ -1077,33 +1076,6 @@ def test_only_the_thread_that_accelerates_does() -> None:
     assert found == {"accelerated": (0, 1), "plain": ((1, 0), (1, 0))}
 
 
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """The names of JAX's tracing, lowering and compiling events, as they happen."""
-    events: list[str] = []
-
-    def record(event: str, duration: float, **details: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            events.append(event.removeprefix("/jax/core/compile/"))
-
-    jax.monitoring.register_event_duration_secs_listener(record)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(record)
-
-
-@pytest.fixture
-def lowered() -> Iterator[list[str]]:
-    """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
-    found: list[str] = []
-
-    def observe(lowered: primitive.Lowered) -> None:
-        found.append(lowered.algorithm)
-
-    primitive.observers.append(observe)
-    yield found
-    primitive.observers.remove(observe)
-
-
 def test_a_jitted_function_has_a_program_for_each(lowered: list[str], compiled: list[str]) -> None:
     """Whoever calls it first: lax's for itself, jaxconv's for each algorithm of accelerate."""
     (x, w), calls = operands(), {}
@@ -1248,7 +1220,7 @@ custom_jvp_conv = custom_jvp()
 
 def test_a_second_eager_call_compiles_nothing(compiled: list[str]) -> None:
     x, w = operands()
-    fun = accelerate(grad(activated))
+    fun = accelerate(grad(conv))
     fun(x, w)
     compiled.clear()
     fun(*operands(1))

@@ -518,20 +518,6 @@ def test_no_convolution_of_lax_is_left(transformation: str) -> None:
 # ---- nothing twice ----
 
 
-@pytest.fixture
-def compiled() -> Iterator[list[str]]:
-    """The names of JAX's tracing, lowering and compiling events, as they happen."""
-    events: list[str] = []
-
-    def record(event: str, duration: float, **details: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            events.append(event.removeprefix("/jax/core/compile/"))
-
-    jax.monitoring.register_event_duration_secs_listener(record)
-    yield events
-    jax.monitoring.unregister_event_duration_listener(record)
-
-
 REPEATED: dict[str, Callable[[Conv], Callable]] = {
     "eager": lambda conv: conv,
     "eager grad": lambda conv: jax.grad(energy(conv), (0, 1)),
