@@ -222,8 +222,10 @@ def test_what_depends_on_the_version_of_jax_is_in_compat(module: str) -> None:
             else []
         )
     }
-    internal = {n for n in names if re.match(r"jax\.(_src|extend|interpreters)\b", n)}
+    internal = {n for n in names if re.match(r"jax\.(extend|interpreters)\b", n)}
     assert not internal or module == "jaxconv.compat", f"{module} imports {internal}"
+    private = {n for n in names if n.startswith("jax._src")}
+    assert not private, f"{module} imports {private}: look it up by compat.NAMES"
 
 
 # Its examples
