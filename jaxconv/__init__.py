@@ -5,8 +5,7 @@ algorithm that is fastest for its shapes, dtype and platform, or by one of ``ALG
 named; ``im2col`` and ``col2im`` are the patch matrix and its adjoint.
 
 ``accelerate`` does the same for the convolutions of a function that is written already,
-``enable`` for those of the whole process; ``by_blocks`` is for inference in batches, and
-``keep_memory`` for any JAX program on Linux.
+``enable`` for those of the whole process; ``keep_memory`` is for any JAX program on Linux.
 
 ``plan`` tells what is chosen for one convolution and why, ``explain`` for each convolution of a
 function, forward and backward; ``autotune`` measures, and ``config`` has the settings.
@@ -24,7 +23,6 @@ from jaxconv.tools.autotune import autotune
 from jaxconv.tools.explain import explain
 from jaxconv.tools.memory import keep_memory
 from jaxconv.transforms.accelerate import accelerate
-from jaxconv.transforms.by_blocks import by_blocks
 from jaxconv.transforms.enable import disable, enable, enabled
 
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "UnsupportedConvError",
     "accelerate",
     "autotune",
-    "by_blocks",
     "col2im",
     "config",
     "conv",

@@ -24,8 +24,8 @@ from jaxconv.arguments.parse import (
     positive,
 )
 from jaxconv.planning.choose import check_algorithm
+from jaxconv.sharding.borders import MeshLine, cut_axis, window
 from jaxconv.spec import ConvSpec, dilate
-from jaxconv.transforms.borders import MeshLine, cut_axis_of, window
 from jaxconv.transforms.primitive import conv_p
 
 
@@ -45,7 +45,8 @@ def _bind(
         return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
     params = parameters(call, lhs, rhs, **arguments)
     check_algorithm(call.function, algorithm, ConvSpec.from_params(lhs, rhs, params))
-    out_sharding = compat.canonicalize_sharding(out_sharding, call.function)
+    if out_sharding is not None:
+        out_sharding = compat.canonicalize_sharding(out_sharding, call.function)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
     return conv_p.bind(lhs, rhs, **params, out_sharding=out_sharding, algorithm=algorithm)
 
@@ -229,7 +230,7 @@ def _with_borders(
                 f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}",
                 "pad the image or take another mesh",
             )
-        cut = cut_axis_of(spec, d, count)
+        cut = cut_axis(spec, d, count)
         assert cut is not None  # the image has no holes
         x = window(x, 1 + d, cut, line)
         padding[d] = cut.padding

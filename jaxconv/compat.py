@@ -1,121 +1,123 @@
 """Everything that depends on the JAX version, and nothing else.
 
-Names imported from ``jax._src`` have no public counterpart in JAX 0.10.2 to 0.12; a comment beside
-each says what it is for.
+Private names of JAX are attributes of this module, ``compat.ensure_enum``, looked up when they are
+used: one that a newer JAX lacks disables what needs it, with a message, and nothing else.
 """
 
+import importlib
 import math
+import operator
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src import (
-    core,
-    linear_util,  # wraps the functions of custom_jvp and custom_vjp
-    sharding_impls,  # where a program is lowered for
-    source_info_util,
-    xla_bridge,
-)
-from jax._src.config import config_ext
-from jax._src.core import (
-    Literal,  # jax.extend.core has it too, but importing that takes 30 to 60 ms
-    Primitive,  # as well
-    Trace,  # base class of accelerate's trace
-    auto_insert_reshard,  # casts the operand that lacks a mesh axis inside shard_map
-    is_constant_shape,  # False for the symbolic dimensions of jax.export
-    jaxprs_in_params,
-    mem_kind_to_space,  # memory spaces named by offloading policies
-    set_current_trace,
-)
-from jax._src.dispatch import apply_primitive  # compiles once per parameters outside jit
-from jax._src.dtypes import check_and_canonicalize_user_dtype
-from jax._src.interpreters import mlir as lowerings
-from jax._src.interpreters.partial_eval import (
-    Offloadable,  # returned by rematerialisation policies, as is bool
-    SaveableType,
-    ensure_enum,
-)
-from jax._src.interpreters.remat import rules as remat_rules
-from jax._src.lax.lax import canonicalize_precision, rev_p
-from jax._src.lib import (
-    xla_client,  # pyright: ignore[reportPrivateImportUsage] (registers what XLA's partitioner asks)
-)
-from jax._src.sharding_impls import canonicalize_sharding
-from jax._src.source_info_util import user_frames  # frames of a traceback outside JAX
-from jax._src.util import weakref_lru_cache
-from jax.interpreters import ad, batching, mlir, partial_eval
+from jax import core
+from jax.interpreters import ad as ad
+from jax.interpreters import batching as batching
+from jax.interpreters import mlir, partial_eval
+from jax.interpreters.xla import apply_primitive as apply_primitive
 from jax.lax import conv_general_dilated_p
 
-__all__ = [
-    "JAXPRS",
-    "OLD_XLA",
-    "Literal",
-    "Offloadable",
-    "Primitive",
-    "SaveableType",
-    "Trace",
-    "ad",
-    "add_rules",
-    "apply_primitive",
-    "auto_insert_reshard",
-    "batching",
-    "canonicalize_precision",
-    "canonicalize_sharding",
-    "check_and_canonicalize_user_dtype",
-    "conv_general_dilated_p",
-    "current_trace",
-    "current_traceback",
-    "custom_call",
-    "ensure_enum",
-    "eval_jaxpr",
-    "has_explicit_sharding",
-    "is_constant_shape",
-    "jaxprs_in_params",
-    "jit_key",
-    "linear_util",
-    "lowered_for",
-    "lowering_rule",
-    "mem_kind_to_space",
-    "mlir",
-    "module_of",
-    "no_mesh",
-    "partial_eval",
-    "places",
-    "platform_rules",
-    "register_partitioner",
-    "remat_rules",
-    "rev_p",
-    "set_current_trace",
-    "sharding_of",
-    "user_frames",
-    "weakref_lru_cache",
-    "with_eqns",
-    "with_sharding_in_type",
-    "without_dead_code",
-    "without_shardings",
-]
+# The oldest version that jaxconv supports, and the newest that it is tested with.
+OLDEST, NEWEST = (0, 10, 2), (0, 12)
+SUPPORTED = f"JAX {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
 
-# Up to JAX 0.11 a jaxpr with its constants is a separate class.
-JAXPRS: tuple[type, ...] = (core.Jaxpr, getattr(core, "ClosedJaxpr", core.Jaxpr))
+if jax.__version_info__[:2] > NEWEST:
+    warnings.warn(
+        f"jaxconv is tested with {SUPPORTED}, and this is {jax.__version__}: what needs a private"
+        " name that it lacks will raise an error. Install one of these, or a newer jaxconv",
+        stacklevel=2,
+    )
+
+
+# What is looked up when it is used: its module, and what needs it. Those of ``jax.extend`` are not
+# private, but importing that takes 30 to 60 ms.
+NAMES = {
+    "Primitive": ("jax._src.core", "jaxconv"),
+    "canonicalize_precision": ("jax._src.lax.lax", "precision"),
+    "check_and_canonicalize_user_dtype": ("jax._src.dtypes", "preferred_element_type"),
+    "canonicalize_sharding": ("jax._src.sharding_impls", "out_sharding"),
+    "lower_with_sharding_in_types": ("jax._src.interpreters.mlir", "explicit sharding"),
+    "auto_insert_reshard": ("jax._src.core", "a convolution under a mesh"),
+    "ensure_enum": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
+    "Offloadable": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
+    "SaveableType": ("jax._src.interpreters.partial_eval", "a policy of jax.checkpoint"),
+    "rules": ("jax._src.interpreters.remat", "jax_remat3"),
+    "find_top_trace": ("jax.extend.core", "accelerate"),
+    "set_current_trace": ("jax.extend.core", "accelerate"),
+    "linear_util": ("jax.extend", "accelerate"),
+    "jaxprs_in_params": ("jax.extend.core", "explain"),
+    "source_info_util": ("jax.extend", "explain"),
+    "user_frames": ("jax._src.source_info_util", "explain"),
+    "expand_platform_alias": ("jax._src.xla_bridge", "enable"),
+    "_lowerings": ("jax.interpreters.mlir", "enable"),
+    "_platform_specific_lowerings": ("jax.interpreters.mlir", "enable"),
+    "xla_client": ("jax._src.lib", "partitioning"),
+    "register_plugin_callbacks": ("jax._src.xla_bridge", "partitioning"),
+    "extend_axis_env_nd": ("jax._src.core", "partitioning"),
+    "build_mlir_module_helper": ("jax._src.interpreters.mlir", "partitioning"),
+    "custom_call": ("jax._src.interpreters.mlir", "partitioning"),
+    "str_to_sdy_sharding_rule": ("jax._src.custom_partitioning_sharding_rule", "partitioning"),
+    "sdy_sharding_rule_to_mlir": ("jax._src.custom_partitioning_sharding_rule", "partitioning"),
+}
+
+
+@lru_cache(maxsize=len(NAMES))
+def _jaxs(name: str) -> Any:
+    """One of ``NAMES``."""
+    module, feature = NAMES[name]
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise RuntimeError(
+            f"jaxconv: {feature} needs {module}.{name}, which JAX {jax.__version__} lacks; install"
+            f" {SUPPORTED}, or a newer jaxconv"
+        ) from None
+
+
+def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        return _jaxs(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+try:
+    Primitive: Any = _jaxs("Primitive")
+except RuntimeError:
+    from jax.extend.core import Primitive as Primitive
+
+
+def canonicalize_precision(precision: Any) -> Any:
+    """``precision`` as the parameter of lax's convolution."""
+    if precision is None and jax.config.jax_default_matmul_precision is None:
+        return None
+    return _jaxs("canonicalize_precision")(precision)
+
+
+def auto_insert_reshard(*arrays: Any) -> Any:
+    """``arrays``, those cast that lack a mesh axis along which others differ in ``shard_map``."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    return _jaxs("auto_insert_reshard")(*arrays)
+
+
+def is_constant_shape(shape: Sequence[Any]) -> bool:
+    """Whether sizes are numbers: False for the symbolic ones of ``jax.export``."""
+    try:
+        return all(operator.index(size) >= 0 for size in shape)
+    except (TypeError, ValueError, jax.errors.JAXTypeError):
+        return False
+
 
 # XLA:CPU compiles loops, slices and convolutions otherwise since JAX 0.11.
 OLD_XLA = jax.__version_info__ < (0, 11)
 
-# Part of the key of jit's caches; None unless set.
-jit_key = config_ext.Config("jaxconv_accelerate", None, include_in_jit_key=True)
-
-
-def current_trace() -> Any:
-    """The trace that currently interprets primitives."""
-    return core.trace_ctx.trace
-
-
-def current_traceback() -> Any:
-    """The user's source location of the operation that JAX is tracing or lowering."""
-    return source_info_util.current().traceback
+# Part of the key of jit's caches: the algorithm of ``accelerate`` while it runs, else None.
+accelerated = jax.make_user_context(None)
 
 
 def eval_jaxpr(closed: Any, *args: Any) -> Any:
@@ -139,6 +141,17 @@ def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
     return jaxpr.replace(jaxpr=inner.replace(eqns=eqns))
 
 
+# Rules
+
+
+def remat_rules() -> dict[Any, Any]:
+    """The rules by which JAX 0.12 recomputes if jax_remat3 is set; empty where there are none."""
+    try:
+        return _jaxs("rules")
+    except RuntimeError:
+        return {}
+
+
 # The tables of rules for lax's convolution in JAX's other transformations, by module. Importing
 # these modules takes 430 ms.
 _TABLES = {
@@ -149,7 +162,7 @@ _TABLES = {
 }
 
 
-def add_rules(convolution: Primitive) -> None:
+def add_rules(convolution: Any) -> None:
     """Adds lax's rules for ``convolution`` to those tables whose modules are imported."""
     for module, name in _TABLES.items():
         table = getattr(sys.modules.get(module), name, {})
@@ -158,7 +171,7 @@ def add_rules(convolution: Primitive) -> None:
             table[convolution] = _for_primitive(convolution, rule)
 
 
-def _for_primitive(convolution: Primitive, rule: Any) -> Any:
+def _for_primitive(convolution: Any, rule: Any) -> Any:
     if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
         return partial(rule.func, convolution)
 
@@ -168,20 +181,23 @@ def _for_primitive(convolution: Primitive, rule: Any) -> Any:
     return without_algorithm
 
 
+def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
+    """The tables of lowering rules specific to ``platform``, to be read and restored."""
+    needed = "_platform_specific_lowerings", "expand_platform_alias", "_lowerings"
+    tables, names, _ = map(_jaxs, needed)
+    return {name: tables[name] for name in names(platform)}
+
+
 def lowering_rule(primitive: Any, platform: str) -> Any:
     """The rule by which ``primitive`` is lowered for ``platform``."""
-    for name in xla_bridge.expand_platform_alias(platform):
-        if primitive in lowerings._platform_specific_lowerings[name]:
-            return lowerings._platform_specific_lowerings[name][primitive].rule
-    return lowerings._lowerings[primitive].rule
+    try:
+        tables, others = platform_rules(platform).values(), _jaxs("_lowerings")
+    except RuntimeError:  # then nothing is enabled that could stand in for it
+        return mlir.lower_fun(primitive.bind, multiple_results=False)
+    return next((t[primitive] for t in tables if primitive in t), others.get(primitive)).rule
 
 
-def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
-    """The tables of rules specific to ``platform``, to be read and restored."""
-    return {
-        name: lowerings._platform_specific_lowerings[name]
-        for name in xla_bridge.expand_platform_alias(platform)
-    }
+# Several devices
 
 
 def has_explicit_sharding(*avals: Any) -> bool:
@@ -189,17 +205,15 @@ def has_explicit_sharding(*avals: Any) -> bool:
     return any(entry is not None for aval in avals for entry in aval.sharding.spec)
 
 
-# XLA's partitioner
-
-
 def lowered_for(ctx: Any) -> tuple[int, bool]:
     """For how many devices a program is lowered whose operations XLA partitions, 1 if it doesn't;
     and whether it may ask this process how: not for a program that is exported, or one of which
     some axes are manual (``shard_map`` with automatic ones)."""
     where = ctx.module_context.axis_context
-    if isinstance(where, sharding_impls.ShardingContext):
-        return where.num_devices, not ctx.module_context.lowering_parameters.for_export
-    if isinstance(where, sharding_impls.SPMDAxisContext):
+    if isinstance(where, mlir.ShardingContext):
+        exported = ctx.module_context.lowering_parameters.for_export
+        return where.num_devices, where.num_devices > 1 and not exported and _partitions()
+    if isinstance(where, mlir.SPMDAxisContext):
         manual = set(where.manual_axes) == set(where.mesh.axis_names)
         return 1 if manual else where.mesh.size, False
     return 1, False
@@ -219,15 +233,28 @@ def without_shardings(ctx: Any) -> Any:
 
 def with_sharding_in_type(ctx: Any, out: Any) -> Any:
     """A lowered output that lies as its type says."""
-    return lowerings.lower_with_sharding_in_types(ctx, out, ctx.avals_out[0])
+    (aval,) = ctx.avals_out
+    explicit = has_explicit_sharding(aval)
+    return _jaxs("lower_with_sharding_in_types")(ctx, out, aval) if explicit else out
+
+
+# XLA's partitioner
+
+
+def _partitions() -> bool:
+    """Whether this JAX has all that XLA's partitioner is asked by."""
+    try:
+        return all(map(_jaxs, (n for n, (_, need) in NAMES.items() if need == "partitioning")))
+    except RuntimeError:
+        return False
 
 
 def register_partitioner(target: str, *callbacks: Callable[..., Any]) -> None:
     """Registers what XLA calls for a custom call to ``target``: how it lies, given its user; its
     program; how it lies, given its operands."""
-    register = xla_client.register_custom_call_partitioner
+    register = _jaxs("xla_client").register_custom_call_partitioner
     register(target, *callbacks)
-    xla_bridge.register_plugin_callbacks(partial(register, target, *callbacks))
+    _jaxs("register_plugin_callbacks")(partial(register, target, *callbacks))
 
 
 def places(sharding: Any, ndim: int, devices: int) -> list[tuple[int, ...]]:
@@ -235,7 +262,7 @@ def places(sharding: Any, ndim: int, devices: int) -> list[tuple[int, ...]]:
     if sharding is None or not sharding.is_tiled():
         return [(0,) * devices] * ndim
     if hasattr(sharding, "v3_to_v2_sharding"):
-        sharding = xla_client.HloSharding.v3_to_v2_sharding(sharding)
+        sharding = _jaxs("xla_client").HloSharding.v3_to_v2_sharding(sharding)
     shape = sharding.tile_assignment_dimensions()
     order = np.argsort(sharding.tile_assignment_devices())
     return [tuple(i.ravel()[order].tolist()) for i in np.indices(shape)[:ndim]]
@@ -243,13 +270,14 @@ def places(sharding: Any, ndim: int, devices: int) -> list[tuple[int, ...]]:
 
 def sharding_of(places: Sequence[Sequence[int]]) -> Any:
     """XLA's sharding by which devices have these places along each dimension."""
+    xla = _jaxs("xla_client")
     counts = [max(along) + 1 for along in places]
     if math.prod(counts) == 1:
-        return xla_client.HloSharding.replicate()
+        return xla.HloSharding.replicate()
     grid = np.lexsort(places[::-1]).reshape(*counts, -1)
-    rest = [xla_client.OpSharding.Type.REPLICATED] if grid.shape[-1] > 1 else []
+    rest = [xla.OpSharding.Type.REPLICATED] if grid.shape[-1] > 1 else []
     grid = grid if rest else grid[..., 0]
-    return xla_client.HloSharding.subgroup_with_device_ordering(np.ascontiguousarray(grid), rest)
+    return xla.HloSharding.subgroup_with_device_ordering(np.ascontiguousarray(grid), rest)
 
 
 def module_of(
@@ -260,57 +288,35 @@ def module_of(
     mesh: Any = jax.sharding.AbstractMesh((size,), (name,))
     with no_mesh():
         jaxpr = jax.make_jaxpr(function, axis_env=[axis])(*args)
-    with core.extend_axis_env_nd([axis]), no_mesh():
-        module = lowerings.build_mlir_module_helper(
+    with _jaxs("extend_axis_env_nd")([axis]), no_mesh():
+        module = _jaxs("build_mlir_module_helper")(
             jaxpr,
             name="part",
             platforms=platforms,
             backend=None,
-            axis_context=sharding_impls.SPMDAxisContext(mesh, frozenset({name})),
+            axis_context=mlir.SPMDAxisContext(mesh, frozenset({name})),
         )
-    return lowerings.module_to_bytecode(module)
+    return mlir.module_to_bytecode(module)
 
 
-def custom_call(
-    ctx: Any,
-    target: str,
-    operands: Sequence[Any],
-    key: str,
-    arrays: Sequence[Sequence[Sequence[str]]],
-    sizes: Mapping[str, int],
-    kinds: Mapping[str, Collection[str]],
+def asking_call(
+    ctx: Any, target: str, operands: Sequence[Any], key: str, rule: str, **factors: Any
 ) -> Any:
     """A call of which XLA asks the callbacks registered for ``target``, with ``key``.
 
     Args:
-      arrays: for each dimension of the operands and of the output its factors, those of dimensions
-        that correspond being the same.
-      sizes: of factors.
-      kinds: the factors that aren't simply kept, by the keywords of ``SdyShardingRule``.
+      rule, factors: how dimensions correspond, as in ``jax.experimental.custom_partitioning``.
     """
-    # Imported here, as it takes 10 ms.
-    from jax._src import custom_partitioning_sharding_rule as rules
-
     (out_type,) = mlir.aval_to_ir_types(ctx.module_context, ctx.avals_out[0])
-    mappings = [
-        rules.ArrayMapping(*(f[0] if len(f) == 1 else rules.CompoundFactor(*f) for f in factors))
-        for factors in arrays
-    ]
-    used = {f for array in arrays for factors in array for f in factors}
-    whole = {factors[0] for array in arrays for factors in array if len(factors) == 1}
-    keywords: dict[str, Any] = {f: sizes[f] for f in used - whole}
-    for kind, factors in kinds.items():
-        keywords[kind] = tuple(f for f in factors if f in used)
-    rule = rules.SdyShardingRule(tuple(mappings[:-1]), (mappings[-1],), **keywords)
+    parsed = _jaxs("str_to_sdy_sharding_rule")(rule, **factors)
     types = [x.type for x in operands]
-    call = lowerings.custom_call(
+    attribute = _jaxs("sdy_sharding_rule_to_mlir")(parsed, types, [out_type])
+    call = _jaxs("custom_call")(
         target,
         result_types=[out_type],
         operands=operands,
         backend_config=key,
         api_version=2,
-        extra_attributes={
-            "sdy.sharding_rule": rules.sdy_sharding_rule_to_mlir(rule, types, [out_type])
-        },
+        extra_attributes={"sdy.sharding_rule": attribute},
     )
     return call.results

@@ -79,8 +79,8 @@ class ConvSpec:
 
     The last three describe memory. ``weight_gradient``: the batch of ``lhs`` was the channel axis,
     as in the weight gradients that JAX derives; see ``layout.as_forward``. ``channels_first``: the
-    image and the output are (N, C, spatial…). ``kernel_order``, one of ``KERNEL_ORDERS``: the axes of the
-    kernel, or of a weight gradient's result, which is one.
+    image and the output are (N, C, spatial…). ``kernel_order``, one of ``KERNEL_ORDERS``: the axes
+    of the kernel, or of a weight gradient's result, which is one.
     """
 
     lhs_shape: tuple[int, ...]

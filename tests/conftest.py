@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import pytest
@@ -47,6 +48,35 @@ def compile_quickly() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def compiled() -> Iterator[list[str]]:
+    """The names of JAX's tracing, lowering and compiling events, as they happen."""
+    events: list[str] = []
+
+    def record(event: str, duration: float, **details: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            events.append(event.removeprefix("/jax/core/compile/"))
+
+    jax.monitoring.register_event_duration_secs_listener(record)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(record)
+
+
+@pytest.fixture
+def lowered() -> Iterator[list[str]]:
+    """The algorithm asked for of each convolution that jaxconv lowers, as it happens."""
+    from jaxconv.transforms import primitive
+
+    found: list[str] = []
+
+    def observe(lowered: primitive.Lowered) -> None:
+        found.append(lowered.algorithm)
+
+    primitive.observers.append(observe)
+    yield found
+    primitive.observers.remove(observe)
 
 
 def pytest_report_header() -> str:

@@ -26,7 +26,7 @@ from jaxconv.planning.machine import here
 from jaxconv.planning.rows import Timed, record
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates
-from jaxconv.transforms.primitive import observers, planned_here
+from jaxconv.transforms.primitive import Lowered, observers, planned_here
 
 PROCESSES, DEVICES = 2, 4
 LAST = ("NHWC", "HWIO", "NHWC")
@@ -72,8 +72,9 @@ def trained(step: Callable[..., Any], params: Params, x: Any, target: Any) -> li
 claimed: dict[ConvSpec, str] = {}
 
 
-def claim(spec: ConvSpec, algorithm: str, platform: str) -> None:
-    """Before ``spec`` is planned, keeps a row by which another algorithm is far the fastest."""
+def claim(lowered: Lowered) -> None:
+    """Before a convolution is planned, keeps a row by which another algorithm is the fastest."""
+    spec, platform = lowered.spec, lowered.platform
     planned, *others = candidates(spec, platform)
     if others:
         claimed[spec] = others[0]

@@ -15,7 +15,7 @@ ITEM = re.compile(r"^((?:\*{0,2}\w+)(?:, \w+)*|The others): ", re.MULTILINE)
 GROUPS = {
     "Convolutions": ("conv", "conv_general_dilated", "conv_transpose", "pointwise"),
     "Patches": ("im2col", "col2im"),
-    "Programs": ("accelerate", "enable", "disable", "enabled", "by_blocks", "keep_memory"),
+    "Programs": ("accelerate", "enable", "disable", "enabled", "keep_memory"),
     "What is chosen": ("plan", "explain", "autotune", "config"),
     "Algorithms": ("ALGORITHMS", "UnsupportedConvError"),
 }

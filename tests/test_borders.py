@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +10,17 @@ import numpy as np
 import pytest
 from jax import Array, lax
 
-from jaxconv.spec import dilate
-from jaxconv.transforms.borders import MeshLine, cut_axis, only_valid, own_outputs, window
+from jaxconv.sharding.borders import (
+    AxisCut,
+    MeshLine,
+    cut_axis,
+    only_valid,
+    own_outputs,
+    window,
+)
+from jaxconv.spec import ConvSpec, dilate
+
+pytestmark = pytest.mark.usefixtures("compile_quickly")
 
 
 class VmappedLine(MeshLine):
@@ -31,7 +39,7 @@ LINE = VmappedLine(("line",))
 
 
 def parts_of(x: np.ndarray, devices: int) -> np.ndarray:
-    """What each device holds of the first axis; behind its end lies anything."""
+    """What each device holds of the first axis; garbage after its end."""
     held = -(-len(x) // devices)
     rest = np.full((devices * held - len(x), *x.shape[1:]), np.nan)
     return np.concatenate([x, rest]).reshape(devices, held, *x.shape[1:])
@@ -50,6 +58,21 @@ def convolved(x: Any, w: Any, stride: int, pads: Any, holes: int, dilation: int)
     )[0, :, 0]
 
 
+def cut_of(
+    devices: int,
+    size: int,
+    taps: int,
+    stride: int = 1,
+    pads: tuple[int, int] = (0, 0),
+    holes: int = 1,
+    dilation: int = 1,
+    sums: bool = False,
+) -> AxisCut | None:
+    double = np.dtype(np.float64)
+    axis = (stride,), (pads,), (holes,), (dilation,)
+    return cut_axis(ConvSpec((1, size, 1), (taps, 1, 1), *axis, double, double), 0, devices, sums)
+
+
 SIZES = (8, 13, 16, 21)
 AXES = [
     (devices, size, taps, stride, pads, holes, dilation)
@@ -64,16 +87,23 @@ AXES = [
     )
     if dilate(size, holes) + sum(pads) >= dilate(taps, dilation)
 ]
-SAMPLE = np.random.default_rng(0).permutation(len(AXES))[:32]
+SAMPLE = [AXES[i] for i in np.random.default_rng(0).permutation(len(AXES))[:32]]
 
 
-@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE], ids=str)
+def sampled(number: int) -> Any:
+    """Some cases; half of them are left to the exhaustive sweep."""
+    often, others = SAMPLE[: number // 2], SAMPLE[number // 2 : number]
+    marked = [pytest.param(case, marks=pytest.mark.exhaustive) for case in others]
+    return pytest.mark.parametrize("case", [*often, *marked], ids=str)
+
+
+@sampled(32)
 def test_outputs_of_each_device(case: Any) -> None:
     devices, size, taps, stride, pads, holes, dilation = case
     rng = np.random.default_rng(size)
     x, w = rng.standard_normal(size), rng.standard_normal(taps)
     expected = np.asarray(convolved(x, w, stride, pads, holes, dilation))
-    cut = cut_axis(devices, size, taps, len(expected), stride, pads[0], holes, dilation)
+    cut = cut_of(*case)
     if cut is None:
         assert holes > 1
         return
@@ -89,7 +119,7 @@ def test_outputs_of_each_device(case: Any) -> None:
     np.testing.assert_allclose(outs.ravel()[: len(expected)], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", [AXES[i] for i in SAMPLE[:20]], ids=str)
+@sampled(20)
 def test_taps_of_each_device(case: Any) -> None:
     """As in a kernel's gradient: the taps are the cotangent's positions."""
     devices, size, out, dilation, pads, holes, stride = case
@@ -99,7 +129,7 @@ def test_taps_of_each_device(case: Any) -> None:
     pads = pads[0], dilate(out, stride) - 1 + dilate(taps, dilation) - dilate(size, holes) - pads[0]
     expected = np.asarray(convolved(x, w, stride, pads, holes, dilation))
     assert len(expected) == out
-    cut = cut_axis(devices, size, taps, out, stride, pads[0], holes, dilation, sums=True)
+    cut = cut_of(devices, size, taps, stride, pads, holes, dilation, sums=True)
     if cut is None:
         assert holes > 1
         return
@@ -113,16 +143,15 @@ def test_taps_of_each_device(case: Any) -> None:
 
 
 def test_borders_are_as_narrow_as_they_can_be() -> None:
-    cut = partial(cut_axis, 4, 32, low=1, holes=1, dilation=1)
-    same = cut(taps=3, out=32, stride=1)
+    same = cut_of(4, 32, 3, pads=(1, 1))
     assert same is not None
     assert (same.left, same.right, same.before, same.after) == (1, 1, 0, 0)
-    strided = cut(taps=3, out=16, stride=2)
+    strided = cut_of(4, 32, 3, stride=2, pads=(1, 0))
     assert strided is not None
     assert (strided.left, strided.right) == (1, 0)
-    patches = cut_axis(4, 32, 4, 8, 4, 0, 1, 1)
+    patches = cut_of(4, 32, 4, stride=4)
     assert patches is not None
     assert (patches.left, patches.right) == (0, 0)
-    large = cut(taps=13, out=22, stride=1)
+    large = cut_of(4, 32, 13, pads=(1, 1))
     assert large is not None
     assert large.right > large.held  # from several neighbours

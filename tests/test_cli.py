@@ -1,7 +1,6 @@
 """``jaxconv compare``: the engine on tiny photographs; and the command line from the outside."""
 
 import dataclasses
-import json
 import os
 import re
 import subprocess

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 from jaxconv.arguments.parse import parse
-from jaxconv.transforms.cuts import Cut, Dimensions, cut_of, dimensions
+from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 
 DEVICES = 8
 HERE = (0,) * DEVICES

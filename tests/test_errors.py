@@ -755,7 +755,6 @@ MODULES = (
     "algorithms.base",
     "planning.choose",
     "planning.plan",
-    "transforms.by_blocks",
     "transforms.enable",
     "transforms.jaxprs",
     "tools.autotune",
@@ -793,14 +792,6 @@ def raised(call: Callable[[], Any]) -> set[tuple[str, int]]:
     return set()
 
 
-# What by_blocks returns refuses; see test_by_blocks.py.
-BLOCKS = [
-    lambda: jaxconv.by_blocks(jnp.sin)(x=X),
-    lambda: jaxconv.by_blocks(jnp.sin, argnum=1)(X),
-    lambda: jaxconv.by_blocks(jnp.sin)(1.0),
-]
-
-
 def test_every_refusal_has_a_test() -> None:
     calls: list[Callable[[], Any]] = [
         lambda bad=bad: jaxconv.conv_general_dilated(**GOOD | bad.change) for bad in BAD.values()
@@ -814,7 +805,6 @@ def test_every_refusal_has_a_test() -> None:
     calls += [tune_without_predictions, autotune_nothing, *MEASURE.values()]
     calls += bad_settings().values()
     calls += MISTAKES.values()
-    calls += BLOCKS
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
     missing = []

@@ -590,13 +590,6 @@ MISTAKES = {
         " arguments: 'x' and 'w'); give them after it: jaxconv.autotune(fn, x, w).",
         jaxconv.conv,
     ),
-    "blocks of a named argument": mistake(
-        "by_blocks",
-        TypeError,
-        "argnum must be an integer, got 'images'; give the batch's.",
-        jnp.sin,
-        argnum="images",
-    ),
     "enable on CUDA": mistake(
         "enable",
         ValueError,
@@ -705,14 +698,6 @@ def test_remedy_for_kernels_of_tensorflow_keeps_each_channel() -> None:
     for c in range(3):
         alone = jaxconv.conv(x[..., c : c + 1], w[:, :, c : c + 1])
         np.testing.assert_allclose(out[..., 2 * c : 2 * c + 2], alone, 1e-12, 1e-12)
-
-
-def test_a_wrong_call_of_what_by_blocks_returns() -> None:
-    message = (
-        r"^jaxconv\.by_blocks: fn's arguments must be given by position, got x=; leave out the"
-    )
-    with pytest.raises(TypeError, match=message):
-        jaxconv.by_blocks(jnp.sin)(x=X)
 
 
 def test_errors_of_the_users_function_pass_through_autotune() -> None:

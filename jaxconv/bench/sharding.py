@@ -27,7 +27,7 @@ from jaxconv.bench.programs import convolutions
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.primitive import observers
+from jaxconv.transforms.primitive import Lowered, observers
 
 # A mesh of two axes: along both, or each along another dimension.
 MESH = {"a": 4, "b": 2}
@@ -217,8 +217,9 @@ def measure(case: Case, direction: str, effort: Effort) -> Moved:
     baseline = Compiled(by_lax, *operands)
     planned: list[str] = []
 
-    def observe(spec: ConvSpec, algorithm: str, platform: str) -> None:
-        planned.append(choose(spec, platform)[0] if algorithm == "auto" else algorithm)
+    def observe(found: Lowered) -> None:
+        auto = found.algorithm == "auto"
+        planned.append(choose(found.spec, found.platform)[0] if auto else found.algorithm)
 
     subject, differences, failed = None, None, ""
     observers.append(observe)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+from jax.lax import rev_p
 from jax.sharding import AbstractMesh
 
-from jaxconv import tables
-from jaxconv.compat import current_traceback, rev_p
+from jaxconv import compat, tables
 from jaxconv.planning.choose import checked_platform
 from jaxconv.planning.plan import Plan, plan_spec
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.accelerate import accelerate
 from jaxconv.transforms.jaxprs import Found, convolutions, over_arrays, source_line
-from jaxconv.transforms.partition import observers
+from jaxconv.transforms.primitive import Lowered, observers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,8 +210,10 @@ def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> dict[ConvSpec, tup
         return {}
     parts: dict[ConvSpec, tuple[ConvSpec, str]] = {}
 
-    def observe(whole: ConvSpec, part: ConvSpec, exchanged: str) -> None:
-        parts[whole] = part, exchanged
+    def observe(lowered: Lowered) -> None:
+        if lowered.part_of is not None:
+            whole, exchanged = lowered.part_of
+            parts[whole] = lowered.spec, exchanged
 
     observers.append(observe)
     try:
@@ -228,9 +230,10 @@ class Compiled:
         self._counts = Counter[tuple[ConvSpec, str, str]]()
         self._where: dict[tuple[ConvSpec, str, str], str] = {}
 
-    def __call__(self, spec: ConvSpec, algorithm: str, platform: str) -> None:
-        self._counts[spec, algorithm, platform] += 1
-        self._where.setdefault((spec, algorithm, platform), source_line(current_traceback()))
+    def __call__(self, lowered: Lowered) -> None:
+        key = lowered.spec, lowered.algorithm, lowered.platform
+        self._counts[key] += 1
+        self._where.setdefault(key, source_line(compat.source_info_util.current().traceback))
 
     def __str__(self) -> str:
         rows: dict[str, list[Row]] = {}

@@ -10,12 +10,14 @@ import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import jax
+from jax.core import Trace
 
 from jaxconv import compat
 from jaxconv.arguments.errors import of_function
-from jaxconv.compat import conv_general_dilated_p, current_trace, jit_key, set_current_trace
+from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
 
@@ -24,28 +26,10 @@ R = TypeVar("R")
 
 # Primitives that run the jaxprs in their parameters as written, so that replacing a convolution in
 # one is safe.
-TRANSPARENT = frozenset(
-    {
-        "call",
-        "closed_call",
-        "composite",
-        "cond",
-        "custom_jvp_call",
-        "custom_lin",
-        "custom_linear_solve",
-        "custom_vjp_call",
-        "custom_vmap_call",
-        "eval_jaxpr",
-        "jit",
-        "linear_call",
-        "remat2",
-        "remat_opt",
-        "run_state",
-        "scan",
-        "shard_map",
-        "while",
-    }
-)
+_TRANSPARENT = """call closed_call composite cond custom_jvp_call custom_lin custom_linear_solve
+    custom_vjp_call custom_vmap_call eval_jaxpr jit linear_call remat2 remat_opt run_state scan
+    shard_map while"""
+TRANSPARENT = frozenset(_TRANSPARENT.split())
 # Parameters of these that are rules, functions of arrays; and those that return a jaxpr.
 RULES = ("bwd", "rule")
 THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
@@ -93,27 +77,31 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
 
 def _under(fn: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
     def accelerated(*args: Any, **kwargs: Any) -> Any:
-        with _binding_to(_trace(current_trace(), algorithm)):
+        with _binding_to(_trace(compat.find_top_trace(()), algorithm)):
             return fn(*args, **kwargs)
 
     return accelerated
 
 
-class _binding_to(set_current_trace):
+class _binding_to:
     """Makes a trace the current one, and adds its algorithm, if any, to the key of jit's caches."""
 
-    __slots__ = ("previous_key",)
+    __slots__ = ("algorithm", "trace")
+
+    def __init__(self, trace: Any) -> None:
+        self.trace = compat.set_current_trace(trace)
+        self.algorithm = compat.accelerated(getattr(trace, "algorithm", None))
 
     def __enter__(self) -> None:
-        super().__enter__()
-        self.previous_key = jit_key.swap_local(getattr(self.trace, "algorithm", None))
+        self.trace.__enter__()
+        self.algorithm.__enter__()
 
     def __exit__(self, *exception: Any) -> None:
-        jit_key.set_local(self.previous_key)
-        super().__exit__(*exception)
+        self.algorithm.__exit__(*exception)
+        self.trace.__exit__(*exception)
 
 
-class _AccelerateTrace(compat.Trace):
+class _AccelerateTrace(Trace):
     """Replaces lax's convolutions by jaxconv's and binds everything to ``parent``."""
 
     def __init__(self, parent: Any, algorithm: str) -> None:
@@ -141,26 +129,17 @@ class _AccelerateTrace(compat.Trace):
         with _binding_to(self.parent):
             return primitive.bind(*tracers, **params)
 
-    def _bind(self, primitive: Any, functions: Any, tracers: Any, params: Any) -> Any:
+    def _process_functions(self, primitive: Any, /, *args: Any, **params: Any) -> Any:
+        *functions, tracers = args
         subfuns = tuple(_by(_under, f, self.algorithm) for f in functions)
         with _binding_to(self.parent):
             return primitive.bind(*tracers, subfuns=subfuns, **params)
 
-    def process_custom_jvp_call(
-        self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **params: Any
-    ) -> Any:
-        return self._bind(primitive, (fun, jvp), tracers, params)
-
-    def process_custom_vjp_call(
-        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **params: Any
-    ) -> Any:
-        return self._bind(primitive, (fun, fwd, bwd), tracers, params)
+    process_custom_jvp_call = process_custom_vjp_call = _process_functions
+    process_shard_map = _process_functions
 
     def process_call(self, primitive: Any, fun: Any, tracers: Any, params: Any, /) -> Any:
-        return self._bind(primitive, (fun,), tracers, params)
-
-    def process_shard_map(self, primitive: Any, fun: Any, tracers: Any, **params: Any) -> Any:
-        return self._bind(primitive, (fun,), tracers, params)
+        return self._process_functions(primitive, fun, tracers, **params)
 
 
 def _trace(parent: Any, algorithm: str) -> Any:
@@ -173,11 +152,10 @@ def _trace(parent: Any, algorithm: str) -> Any:
 def _by(transform: Callable[..., Any], f: Any, algorithm: str) -> Any:
     """``transform(f, algorithm)`` for a function, plain or wrapped by JAX."""
     if isinstance(f, compat.linear_util.WrappedFun):
-        return _transformed(f, transform, algorithm)
+        return compat.linear_util.transformation2(_transformed)(f, transform, algorithm)
     return transform(f, algorithm)
 
 
-@compat.linear_util.transformation2
 def _transformed(f: Any, transform: Callable[..., Any], algorithm: str, *args: Any) -> Any:
     return transform(f, algorithm)(*args)
 
@@ -207,9 +185,22 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
     return {**params, **changed} if changed else params
 
 
+def _of_jaxpr(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with its results kept as long as the jaxpr, its first argument, lives."""
+    kept: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
+
+    def once(jaxpr: Any, *args: Any) -> Any:
+        results = kept.setdefault(jaxpr, {})
+        if args not in results:
+            results[args] = function(jaxpr, *args)
+        return results[args]
+
+    return once
+
+
 def _convolves(value: Any) -> bool:
     """Whether ``value`` is or contains a jaxpr with convolutions of lax."""
-    if isinstance(value, compat.JAXPRS):
+    if hasattr(value, "eqns"):
         return _has_convolutions(value)
     if isinstance(value, tuple):
         return any(map(_convolves, value))
@@ -220,7 +211,7 @@ def _convolves(value: Any) -> bool:
     return isinstance(value, jax.stages.Traced) and _has_convolutions(value.jaxpr)
 
 
-@compat.weakref_lru_cache
+@_of_jaxpr
 def _has_convolutions(jaxpr: Any) -> bool:
     return any(
         eqn.primitive is conv_general_dilated_p or any(map(_convolves, eqn.params.values()))
@@ -230,7 +221,7 @@ def _has_convolutions(jaxpr: Any) -> bool:
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
     """``value``, a jaxpr or a tuple of them, with its convolutions replaced; None otherwise."""
-    if isinstance(value, compat.JAXPRS):
+    if hasattr(value, "eqns"):
         return _rewritten(value, algorithm)
     if isinstance(value, tuple):
         items = [_rewritten_value(item, algorithm) for item in value]
@@ -240,7 +231,7 @@ def _rewritten_value(value: Any, algorithm: str) -> Any:
     return None
 
 
-@compat.weakref_lru_cache
+@_of_jaxpr
 def _rewritten(jaxpr: Any, algorithm: str) -> Any:
     """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
     eqns = [_rewritten_eqn(eqn, algorithm) for eqn in jaxpr.eqns]
@@ -265,11 +256,11 @@ def _warn(primitive: str) -> None:
 
 
 def _remat(trace: Any, lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
-    rule = _under(compat.remat_rules[conv_general_dilated_p], algorithm)
+    rule = _under(compat.remat_rules()[conv_general_dilated_p], algorithm)
     out, saved, rest = rule(trace, lhs, rhs, **params)
     return out, saved, _under(rest, algorithm)
 
 
 # JAX 0.12 uses these rules to recompute if jax_remat3 is set; JAX 0.10 has none for convolutions.
-if conv_general_dilated_p in compat.remat_rules:
-    compat.remat_rules[conv_p] = _remat
+if conv_general_dilated_p in compat.remat_rules():
+    compat.remat_rules()[conv_p] = _remat

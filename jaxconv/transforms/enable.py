@@ -10,7 +10,7 @@ import jax
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.transforms.primitive import for_several_devices, lowering, plannable
+from jaxconv.transforms.primitive import lowered, plannable
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -137,16 +137,14 @@ def _apply() -> None:
 
 
 def _rule(platform: str) -> Callable[..., Any]:
-    # JAX calls the rule once for equal convolutions: it can't see where an image comes from. In a
-    # network channels first most come from another convolution.
-    planned = lowering(platform, moved=True)
     original = lowering_rule(conv_general_dilated_p, platform)
 
     def rule(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
         lhs_aval, rhs_aval = ctx.avals_in
         if not plannable(lhs_aval, rhs_aval, params):
             return original(ctx, lhs, rhs, **params)
-        out = for_several_devices(ctx, lhs, rhs, params | {"algorithm": "auto"})
-        return planned(ctx, lhs, rhs, **params) if out is None else out
+        # JAX calls the rule once for equal convolutions: it can't see where an image comes from. In
+        # a network channels first most come from another convolution.
+        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"}, moved=True)
 
     return rule

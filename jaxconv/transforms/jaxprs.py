@@ -12,15 +12,10 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from jaxconv import compat
 from jaxconv.arguments.errors import check_function, fail
 from jaxconv.arguments.parse import well_formed
-from jaxconv.compat import (
-    conv_general_dilated_p,
-    is_constant_shape,
-    jaxprs_in_params,
-    user_frames,
-    without_dead_code,
-)
+from jaxconv.compat import conv_general_dilated_p, is_constant_shape, without_dead_code
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p
 
@@ -129,13 +124,13 @@ def _walk(jaxpr: Any, stack: str = "", times: int = 1, within: str = "") -> Iter
             yield Found(eqn, names, makers, times, within)
         kind = eqn.primitive.name
         inner = times * eqn.params["length"] if kind == "scan" else times
-        for carried in jaxprs_in_params(eqn.params):
+        for carried in compat.jaxprs_in_params(eqn.params):
             yield from _walk(carried, names, inner, kind if kind in ("while", "cond") else within)
 
 
 def source_line(traceback: Any) -> str:
     """ "file:line (function)" of the user's frame: never jaxconv's, preferably no library's."""
-    frames = [f for f in user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
+    frames = [f for f in compat.user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
     libraries = ("site-packages", "dist-packages")
     own = [f for f in frames if not any(name in f.file_name for name in libraries)]
     if not frames:

@@ -1,13 +1,12 @@
 """A spatial axis that is cut over devices: which part of the image each of them needs.
 
 Devices hold equal parts of the axis, one after another; where the size doesn't divide, the last
-ones hold less, and behind it anything. Each needs its own part and a border from its neighbours, or
-less than its own part. Once it has them, its part of the convolution is an ordinary one.
+parts are padded with garbage. Each device needs its own part and a border from its neighbours (a
+halo), or less than its own part. With these, its part of the convolution is an ordinary one.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,30 +15,19 @@ from jax import Array, lax
 from jaxconv.spec import ConvSpec, dilate
 
 
-class Line(Protocol):
-    """Devices one after another, which hold the parts of an axis. There may be several such lines,
-    each with the whole axis."""
-
-    def index(self) -> Array:
-        """The place of the device that runs this, in its line."""
-        ...
-
-    def permuted(self, x: Array, pairs: Sequence[tuple[int, int]]) -> Array:
-        """What each device receives that is the second of a pair of places, from the first; zeros
-        for the others."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True)
 class MeshLine:
-    """The devices along axes of a mesh, inside ``shard_map``."""
+    """The devices along axes of a mesh, inside ``shard_map``: each line holds a whole axis."""
 
     names: tuple[str, ...]
 
     def index(self) -> Array:
+        """The place of the device that runs this, in its line."""
         return lax.axis_index(self.names)
 
     def permuted(self, x: Array, pairs: Sequence[tuple[int, int]]) -> Array:
+        """What each device receives that is the second of a pair of places, from the first; zeros
+        for the others."""
         return lax.ppermute(x, self.names, pairs)
 
 
@@ -74,35 +62,25 @@ class AxisCut:
     surplus: tuple[int, ...]
 
 
-def cut_axis(
-    devices: int,
-    size: int,
-    taps: int,
-    out: int,
-    stride: int,
-    low: int,
-    holes: int,
-    dilation: int,
-    sums: bool = False,
-) -> AxisCut | None:
-    """The cut by which each device computes its part of the outputs, with all taps.
+def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCut | None:
+    """The cut of the ``d``-th spatial axis by which each device computes its part of the outputs.
 
     Args:
-      size, taps, out: elements of the image, of the kernel, of the output.
-      low: the padding before the image.
-      holes, dilation: the dilations of the image and of the kernel.
-      sums: each device computes all outputs, with its part of the taps.
+      sums: each device computes all outputs, with its part of the taps, instead.
 
     Returns:
-      None where no window of the same size does it, because they would begin at different holes of
-      the image.
+      None where no window of the same size does it, because windows would begin at different
+      places between the elements of a dilated image.
     """
-    own = -(-(taps if sums else out) // devices)
+    size, taps, out = spec.lhs_spatial[d], spec.kernel_shape[d], spec.out_spatial[d]
+    stride, low = spec.window_strides[d], spec.padding[d][0]
+    spacing, dilation = spec.lhs_dilation[d], spec.rhs_dilation[d]
+    total = taps if sums else out
+    own = -(-total // devices)
     begins = [k * own for k in range(devices)]
-    used = [begin < (taps if sums else out) for begin in begins]
     places = [begin * (dilation if sums else stride) - low for begin in begins]  # in the image
-    firsts = [-(-place // holes) for place in places]  # elements
-    gaps = [first * holes - place for first, place in zip(firsts, places, strict=True)]
+    firsts = [-(-place // spacing) for place in places]  # elements
+    gaps = [first * spacing - place for first, place in zip(firsts, places, strict=True)]
     # A window begins with as many zeros as any needs, and has more outputs by that.
     surplus = [max(gaps) - gap for gap in gaps]
     more = max(surplus)
@@ -110,27 +88,25 @@ def cut_axis(
         return None
     outputs = out if sums else own
     extent = (outputs + more - 1) * stride + dilate(own if sums else taps, dilation)
-    length = (extent - 1 - max(gaps)) // holes + 1
+    length = (extent - 1 - max(gaps)) // spacing + 1
     if length < 1:
         return None
     held = -(-size // devices)
-    needs = []
+    left = right = 0
     for k, (begin, place, first) in enumerate(zip(begins, places, firsts, strict=True)):
-        count = min(own, (taps if sums else out) - begin)
+        count = min(own, total - begin)
         outs, along = (out, count) if sums else (count, taps)
         span = (outs - 1) * stride + dilate(along, dilation)
-        start, stop = max(first, 0), min((place + span - 1) // holes + 1, size)
-        if used[k] and start < stop:
-            needs.append((k, start, stop))
-    left = max([0, *(k * held - start for k, start, _ in needs)])
-    right = max([0, *(stop - (k + 1) * held for k, _, stop in needs)])
+        start, stop = max(first, 0), min((place + span - 1) // spacing + 1, size)
+        if begin < total and start < stop:
+            left, right = max(left, k * held - start), max(right, stop - (k + 1) * held)
     rows = left + held + right
     offsets = [first - (k * held - left) for k, first in enumerate(firsts)]
-    met = [offset for offset, use in zip(offsets, used, strict=True) if use]
+    met = [offset for offset, begin in zip(offsets, begins, strict=True) if begin < total]
     before = max(0, *(-offset for offset in met))
     after = max(0, length - rows - before, *(offset + length - rows for offset in met))
-    # Where all windows begin at the same place, so do those of devices without outputs.
-    place = met[0] if len(set(met)) == 1 else None
+    if len(set(met)) == 1:  # all windows begin at the same place: those without outputs, too
+        offsets = [met[0]] * devices
     last = before + rows + after - length
     return AxisCut(
         devices=devices,
@@ -140,32 +116,15 @@ def cut_axis(
         right=right,
         before=before,
         after=after,
-        starts=tuple(
-            min(max((offset if place is None else place) + before, 0), last) for offset in offsets
-        ),
+        starts=tuple(min(max(offset + before, 0), last) for offset in offsets),
         length=length,
-        padding=(max(gaps), extent - max(gaps) - dilate(length, holes)),
+        padding=(max(gaps), extent - max(gaps) - dilate(length, spacing)),
         outputs=outputs,
         surplus=tuple(surplus),
     )
 
 
-def cut_axis_of(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCut | None:
-    """``cut_axis`` of the ``d``-th spatial axis."""
-    return cut_axis(
-        devices,
-        spec.lhs_spatial[d],
-        spec.kernel_shape[d],
-        spec.out_spatial[d],
-        spec.window_strides[d],
-        spec.padding[d][0],
-        spec.lhs_dilation[d],
-        spec.rhs_dilation[d],
-        sums,
-    )
-
-
-def window(x: Array, axis: int, cut: AxisCut, line: Line) -> Array:
+def window(x: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
     """A device's window: its part ``x`` of the image, cut along ``axis``, with the borders that its
     neighbours in ``line`` hold."""
     x = only_valid(x, axis, cut.size, cut.devices, line)
@@ -185,13 +144,13 @@ def window(x: Array, axis: int, cut: AxisCut, line: Line) -> Array:
     return _slice(x, axis, cut.starts, cut.length, line)
 
 
-def own_outputs(out: Array, axis: int, cut: AxisCut, line: Line) -> Array:
+def own_outputs(out: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
     """The outputs of a window without its surplus."""
     return _slice(out, axis, cut.surplus, cut.outputs, line)
 
 
-def only_valid(x: Array, axis: int, size: int, devices: int, line: Line) -> Array:
-    """``x`` with zeros for what lies behind the end of an axis of ``size`` elements."""
+def only_valid(x: Array, axis: int, size: int, devices: int, line: MeshLine) -> Array:
+    """``x`` with zeros for what lies after the end of an axis of ``size`` elements."""
     held = x.shape[axis]
     if devices * held == size:
         return x
@@ -199,7 +158,7 @@ def only_valid(x: Array, axis: int, size: int, devices: int, line: Line) -> Arra
     return jnp.where(index < size, x, np.zeros((), x.dtype))
 
 
-def _slice(x: Array, axis: int, starts: Sequence[int], length: int, line: Line) -> Array:
+def _slice(x: Array, axis: int, starts: Sequence[int], length: int, line: MeshLine) -> Array:
     """``length`` elements from where each device's begin."""
     if len(set(starts)) == 1:
         return lax.slice_in_dim(x, starts[0], starts[0] + length, axis=axis)

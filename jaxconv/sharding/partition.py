@@ -5,9 +5,9 @@ So in such a program a convolution is a custom call first, about which the parti
 dimensions correspond, and then, how the arrays lie on the devices being decided, what each device
 computes. That is a convolution of what it holds, planned for its own shape:
 
-* batch, output channels and groups: nothing moves;
+* batch, output channels and groups: no communication;
 * input channels, and what a kernel's gradient sums over: local sums, then one over the devices;
-* spatial axes: each device gets a border from its neighbours first (``borders``).
+* spatial axes: each device receives a border from its neighbours first (``borders``).
 
 Whatever is cut otherwise is moved by XLA before.
 
@@ -19,6 +19,7 @@ import dataclasses
 import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -27,18 +28,21 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat
+from jaxconv.sharding.borders import MeshLine, only_valid, own_outputs, window
+from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.borders import only_valid, own_outputs, window
-from jaxconv.transforms.cuts import Cut, Dimensions, cut_of, dimensions
 
+# Of a device's arrays; with the parameters of its convolution, and ``part_of``, the whole
+# convolution and what devices exchange for it, in words.
 Bind = Callable[..., Array]
+PartOf = tuple[ConvSpec, str]
 TARGET = "jaxconv"
 AXIS = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
-class Devices:
-    """Lines of devices of a program, along letters of a cut (see ``borders.Line``)."""
+class Devices(MeshLine):
+    """Lines of devices of a program, along letters of a cut."""
 
     lines: Sequence[Sequence[int]]
 
@@ -46,62 +50,46 @@ class Devices:
         places = np.zeros(sum(map(len, self.lines)), np.int32)
         for line in self.lines:
             places[list(line)] = range(len(line))
-        return jnp.asarray(places)[lax.axis_index(AXIS)]
+        return jnp.asarray(places)[super().index()]
 
     def permuted(self, x: Array, pairs: Sequence[tuple[int, int]]) -> Array:
         moves = [(line[start], line[end]) for line in self.lines for start, end in pairs]
-        return lax.ppermute(x, AXIS, moves)
+        return super().permuted(x, moves)
 
     def sum(self, x: Array) -> Array:
-        return lax.psum(x, AXIS, axis_index_groups=[list(line) for line in self.lines])
+        return lax.psum(x, self.names, axis_index_groups=[list(line) for line in self.lines])
 
 
-# Called with each convolution that is cut, a device's part, and what devices exchange.
-observers: list[Callable[[ConvSpec, ConvSpec, str], None]] = []
-
-
-def local(
-    found: Dimensions,
-    cut: Cut,
-    params: Mapping[str, Any],
-    bind: Bind,
-    seen: Callable[[ConvSpec], None],
-) -> Bind:
-    """What a device computes from its parts of lhs and rhs.
-
-    Args:
-      seen: called with the convolution that it comes to.
-    """
-    spec, groups = found.spec, cut.parts("g")
-    padding = list(spec.padding)
+def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) -> Bind:
+    """What a device computes from its parts of lhs and rhs."""
+    padding = list(found.spec.padding)
     for d, axis in cut.axes.items():
         padding[d] = axis.padding
     counts = {name: params[name] for name in ("feature_group_count", "batch_group_count")}
-    counts = {name: count // groups if count > 1 else count for name, count in counts.items()}
+    counts = {name: n // cut.parts("g") if n > 1 else n for name, n in counts.items()}
     changed = {**params, **counts, "padding": tuple(padding)}
+
+    def along(*letters: str) -> Devices:
+        return Devices((AXIS,), cut.lines(letters))
 
     def of_parts(lhs: Array, rhs: Array) -> Array:
         arrays = [lhs, rhs]
         for i, letters in enumerate(found.arrays[:2]):
             if ("c",) in letters and "c" in cut.places:
-                line = Devices(cut.lines("c"))
-                axis = letters.index(("c",))
-                arrays[i] = only_valid(arrays[i], axis, found.sizes["c"], cut.parts("c"), line)
+                axis, parts = letters.index(("c",)), cut.parts("c")
+                arrays[i] = only_valid(arrays[i], axis, found.sizes["c"], parts, along("c"))
         lhs, rhs = arrays
         for d, axis in cut.axes.items():
-            line = Devices(cut.lines([f"x{d}"]))
-            lhs = window(lhs, found.spatial[d][0], axis, line)
+            lhs = window(lhs, found.spatial[d][0], axis, along(f"x{d}"))
             if found.sums(d):
-                taps = spec.kernel_shape[d]
-                rhs = only_valid(rhs, found.spatial[d][1], taps, axis.devices, line)
-        seen(ConvSpec.from_params(lhs, rhs, changed))
-        out = bind(lhs, rhs, **changed)
+                taps = found.spec.kernel_shape[d]
+                rhs = only_valid(rhs, found.spatial[d][1], taps, axis.devices, along(f"x{d}"))
+        out = bind(lhs, rhs, part_of=(found.spec, exchanged(found, cut)), **changed)
         for d, axis in cut.axes.items():
             if not found.sums(d):
-                line = Devices(cut.lines([f"x{d}"]))
-                out = own_outputs(out, found.spatial[d][2], axis, line)
-        along = summed(found, cut)
-        return Devices(cut.lines(along)).sum(out) if along else out
+                out = own_outputs(out, found.spatial[d][2], axis, along(f"x{d}"))
+        letters = summed(found, cut)
+        return along(*letters).sum(out) if letters else out
 
     return of_parts
 
@@ -123,9 +111,6 @@ def exchanged(found: Dimensions, cut: Cut) -> str:
     return "; ".join([*borders, f"sums of {devices} devices"] if devices > 1 else borders)
 
 
-# What XLA asks
-
-
 @dataclasses.dataclass(frozen=True)
 class _Call:
     """A convolution that XLA asks about, ``bind(…, **params)``."""
@@ -135,9 +120,9 @@ class _Call:
     bind: Bind
     devices: int
     platforms: Sequence[str]
-    # A device's program and convolution by how the arrays lie: ResNet-50's training step has 158
-    # convolutions, of which 68 differ.
-    made: dict[str, tuple[bytes, ConvSpec]] = dataclasses.field(default_factory=dict)
+    # A device's program by how the arrays lie: ResNet-50's training step has 158 convolutions, of
+    # which 68 differ.
+    made: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def cut(self, shardings: Sequence[Any]) -> Cut:
         """Args: shardings: XLA's, of lhs, rhs and output."""
@@ -164,22 +149,18 @@ def _partition(
 ) -> tuple[bytes, list[Any], Any]:
     """The program of a device, and how XLA must lay the arrays before and after it."""
     call = _calls[key]
-    found, cut = call.dimensions, call.cut([*shardings, result])
+    cut = call.cut([*shardings, result])
     *operands, out = call.shardings(cut)
     lies = str([*operands, out])
-    if lies not in call.made:
-        local_shapes = [
+    module = call.made.get(lies)
+    if module is None:
+        shapes = [
             jax.ShapeDtypeStruct(sharding.tile(shape).dimensions(), shape.numpy_dtype())
             for sharding, shape in zip(operands, shapes, strict=True)
         ]
-        parts: list[ConvSpec] = []
-        function = local(found, cut, call.params, call.bind, parts.append)
-        axis = AXIS, call.devices
-        module = compat.module_of(function, local_shapes, axis, call.platforms)
-        call.made[lies] = module, parts[0]
-    module, part = call.made[lies]
-    for observe in observers:
-        observe(found.spec, part, exchanged(found, cut))
+        function = local(call.dimensions, cut, call.params, call.bind)
+        module = compat.module_of(function, shapes, (AXIS, call.devices), call.platforms)
+        call.made[lies] = module
     return module, operands, out
 
 
@@ -193,7 +174,9 @@ def _from_user(sharding: Any, shape: Any, key: bytes) -> Any:
     return sharding
 
 
-compat.register_partitioner(TARGET, _from_user, _partition, _from_operands)
+@lru_cache(maxsize=1)
+def _registered() -> None:
+    compat.register_partitioner(TARGET, _from_user, _partition, _from_operands)
 
 
 def partitioned(
@@ -204,23 +187,36 @@ def partitioned(
     Args:
       lhs, rhs: values in MLIR.
     """
+    _registered()
     avals, platforms = ctx.avals_in, ctx.module_context.platforms
-    lhs_aval, rhs_aval = avals
-    call = _Call(dimensions(lhs_aval, rhs_aval, params), params, bind, devices, platforms)
+    found = dimensions(avals[0], avals[1], params)
     # JAX's cache on disk tells programs apart by it.
     shapes = [aval.str_short() for aval in avals]
     key = repr((shapes, sorted(params.items(), key=str), devices, platforms)).encode()
-    call = _calls.setdefault(key, call)
+    call = _calls.setdefault(key, _Call(found, params, bind, devices, platforms))
+    call.made.clear()  # another program is lowered anew, for those who observe it
     ctx.module_context.add_keepalive(call)
-    found = call.dimensions
+    arrays = [
+        [[f for f in letters if found.sizes.get(f) != 1] or letters[:1] for letters in array]
+        for array in found.arrays
+    ]
+    lhs_text, rhs_text, out_text = (
+        " ".join(f[0] if len(f) == 1 else f"({' '.join(f)})" for f in array) for array in arrays
+    )
+    used = {f for array in arrays for letters in array for f in letters}
+    whole = {letters[0] for array in arrays for letters in array if len(letters) == 1}
     axes = range(found.spec.spatial_ndim)
     kinds = {
         "reduction_factors": ["c", *(f"x{d}" for d in axes if found.sums(d))],
         "permutation_factors": [f"x{d}" for d in axes if not found.sums(d)],
         "need_replication_factors": [f"t{d}" for d in axes],
     }
-    arrays = [
-        [tuple(f for f in letters if found.sizes.get(f) != 1) or letters[:1] for letters in array]
-        for array in found.arrays
-    ]
-    return compat.custom_call(ctx, TARGET, (lhs, rhs), key.decode(), arrays, found.sizes, kinds)
+    return compat.asking_call(
+        ctx,
+        TARGET,
+        (lhs, rhs),
+        key.decode(),
+        f"{lhs_text}, {rhs_text} -> {out_text}",
+        **{f: found.sizes[f] for f in used - whole},
+        **{kind: tuple(f for f in factors if f in used) for kind, factors in kinds.items()},
+    )

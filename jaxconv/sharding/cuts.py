@@ -15,8 +15,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxconv.sharding.borders import AxisCut, cut_axis
 from jaxconv.spec import ConvSpec, dilate
-from jaxconv.transforms.borders import AxisCut, cut_axis_of
 
 Letters = tuple[str, ...]
 Places = tuple[int, ...]
@@ -129,7 +129,7 @@ def cut_of(found: Dimensions, given: Sequence[Sequence[Places]], devices: int) -
                     continue
                 if letter[0] == "x":
                     d = int(letter[1:])
-                    part = cut_axis_of(spec, d, parts(own), found.sums(d))
+                    part = cut_axis(spec, d, parts(own), found.sums(d))
                     if part is None:
                         continue
                     axes[d] = part

@@ -1,0 +1,1 @@
+"""Convolutions in programs for several devices: how they are cut, and what devices exchange."""
