@@ -10,10 +10,10 @@ import numpy as np
 from jaxconv.arguments import hints
 from jaxconv.arguments.channels_last import NAMES, lax_arguments
 from jaxconv.arguments.errors import check_array, fail, is_integers
-from jaxconv.arguments.parse import SIGNATURE, parameters, parse
+from jaxconv.arguments.parse import parameters, parse
 from jaxconv.spec import ConvSpec
 
-LAX = SIGNATURE
+LAX = inspect.Signature(list(inspect.signature(parameters).parameters.values())[1:])
 _function, *_arguments = inspect.signature(lax_arguments).parameters.values()
 CONV = inspect.Signature(_arguments)
 
