@@ -65,7 +65,12 @@ def _shape(function: str, name: str, given: Any, remedy: str, least: int) -> tup
         given = type(given).__name__ if hasattr(given, "shape") else repr(given)
         fail(function, f"{name} must be a sequence of integers", given, remedy, TypeError)
     if min(shape, default=least) < least:
-        fail(function, f"sizes in {name} must be {least} or more", shape, remedy)
+        fail(
+            function,
+            f"sizes in {name} must be {least} or more",
+            shape,
+            remedy if not least else "use 1",
+        )
     return shape
 
 

@@ -85,7 +85,7 @@ def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:
         if x[-1] > 1:
             tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]}"
             remedy = f"w has no channel axes: pass {tiled} for the same on each"
-    elif of_x == of_w + 1 and w[-1] == x[-2]:
+    elif hints.look_swapped(tuple(w), tuple(x)):
         remedy = "x and w look swapped: the image comes first"
     elif of_x > of_w:
         remedy = "make the leading axes of x one batch, or add the missing axes of w"

@@ -203,6 +203,12 @@ def lettered(rank: int, like: Any = ()) -> tuple[str, str, str]:
     return image, f"OI{letters}" if kernel else f"{letters}IO", image
 
 
+def look_swapped(image: Shape, kernel: Shape) -> bool:
+    """Whether these may be an image without batch and a kernel, both channels last."""
+    guess = Guess((), (1, *image), kernel, 1)
+    return len(kernel) > 2 and len(image) == len(kernel) - 1 and guess.fits and guess.is_plausible
+
+
 def of_axes(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> str:
     """For operands that lack axes, by ``dimension_numbers``; their names come first."""
     image, kernel = _channels_first(given)
@@ -214,7 +220,8 @@ def of_axes(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> str:
         if 1 in (rhs[1:2] if kernel else rhs[-2:-1]) and not has_channels:
             return f"{x} has no channel axis: pass {x}{'[:, None]' if image else '[..., None]'}"
         return f"{x} has no batch: pass {x}[None]"
-    if missing == -1 and (lhs[1:2] if kernel else lhs[-2:-1]) == (rhs[:1] if image else rhs[-1:]):
+    as_image, as_kernel = (*rhs[1:], *rhs[:1]), (*lhs[2:], *lhs[1::-1])
+    if missing == -1 and look_swapped(as_image if image else rhs, as_kernel if kernel else lhs):
         return f"{x} and {w} look swapped: the image comes first"
     remedies = {0: f"{of_x} and {of_w}", 2: of_x, -2: of_w}
     if missing in remedies:
@@ -239,7 +246,7 @@ def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> 
     if rank == 2 and {*map(len, given)} == {4}:
         return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
     if any(len(spec) != rank for spec in given):
-        return f"use {usual}, or give {x} and {w} as many axes as there are letters"
+        return f"use {usual}, or give {x} and {w} an axis for each letter"
     for spec, (a, b) in zip(given, ("NC", "OI", "NC"), strict=True):
         if not spec.count(a) == spec.count(b) == 1 or len(set(spec)) < rank:
             return f"name {a!r}, {b!r} and each spatial letter once in {spec!r}"
