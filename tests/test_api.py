@@ -59,7 +59,10 @@ CONVS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, lax's; both
     "SAME, stride 2": ({"strides": 2}, {"window_strides": (2, 2)}),
     "strides": ({"strides": (1, 2)}, {"window_strides": (1, 2)}),
     "NumPy integers": ({"strides": np.int64(2)}, {"window_strides": (2, 2)}),
-    "SAME_LOWER": ({"strides": 2, "padding": "SAME_LOWER"}, {"padding": "SAME_LOWER"}),
+    "SAME_LOWER": (
+        {"strides": 2, "padding": "SAME_LOWER"},
+        {"window_strides": (2, 2), "padding": "SAME_LOWER"},
+    ),
     "VALID": ({"padding": "VALID"}, {"padding": "VALID"}),
     "lower case": ({"padding": "valid"}, {"padding": "VALID"}),
     "an integer": ({"padding": 2}, {"padding": ((2, 2), (2, 2))}),
@@ -68,10 +71,7 @@ CONVS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, lax's; both
     "dilation": ({"dilation": 2}, {"rhs_dilation": (2, 2)}),
     "dilations": ({"dilation": [1, 3]}, {"rhs_dilation": (1, 3)}),
     "precision": ({"precision": "highest"}, {"precision": "highest"}),
-    "positional": ({"strides": 2, "padding": "VALID", "dilation": 2}, {}),
 }
-CONVS["SAME_LOWER"][1]["window_strides"] = (2, 2)
-CONVS["positional"][1].update(window_strides=(2, 2), padding="VALID", rhs_dilation=(2, 2))
 
 
 @pytest.mark.parametrize("name", CONVS)

@@ -509,10 +509,10 @@ def bad_settings() -> dict[str, Callable[[], Any]]:
         "config.set: each name must be one of .*, got 'cachedir'; did you mean 'cache_dir'": (
             lambda: jaxconv.config.set(cachedir="cache").__enter__()
         ),
-        "config.update: workspace_limit must be a number of bytes .*, got 'lots'; give one": (
+        r"config.update: workspace_limit must be a number of bytes .*, got 'lots'; \w+ one": (
             lambda: jaxconv.config.update("workspace_limit", "lots")
         ),
-        "the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; give one": (
+        r"the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; \w+ one": (
             lambda: Config({"JAXCONV_USE_CACHE": "lots"}).use_cache
         ),
     }
@@ -613,39 +613,18 @@ def test_refuses_while_tracing() -> None:
         jax.vmap(total)(jnp.asarray(X))
 
 
-MODULES = (
-    "arguments.parse",
-    "arguments.channels_last",
-    "arguments.errors",
-    "arguments.padding",
-    "config",
-    "patches",
-    "algorithms.base",
-    "planning.choose",
-    "planning.described",
-    "transforms.by_blocks",
-    "transforms.enable",
-    "transforms.jaxprs",
-    "tools.autotune",
-    "tools.explain",
-    "api",
-)
+# Whose errors have tests of their own.
+ELSEWHERE = ("bench", "cli.py")
 
 
 def sites(path: Path) -> set[range]:
-    """The lines of each ``raise`` and ``fail(…)``; not of ``raise`` alone, and not of ``fail``."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        is_fail = isinstance(node, ast.Call) and ast.unparse(node.func) in (
-            "fail",
-            "call.fail",
-            "fail_padding",
-        )
-        raised = node.exc if isinstance(node, ast.Raise) else None
-        is_raise = isinstance(raised, ast.Call) and ast.unparse(raised.func) != "error"
-        if is_fail or is_raise:
-            found.add(range(node.lineno, node.end_lineno + 1))
-    return found
+    """The lines of each call that refuses: ``fail(…)`` and ``raise UnsupportedConvError(…)``."""
+    names = ("fail", "call.fail", "fail_padding", "UnsupportedConvError")
+    return {
+        range(node.lineno, (node.end_lineno or 0) + 1)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in names
+    }
 
 
 def raised(call: Callable[[], Any]) -> set[tuple[str, int]]:
@@ -682,10 +661,11 @@ def test_every_refusal_has_a_test() -> None:
     calls += BLOCKS
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
-    missing = []
-    for module in MODULES:
-        path = root.joinpath(*module.split(".")).with_suffix(".py")
-        for lines in sites(path):
-            if not any((str(path), line) in tested for line in lines):
-                missing.append(f"{module}:{lines.start}")
+    missing = [
+        f"{path.relative_to(root)}:{lines.start}"
+        for path in root.rglob("*.py")
+        if path.relative_to(root).parts[0] not in ELSEWHERE
+        for lines in sites(path)
+        if not any((str(path), line) in tested for line in lines)
+    ]
     assert not missing, f"no row of this file's tables reaches {missing}"

@@ -114,7 +114,9 @@ def test_a_bad_environment_variable_is_refused_at_use(name: str) -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    match = r"name must be one of workspace_limit, .*, got 'workspace'; perhaps 'workspace_limit'"
+    match = (
+        r"name must be one of workspace_limit, .*, got 'workspace'; did you mean 'workspace_limit'"
+    )
     with pytest.raises(ValueError, match=match):
         config.update("workspace", 1)
     with pytest.raises(ValueError, match=match), config.set(workspace=1):
