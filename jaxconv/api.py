@@ -39,13 +39,8 @@ def _convolve(call: Call, lhs: Array, rhs: Array, algorithm: str, **arguments: A
         params = parameters(call, lhs, rhs, **arguments)
         return _bind(call, lhs, rhs, algorithm, params, sharding)
     if algorithm not in ("auto", "xla"):
-        fail(
-            call.function,
-            "symbolic shapes are for algorithm 'auto' or 'xla'",
-            repr(algorithm),
-            "use one of these",
-            UnsupportedConvError,
-        )
+        constraint, remedy = "symbolic shapes are for algorithm 'auto' or 'xla'", "use one of these"
+        fail(call.function, constraint, repr(algorithm), remedy, UnsupportedConvError)
     return lax.conv_general_dilated(lhs, rhs, **arguments)
 
 
@@ -220,22 +215,16 @@ def _with_borders(
     ndim = w.ndim - 2
     named = isinstance(names, Sequence) and all(isinstance(n, str | tuple | None) for n in names)
     if not named or isinstance(names, str) or len(names) != ndim:
-        fail(
-            "conv",
-            f"spatial_axes must be {ndim} mesh axes or None, one for each spatial dimension",
-            repr(names),
-            "pass one for each, such as ('rows', None)",
-        )
+        must = f"must be {ndim} mesh axes or None, one for each spatial dimension"
+        remedy = "pass one for each, such as ('rows', None)"
+        fail("conv", f"spatial_axes {must}", repr(names), remedy)
     lines = [MeshLine((n,) if isinstance(n, str) else n or ()) for n in names]
     try:
         counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
     except NameError:
-        fail(
-            "conv",
-            "spatial_axes must name axes of the mesh of a jax.shard_map around it",
-            repr(names),
-            "call it inside one, or leave spatial_axes out: under jit it is not needed",
-        )
+        constraint = "spatial_axes must name axes of the mesh of a jax.shard_map around it"
+        remedy = "call it inside one, or leave spatial_axes out: under jit it is not needed"
+        fail("conv", constraint, repr(names), remedy)
     sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
     whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
     params = parameters(call, whole, w, **arguments)
@@ -308,11 +297,8 @@ def conv_transpose(
     if dimension_numbers is None:
         dimension_numbers = hints.lettered(rhs.ndim)
         if ndim > 3:
-            call.fail(
-                "dimension_numbers have a default for 0 to 3 spatial dimensions only",
-                None,
-                f"pass them, such as {dimension_numbers}",
-            )
+            constraint = "dimension_numbers have a default for 0 to 3 spatial dimensions only"
+            call.fail(constraint, None, f"pass them, such as {dimension_numbers}")
     dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
     check_axes(call, lhs, rhs, dnums, strides, dimension_numbers)
     inputs = dnums.rhs_spec[0 if transpose_kernel else 1]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
@@ -26,23 +27,14 @@ def fail(
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call of a public function, as its error messages speak of it.
-
-    Attributes:
-      function: its name.
-      shapes: those passed, by the argument's name.
-      names: of lax's arguments that the function calls otherwise.
-      paddings: what its padding may be.
-      channels: which axes of image and kernel are channels and input channels; by default those
-        in dimension_numbers.
-      guesses: what may be meant by operands whose channels don't fit, for a group count.
-    """
+    """A call of a public function, as its error messages speak of it."""
 
     function: str
-    shapes: Mapping[str, Sequence[int]]
-    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]]  # those passed, by the argument's name
+    names: Mapping[str, str] = MappingProxyType({})  # of lax's arguments that have others here
     paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
-    channels: tuple[str, str] | None = None
+    channels: tuple[str, str] | None = None  # where image and kernel have them; as in lax
+    # What may be meant by operands whose channels don't fit, for a group count; as in lax.
     guesses: Callable[[int], Iterable[hints.Guess]] | None = None
 
     def name(self, argument: str) -> str:
@@ -71,15 +63,14 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
         by_shape = "jaxconv.plan takes shapes; for values pass jnp.zeros(shape), for example"
         remedy = by_shape if is_shape else "convert it with jnp.asarray"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
-    if has_type and not is_numeric(x.dtype):
+    if has_type and not _is_numeric(x.dtype):
         given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it with .astype"
         if str(x.dtype).startswith("key<"):
             remedy = "draw numbers by it, for example jax.random.normal(key, shape)"
         fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
 
 
-def is_numeric(dtype: Any) -> bool:
-    """Whether arrays of this dtype are of numbers or booleans."""
+def _is_numeric(dtype: Any) -> bool:
     try:
         return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
     except TypeError:  # another library's

@@ -18,11 +18,7 @@ from jaxconv.spec import dilate
 
 
 def parse(function: str, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """``parameters`` of operands that are checked too: anything with a ``shape`` and a ``dtype``.
-
-    Args:
-      function: the public function named in error messages.
-    """
+    """``parameters`` of operands that are checked too, for the errors of a public function."""
     for name, x in (("lhs", lhs), ("rhs", rhs)):
         check_array(function, name, x)
     call = Call(function, {"lhs": lhs.shape, "rhs": rhs.shape})
@@ -43,15 +39,11 @@ def parameters(
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """The parameters of lax's primitive for arguments of ``lax.conv_general_dilated``.
+    """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
 
     Args:
       call: the user's, for error messages.
       lhs, rhs: arrays, or what stands for some.
-
-    Returns:
-      The parameters of lax's convolution primitive, except ``out_sharding``: strides, dilations and
-      pads as tuples of integers, ``dimension_numbers`` as ``lax.ConvDimensionNumbers``.
 
     Raises:
       TypeError: operands of different rank or dtype, malformed ``dimension_numbers``, pads or
@@ -119,12 +111,8 @@ def parse_dimension_numbers(
     except TypeError:
         specs, error = [()], TypeError
     if any(sorted(spec) != list(range(rank)) for spec in specs):
-        call.fail(
-            f"each spec of dimension_numbers must be a permutation of 0…{rank - 1}",
-            dnums,
-            "name every dimension once",
-            error,
-        )
+        constraint = f"each spec of dimension_numbers must be a permutation of 0…{rank - 1}"
+        call.fail(constraint, dnums, "name every dimension once", error)
     return lax.ConvDimensionNumbers(*specs)
 
 
@@ -133,18 +121,15 @@ def check_axes(
 ) -> None:
     """Raises where there is a stride for each axis of operands that lack batch and channels.
 
-    Args:
-      given: ``dimension_numbers`` as passed, whose layout the remedy follows.
+    ``given``: ``dimension_numbers`` as passed, whose layout the remedy follows.
     """
     rank, count = len(lhs.shape), len(strides) if isinstance(strides, Sequence) else -1
     c, i = lhs.shape[dnums.lhs_spec[1]], rhs.shape[dnums.rhs_spec[1]]
     if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):
         x, w, name = map(call.name, ("lhs", "rhs", "window_strides"))
-        call.fail(
-            f"{x} and {w} must have batch and channels besides the spatial dimensions of {name}",
-            f"{name} {strides!r}",
-            hints.of_axes(x, w, lhs.shape, rhs.shape, given),
-        )
+        must = f"must have batch and channels besides the spatial dimensions of {name}"
+        remedy = hints.of_axes(x, w, lhs.shape, rhs.shape, given)
+        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", remedy)
 
 
 def parse_out_dtype(
@@ -176,13 +161,12 @@ def parse_out_dtype(
         kinds = (np.integer, np.floating, np.complexfloating)
         compatible = all(issub(dtype, kind) for kind in kinds if issub(lhs, kind))
     if dtype.itemsize < np.dtype(lhs).itemsize or not compatible:
-        call.fail(
-            "preferred_element_type must be as wide as the operands and of their kind"
-            " (integers may also become floats, unsigned integers signed ones)",
-            f"{dtype.name} with {np.dtype(lhs).name} operands",
-            "cast the operands before or the result after",
-            TypeError,
+        constraint = (
+            "preferred_element_type must be as wide as the operands and of their kind (integers may"
+            " also become floats, unsigned integers signed ones)"
         )
+        given = f"{dtype.name} with {np.dtype(lhs).name} operands"
+        call.fail(constraint, given, "cast the operands before or the result after", TypeError)
     return dtype
 
 
@@ -220,8 +204,7 @@ def positive(
 ) -> tuple[int, ...]:
     """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers.
 
-    Args:
-      or_one: an integer may stand for all of them.
+    ``or_one``: an integer may stand for all of them.
     """
     values = given
     if or_one:
@@ -299,10 +282,7 @@ def _check_groups(
 
 
 def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
-    """Whether lax can compile a convolution with these parameters of its primitive.
-
-    lax's shape and dtype rules accept some that its lowering rejects.
-    """
+    """Whether lax can compile these parameters of its primitive: its rules of shape accept more."""
     axes = tuple(range(len(rhs_shape)))
     specs = params["dimension_numbers"]
     if any(tuple(sorted(spec)) != axes for spec in specs):
