@@ -89,7 +89,7 @@ def conv_general_dilated(
     Args:
       lhs: the image, (batch, channels, spatial…) unless ``dimension_numbers`` say otherwise.
       rhs: the kernel, (output channels, input channels / feature groups, spatial…) likewise.
-      window_strides: elements from one window to the next, for each spatial dimension.
+      window_strides: window stride per spatial dimension.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
       lhs_dilation, rhs_dilation: distance between neighbouring elements of image and kernel.
       dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
@@ -99,8 +99,8 @@ def conv_general_dilated(
       precision: of the products, as in ``lax``.
       preferred_element_type: dtype to accumulate in and to return.
       out_sharding: as in ``lax``, for meshes with explicit axes.
-      algorithm: "auto", or a name in ``ALGORITHMS``. It applies to derivatives and batches too,
-        where it supports the convolutions that they need; "auto" plans the others.
+      algorithm: "auto", or a name in ``ALGORITHMS``. Derivatives and batches use it too where it
+        supports their convolutions; "auto" plans the others.
 
     Returns:
       The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
@@ -152,15 +152,15 @@ def conv(
     Args:
       x: (N, spatial…, C), or (spatial…, C) without a batch.
       w: (kernel…, C / groups, O).
-      strides, dilation: an integer, or one for each spatial dimension; dilation is the kernel's.
+      strides, dilation: an integer, or one per spatial dimension; dilation is the kernel's.
       padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL" (1-D: an output sees no later input), an
         integer for all sides, or (low, high) pairs.
       groups: groups of channels convolved independently; C for a depthwise convolution.
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
       spatial_axes: inside ``jax.shard_map``, where each device holds a part of the image: for each
         spatial dimension the mesh axis, or axes, over which it is cut, or None. ``padding`` is that
-        of the whole image. Each device gets the borders that it needs from its neighbours, and
-        returns its part of the output. (Under ``jit`` with sharded arrays that happens by itself.)
+        of the whole image. Each device receives its neighbours' borders and returns its part of
+        the output. (Under ``jit`` with sharded arrays that happens by itself.)
 
     Returns:
       (N, out spatial…, O), without N where x has none.

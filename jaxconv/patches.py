@@ -65,12 +65,8 @@ def _shape(function: str, name: str, given: Any, remedy: str, least: int) -> tup
         given = type(given).__name__ if hasattr(given, "shape") else repr(given)
         fail(function, f"{name} must be a sequence of integers", given, remedy, TypeError)
     if min(shape, default=least) < least:
-        fail(
-            function,
-            f"sizes in {name} must be {least} or more",
-            shape,
-            remedy if not least else "use 1",
-        )
+        remedy = "use 1" if least else remedy
+        fail(function, f"sizes in {name} must be {least} or more", shape, remedy)
     return shape
 
 
@@ -176,23 +172,15 @@ def col2im(
     spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, strides, padding, dilation)
     channels = x_shape[-1]
     expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
-    if patches.shape != (expected if batched else expected[1:]):
-        call.fail(
-            f"patches of x_shape {x_shape} must have the shape"
-            f" {expected if batched else expected[1:]}",
-            None,
-            "pass the arguments that im2col had",
-        )
+    if patches.shape != (shape := expected if batched else expected[1:]):
+        constraint = f"patches of x_shape {x_shape} must have the shape {shape}"
+        call.fail(constraint, None, "pass the arguments that im2col had")
     if 0 in expected:
         return jnp.zeros(x_shape, patches.dtype)
     longest = max(*full_shape, *spec.padded_spatial, *expected)
     if longest > loops.MAX_INDEX:
-        fail(
-            "col2im",
-            f"no axis may be longer than {loops.MAX_INDEX}, with its padding",
-            longest,
-            "split the array",
-        )
+        constraint = f"no axis may be longer than {loops.MAX_INDEX}, with its padding"
+        fail("col2im", constraint, longest, "split the array")
     x = patches.reshape(*expected[:-1], *kernel_shape, channels)
     for d in range(ndim):
         x = _sum_taps(x, spec, d)
