@@ -174,7 +174,7 @@ def in_layouts(name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "transpose_kernel", "layout"), itertools.chain(*map(in_layouts, TRANSPOSES))
+    ("name", "transpose_kernel", "layout"), [row for name in TRANSPOSES for row in in_layouts(name)]
 )
 def test_conv_transpose_is_lax(name: str, transpose_kernel: bool, layout: str) -> None:
     strides, padding, keywords = TRANSPOSES[name]

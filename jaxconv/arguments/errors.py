@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import jax
@@ -31,7 +30,8 @@ class Call:
 
     function: str
     shapes: Mapping[str, Sequence[int]]  # those passed, by the argument's name
-    names: Mapping[str, str] = MappingProxyType({})  # of lax's arguments that have others here
+    # Of lax's arguments that have others here.
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
     channels: tuple[str, str] | None = None  # where image and kernel have them; as in lax
     # What may be meant by operands whose channels don't fit, for a group count; as in lax.
