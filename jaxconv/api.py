@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
@@ -17,10 +19,11 @@ from jaxconv.arguments.channels_last import NAMES, Padding, lax_arguments
 from jaxconv.arguments.errors import Call, fail, operand
 from jaxconv.arguments.padding import fail_padding, parse_pairs, transpose_pads
 from jaxconv.arguments.parse import (
-    check_ranks,
+    check_axes,
     parameters,
     parse_dimension_numbers,
     parse_out_dtype,
+    parse_precision,
     positive,
 )
 from jaxconv.planning.choose import check_algorithm
@@ -29,23 +32,33 @@ from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.primitive import conv_p
 
 
+def _convolve(call: Call, lhs: Array, rhs: Array, algorithm: str, **arguments: Any) -> Array:
+    """Parses lax's arguments and binds the primitive."""
+    if compat.is_constant_shape((*lhs.shape, *rhs.shape)):
+        sharding = arguments.pop("out_sharding", None)
+        params = parameters(call, lhs, rhs, **arguments)
+        return _bind(call, lhs, rhs, algorithm, params, sharding)
+    if algorithm not in ("auto", "xla"):
+        constraint, remedy = "symbolic shapes are for algorithm 'auto' or 'xla'", "use one of these"
+        fail(call.function, constraint, repr(algorithm), remedy, UnsupportedConvError)
+    return lax.conv_general_dilated(lhs, rhs, **arguments)
+
+
 def _bind(
-    call: Call, lhs: Array, rhs: Array, algorithm: str, out_sharding: Any = None, **arguments: Any
+    call: Call,
+    lhs: Array,
+    rhs: Array,
+    algorithm: str,
+    params: Mapping[str, Any],
+    out_sharding: NamedSharding | PartitionSpec | None = None,
 ) -> Array:
-    """Checks lax's arguments and binds the primitive."""
-    if not compat.is_constant_shape((*lhs.shape, *rhs.shape)):
-        if algorithm not in ("auto", "xla"):
-            fail(
-                call.function,
-                "symbolic shapes are for algorithm 'auto' or 'xla'",
-                repr(algorithm),
-                "use one of these",
-                UnsupportedConvError,
-            )
-        return lax.conv_general_dilated(lhs, rhs, **arguments, out_sharding=out_sharding)
-    params = parameters(call, lhs, rhs, **arguments)
+    """Binds the primitive, whose parameters were parsed."""
     check_algorithm(call.function, algorithm, ConvSpec.from_params(lhs, rhs, params))
     if out_sharding is not None:
+        if not isinstance(out_sharding, NamedSharding | PartitionSpec):
+            constraint = "out_sharding must be a jax.sharding.NamedSharding or PartitionSpec"
+            remedy = "pass one such as jax.P('x')"
+            fail(call.function, constraint, repr(out_sharding), remedy, TypeError)
         out_sharding = compat.canonicalize_sharding(out_sharding, call.function)
     lhs, rhs = compat.auto_insert_reshard(lhs, rhs)
     return conv_p.bind(lhs, rhs, **params, out_sharding=out_sharding, algorithm=algorithm)
@@ -63,12 +76,12 @@ def conv_general_dilated(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-    out_sharding: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+    out_sharding: NamedSharding | PartitionSpec | None = None,
     *,
     algorithm: str = "auto",
 ) -> Array:
@@ -77,7 +90,7 @@ def conv_general_dilated(
     Args:
       lhs: the image, (batch, channels, spatial…) unless ``dimension_numbers`` say otherwise.
       rhs: the kernel, (output channels, input channels / feature groups, spatial…) likewise.
-      window_strides: elements from one window to the next, for each spatial dimension.
+      window_strides: window stride per spatial dimension.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
       lhs_dilation, rhs_dilation: distance between neighbouring elements of image and kernel.
       dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
@@ -87,8 +100,8 @@ def conv_general_dilated(
       precision: of the products, as in ``lax``.
       preferred_element_type: dtype to accumulate in and to return.
       out_sharding: as in ``lax``, for meshes with explicit axes.
-      algorithm: "auto", or a name in ``ALGORITHMS``. It applies to derivatives and batches too,
-        where it supports the convolutions that they need; "auto" plans the others.
+      algorithm: "auto", or a name in ``ALGORITHMS``. Derivatives and batches use it too where it
+        supports their convolutions; "auto" plans the others.
 
     Returns:
       The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
@@ -104,7 +117,7 @@ def conv_general_dilated(
       Array([9., 9., 9.], dtype=float32)
     """
     call, lhs, rhs = _operands("conv_general_dilated", lhs, rhs)
-    return _bind(
+    return _convolve(
         call,
         lhs,
         rhs,
@@ -130,8 +143,8 @@ def conv(
     *,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
     spatial_axes: Sequence[str | tuple[str, ...] | None] | None = None,
     algorithm: str = "auto",
 ) -> Array:
@@ -140,15 +153,15 @@ def conv(
     Args:
       x: (N, spatial…, C), or (spatial…, C) without a batch.
       w: (kernel…, C / groups, O).
-      strides, dilation: an integer, or one for each spatial dimension; dilation is the kernel's.
+      strides, dilation: an integer, or one per spatial dimension; dilation is the kernel's.
       padding: "SAME", "SAME_LOWER", "VALID", "CAUSAL" (1-D: an output sees no later input), an
         integer for all sides, or (low, high) pairs.
       groups: groups of channels convolved independently; C for a depthwise convolution.
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
       spatial_axes: inside ``jax.shard_map``, where each device holds a part of the image: for each
         spatial dimension the mesh axis, or axes, over which it is cut, or None. ``padding`` is that
-        of the whole image. Each device gets the borders that it needs from its neighbours, and
-        returns its part of the output. (Under ``jit`` with sharded arrays that happens by itself.)
+        of the whole image. Each device receives its neighbours' borders and returns its part of
+        the output. (Under ``jit`` with sharded arrays that happens by itself.)
 
     Returns:
       (N, out spatial…, O), without N where x has none.
@@ -188,37 +201,35 @@ def conv(
     )
     batched = x.ndim == w.ndim
     x = x if batched else x[None]
-    if spatial_axes is not None:
-        x, arguments["padding"] = _with_borders(call, x, w, spatial_axes, arguments)
-    out = _bind(call, x, w, algorithm, **arguments)
+    if spatial_axes is None:
+        out = _convolve(call, x, w, algorithm, **arguments)
+    else:
+        x, params = _with_borders(call, x, w, spatial_axes, arguments)
+        out = _bind(call, x, w, algorithm, params)
     return out if batched else out[0]
 
 
 def _with_borders(
-    call: Call, x: Array, w: Array, names: Sequence[Any], arguments: dict[str, Any]
-) -> tuple[Array, list[tuple[int, int]]]:
-    """A device's part of the image with its neighbours' borders, and the padding of that."""
+    call: Call, x: Array, w: Array, names: Any, arguments: Mapping[str, Any]
+) -> tuple[Array, dict[str, Any]]:
+    """A device's part of the image with its neighbours' borders, and the parameters for that."""
     ndim = w.ndim - 2
-    if isinstance(names, str) or len(names) != ndim:
-        fail(
-            "conv",
-            f"spatial_axes must be {ndim} mesh axes or None, one for each spatial dimension",
-            repr(names),
-            "give one for each, such as ('rows', None)",
-        )
-    lines = [MeshLine((n,) if isinstance(n, str) else tuple(n or ())) for n in names]
+    named = isinstance(names, Sequence) and all(isinstance(n, str | tuple | None) for n in names)
+    if not named or isinstance(names, str) or len(names) != ndim:
+        must = f"must be {ndim} mesh axes or None, one for each spatial dimension"
+        remedy = "pass one for each, such as ('rows', None)"
+        fail("conv", f"spatial_axes {must}", repr(names), remedy)
+    lines = [MeshLine((n,) if isinstance(n, str) else n or ()) for n in names]
     try:
         counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
     except NameError:
-        fail(
-            "conv",
-            "spatial_axes must name axes of the mesh of a jax.shard_map around it",
-            repr(names),
-            "call it inside one, or leave spatial_axes out: under jit it is not needed",
-        )
+        constraint = "spatial_axes must name axes of the mesh of a jax.shard_map around it"
+        remedy = "call it inside one, or leave spatial_axes out: under jit it is not needed"
+        fail("conv", constraint, repr(names), remedy)
     sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
     whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    spec = ConvSpec.from_params(whole, w, parameters(call, whole, w, **arguments))
+    params = parameters(call, whole, w, **arguments)
+    spec = ConvSpec.from_params(whole, w, params)
     padding = list(spec.padding)
     for d, (line, count) in enumerate(zip(lines, counts, strict=True)):
         if count == 1:
@@ -231,10 +242,10 @@ def _with_borders(
                 "pad the image or take another mesh",
             )
         cut = cut_axis(spec, d, count)
-        assert cut is not None  # the image has no holes
+        assert cut is not None  # the image is not dilated
         x = window(x, 1 + d, cut, line)
         padding[d] = cut.padding
-    return x, padding
+    return x, {**params, "padding": tuple(padding)}
 
 
 def conv_transpose(
@@ -243,10 +254,10 @@ def conv_transpose(
     strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
     transpose_kernel: bool = False,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
     use_consistent_padding: bool = False,
     *,
     algorithm: str = "auto",
@@ -278,28 +289,23 @@ def conv_transpose(
       (1, 16, 16, 2)
     """
     call, lhs, rhs = _operands("conv_transpose", lhs, rhs)
-    ndim = rhs.ndim - 2
-    guesses: Iterable[hints.Guess] = ()
-    if dimension_numbers is None:
-        if not 0 <= ndim <= 3:
-            call.fail(
-                "dimension_numbers have a default for 0 to 3 spatial dimensions only",
-                None,
-                "give them",
-            )
-        letters = ("", "H", "HW", "HWD")[ndim]
-        dimension_numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-        guesses = hints.of_transpose(lhs.shape, rhs.shape, transpose_kernel)
-    check_ranks(call, lhs.shape, rhs.shape)
-    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
-    inputs = dnums.rhs_spec[0 if transpose_kernel else 1]
     call = dataclasses.replace(
         call,
         names={"window_strides": "strides", "feature_group_count": ""},
         paddings="'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs",
-        channels=(f"axis {dnums.lhs_spec[1]}", f"axis {inputs}"),
-        guesses=lambda groups: guesses,
     )
+    ndim = rhs.ndim - 2
+    if dimension_numbers is None:
+        dimension_numbers = hints.lettered(rhs.ndim)
+        if ndim > 3:
+            constraint = "dimension_numbers have a default for 0 to 3 spatial dimensions only"
+            call.fail(constraint, None, f"pass them, such as {dimension_numbers}")
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
+    check_axes(call, lhs, rhs, dnums, strides, dimension_numbers)
+    inputs = dnums.rhs_spec[0 if transpose_kernel else 1]
+    guesses = partial(hints.of_lax, lhs.shape, rhs.shape, dnums, transpose_kernel=transpose_kernel)
+    channels = f"axis {dnums.lhs_spec[1]}", f"axis {inputs}"
+    call = dataclasses.replace(call, channels=channels, guesses=guesses)
     strides = positive(call, "window_strides", strides, ndim, TypeError)
     if rhs_dilation is None:
         rhs_dilation = (1,) * ndim
@@ -322,7 +328,7 @@ def conv_transpose(
         ]
     if transpose_kernel:
         rhs = jnp.flip(rhs, dnums.rhs_spec[2:]).swapaxes(*dnums.rhs_spec[:2])
-    return _bind(
+    return _convolve(
         call,
         lhs,
         rhs,
@@ -338,7 +344,11 @@ def conv_transpose(
 
 
 def pointwise(
-    x: ArrayLike, w: ArrayLike, *, precision: Any = None, preferred_element_type: Any = None
+    x: ArrayLike,
+    w: ArrayLike,
+    *,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> Array:
     """1×1 convolution: a single contraction over channels, without gathering patches.
 
@@ -361,10 +371,11 @@ def pointwise(
     x, w = operand("pointwise", "x", x), operand("pointwise", "w", w)
     call = Call("pointwise", {"x": x.shape, "w": w.shape}, NAMES)
     if x.ndim < 1 or w.ndim != 2 or x.shape[-1] != w.shape[0]:
-        guesses = hints.of_pointwise(x.shape, w.shape) if min(x.ndim, w.ndim - 1) > 0 else ()
+        guesses = hints.of_pointwise(x.shape, w.shape) if min(x.ndim, w.ndim) > 0 else ()
         remedy = hints.likeliest(guesses) or "w needs as many rows as x has channels"
         call.fail("x must be (…, C) and w (C, O)", None, remedy, TypeError)
     parse_out_dtype(call, x.dtype, w.dtype, preferred_element_type)
+    parse_precision(call, precision)
     return jnp.einsum(
         "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
     )

@@ -7,81 +7,77 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import layout, loops
-from jaxconv.arguments.channels_last import NAMES, PADDINGS, Padding, per_axis, resolve_padding
+from jaxconv.arguments.channels_last import NAMES, PADDINGS, Padding, resolve_padding
 from jaxconv.arguments.errors import Call, fail, operand
-from jaxconv.arguments.parse import parameters
+from jaxconv.arguments.hints import lettered
+from jaxconv.arguments.parse import parameters, positive
 from jaxconv.spec import ConvSpec
 
 
 def _patch_spec(
     call: Call,
     x_shape: tuple[int, ...],
-    dtype: Any,
-    kernel_shape: Sequence[int],
+    dtype: DTypeLike,
+    kernel_shape: tuple[int, ...],
     strides: int | Sequence[int],
     padding: Padding,
     dilation: int | Sequence[int],
 ) -> ConvSpec:
     """The spec of the convolution whose patches are gathered; ``x_shape`` includes the batch."""
-    ndim = len(kernel_shape)
-    if len(x_shape) != ndim + 2:
-        rank = len(x_shape)
-        remedy = f"give {rank - 2} sizes, or {rank - 1} if x has no batch"
+    ndim, rank = len(kernel_shape), len(x_shape)
+    if rank != ndim + 2:
+        x, channel_axis = "x", "x[..., None]"
+        if call.function == "col2im":
+            x, channel_axis = "x_shape", f"{(*x_shape, 1)}"
+        remedy = f"pass {rank - 2} sizes, or {rank - 1} if there is no batch"
         if rank == ndim > 1 and kernel_shape[-2] == x_shape[-1]:
-            remedy = f"leave out the kernel's channels: {tuple(kernel_shape[:-2])}"
+            remedy = f"leave out the kernel's channels: {kernel_shape[:-2]}"
+        elif rank < ndim and x != "x":
+            remedy = "x_shape and kernel_shape look swapped: x_shape comes first"
         elif rank <= ndim:
-            remedy = "give x an axis of channels, x[..., None], or fewer sizes"
-        call.fail(
-            "kernel_shape must have one size for each spatial dimension of x, which is"
-            " (N, spatial…, C) or (spatial…, C)",
-            None,
-            remedy,
-        )
-    letters = "".join(chr(ord("a") + d) for d in range(ndim))
-    channels = x_shape[-1]
+            remedy = f"add a channel axis, {channel_axis}, or pass fewer sizes"
+        must = "must have one size for each spatial dimension"
+        constraint = f"kernel_shape {must} of {x}, which is (N, spatial…, C) or (spatial…, C)"
+        call.fail(constraint, None, remedy)
     lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
-    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel_shape, channels, 1))
-    dilation = per_axis(call, "rhs_dilation", dilation, ndim, TypeError)
+    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel_shape, x_shape[-1], 1))
+    dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
     params = parameters(
         call,
         lhs,
         rhs,
-        per_axis(call, "window_strides", strides, ndim, ValueError),
+        positive(call, "window_strides", strides, ndim, or_one=True),
         resolve_padding(call, padding, kernel_shape, dilation),
         rhs_dilation=dilation,
-        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        dimension_numbers=lettered(rank),
     )
     return ConvSpec.from_params(lhs, rhs, params)
 
 
-def _shape(function: str, name: str, given: Any, remedy: str) -> tuple[int, ...]:
-    """``given`` as a shape."""
+def _shape(function: str, name: str, given: Any, remedy: str, least: int) -> tuple[int, ...]:
+    """``given`` as a shape, of sizes that are ``least`` or more."""
     try:
-        return tuple(map(operator.index, given))
+        shape = tuple(map(operator.index, given))
     except TypeError:
         given = type(given).__name__ if hasattr(given, "shape") else repr(given)
         fail(function, f"{name} must be a sequence of integers", given, remedy, TypeError)
+    if min(shape, default=least) < least:
+        remedy = "use 1" if least else remedy
+        fail(function, f"sizes in {name} must be {least} or more", shape, remedy)
+    return shape
 
 
 def _kernel_shape(function: str, given: Any, ndim: int) -> tuple[int, ...]:
     """Args: ndim: the number of spatial dimensions that ``x`` has if it has a batch."""
-    remedy = "give one size for each spatial dimension"
+    remedy = "pass one size for each spatial dimension"
     if len(getattr(given, "shape", ())) > 2:
-        remedy = f"give the kernel's shape without its channels: {tuple(given.shape[:-2])}"
+        remedy = f"pass the kernel's shape without its channels: {tuple(given.shape[:-2])}"
     elif isinstance(given, int) and ndim > 0:
         remedy += f": {(given,) * ndim}"
-    shape = _shape(function, "kernel_shape", given, remedy)
-    if any(k < 1 for k in shape):
-        fail(
-            function,
-            "the kernel must have at least one tap in each spatial dimension",
-            f"kernel_shape {shape}",
-            "drop the convolution where there is no kernel",
-        )
-    return shape
+    return _shape(function, "kernel_shape", given, remedy, 1)
 
 
 def im2col(
@@ -91,7 +87,13 @@ def im2col(
     padding: Padding = "VALID",
     dilation: int | Sequence[int] = 1,
 ) -> Array:
-    """Gathers the patches that a convolution multiplies.
+    """Gathers the patches that a convolution multiplies (Chellapilla, Puri & Simard, 2006).
+
+    ``torch.nn.functional.unfold`` is channel-major with positions last, (N, C·taps, positions);
+    ``lax.conv_general_dilated_patches`` is channel-major too. From
+    ``p = im2col(...).reshape(n, positions, taps, c)``, the first is
+    ``p.transpose(0, 3, 2, 1).reshape(n, c * taps, positions)`` and the second (channels last)
+    ``p.swapaxes(2, 3).reshape(n, *out_spatial, c * taps)``.
 
     Args:
       x: (N, spatial…, C), or (spatial…, C) without a batch; any dtype.
@@ -103,16 +105,8 @@ def im2col(
       (N, out spatial…, taps·C), taps before channels, so that
       ``im2col(x, w.shape[:-2]) @ w.reshape(-1, w.shape[-1])`` is the convolution with ``w``.
 
-    Other libraries: ``torch.nn.functional.unfold`` is channel-major and has positions last,
-    (N, C·taps, positions); ``lax.conv_general_dilated_patches`` is channel-major too. With
-    ``p = im2col(...).reshape(n, positions, taps, c)``, the first is
-    ``p.transpose(0, 3, 2, 1).reshape(n, c * taps, positions)`` and the second (channels last)
-    ``p.swapaxes(2, 3).reshape(n, *out_spatial, c * taps)``.
-
     Raises:
       TypeError, ValueError: as ``conv``.
-
-    Source: Chellapilla, Puri & Simard (2006).
 
     Example:
       >>> import jax.numpy as jnp, jaxconv
@@ -154,7 +148,7 @@ def col2im(
     Args:
       patches: (N, out spatial…, taps·C), or without a batch, as ``im2col`` makes them.
       x_shape: shape of the array that they came from, with its batch if they have one.
-      The others: as in ``im2col``.
+      kernel_shape, strides, padding, dilation: as in ``im2col``.
 
     Returns:
       An array of shape ``x_shape``.
@@ -168,7 +162,7 @@ def col2im(
       Array([1., 2., 2., 1.], dtype=float32)
     """
     patches = operand("col2im", "patches", patches)
-    x_shape = _shape("col2im", "x_shape", x_shape, "give x.shape")
+    x_shape = _shape("col2im", "x_shape", x_shape, "pass x.shape", 0)
     kernel_shape = _kernel_shape("col2im", kernel_shape, len(x_shape) - 2)
     shapes = {"patches": patches.shape, "x_shape": x_shape, "kernel_shape": kernel_shape}
     call = Call("col2im", shapes, NAMES, PADDINGS)
@@ -178,23 +172,15 @@ def col2im(
     spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, strides, padding, dilation)
     channels = x_shape[-1]
     expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
-    if patches.shape != (expected if batched else expected[1:]):
-        call.fail(
-            f"patches of x_shape {x_shape} must have the shape"
-            f" {expected if batched else expected[1:]}",
-            None,
-            "give the arguments passed to im2col",
-        )
+    if patches.shape != (shape := expected if batched else expected[1:]):
+        constraint = f"patches of x_shape {x_shape} must have the shape {shape}"
+        call.fail(constraint, None, "pass the arguments that im2col had")
     if 0 in expected:
         return jnp.zeros(x_shape, patches.dtype)
     longest = max(*full_shape, *spec.padded_spatial, *expected)
     if longest > loops.MAX_INDEX:
-        fail(
-            "col2im",
-            f"no axis may be longer than {loops.MAX_INDEX}, with its padding",
-            longest,
-            "split the array",
-        )
+        constraint = f"no axis may be longer than {loops.MAX_INDEX}, with its padding"
+        fail("col2im", constraint, longest, "split the array")
     x = patches.reshape(*expected[:-1], *kernel_shape, channels)
     for d in range(ndim):
         x = _sum_taps(x, spec, d)

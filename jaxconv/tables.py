@@ -42,7 +42,8 @@ class Table:
         """The widths of the columns side by side, and the column below them, if any."""
         sizes = {i: max(map(len, column)) for i, column in self.columns.items()}
         last = max(sizes) if self.detail and _total(sizes) > width else None
-        sizes.pop(last, None)
+        if last is not None:
+            del sizes[last]
         texts = [i for i in sizes if i not in self.right]
         for i in self.spare:
             if _total(sizes | {j: min(sizes[j], NARROW) for j in texts if j in sizes}) > width:
@@ -122,5 +123,6 @@ def _wrapped(lines: Sequence[str], width: int) -> Iterator[str]:
     """Lines of text, further lines indented. A file's name stays whole, to be copied."""
     for line in lines:
         lead = line[: len(line) - len(line.lstrip())] + GAP
-        options = {"break_long_words": False, "break_on_hyphens": False}
-        yield from textwrap.wrap(line, width, subsequent_indent=lead, **options) or [""]
+        yield from textwrap.wrap(
+            line, width, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
+        ) or [""]

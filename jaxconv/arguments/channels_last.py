@@ -1,6 +1,5 @@
 """The arguments of the channels-last functions, as those of ``lax.conv_general_dilated``."""
 
-import operator
 from collections.abc import Sequence
 from functools import partial
 from types import MappingProxyType
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import Call
@@ -37,15 +37,14 @@ def lax_arguments(
     *,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> tuple[Call, dict[str, Any]]:
     """Arguments of ``conv`` as those of ``lax.conv_general_dilated`` for the same operands.
 
     Args:
       function: the public function named in error messages.
       x, w: anything with a shape; the batch of ``x``, where it has none, is to be added.
-      The others: as in ``conv``.
 
     Returns:
       The call, for the errors of ``parameters``; and the arguments besides the operands.
@@ -58,10 +57,10 @@ def lax_arguments(
         ("the last axis", "the last axis but one"),
         partial(hints.of_conv, tuple(x.shape), tuple(w.shape)),
     )
-    _check_ranks(call, len(x.shape), len(w.shape))
+    _check_ranks(call, x.shape, w.shape)
     ndim = len(w.shape) - 2
-    strides = per_axis(call, "window_strides", strides, ndim, ValueError)
-    dilation = per_axis(call, "rhs_dilation", dilation, ndim, TypeError)
+    strides = positive(call, "window_strides", strides, ndim, or_one=True)
+    dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
     axes = tuple(range(1, ndim + 1))
     channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
     return call, {
@@ -75,46 +74,25 @@ def lax_arguments(
     }
 
 
-def _check_ranks(call: Call, of_x: int, of_w: int) -> None:
+def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:
+    of_x, of_w = len(x), len(w)
     if of_w >= 2 and of_x in (of_w, of_w - 1):
         return
-    if of_x == of_w + 2 or (of_w <= 2 and of_x == of_w + 1):
-        c, remedy = call.shapes["x"][-1], "w has no axes of channels: give "
-        if c == 1:
-            remedy += "w[..., None, None]"
-        else:
-            remedy += f"jnp.tile(w[..., None, None], {c}) and groups={c} for the same on each"
+    if of_x == of_w < 2:
+        remedy = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
+    elif of_x == of_w + 2 or (of_w <= 2 and of_x == of_w + 1):
+        remedy = "w has no channel axes: pass w[..., None, None]"
+        if x[-1] > 1:
+            tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]}"
+            remedy = f"w has no channel axes: pass {tiled} for the same on each"
+    elif hints.look_swapped(tuple(w), tuple(x)):
+        remedy = "x and w look swapped: the image comes first"
     elif of_x > of_w:
         remedy = "make the leading axes of x one batch, or add the missing axes of w"
     else:
         remedy = "add the missing axes, such as x[..., None] for one channel"
     constraint = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)"
     call.fail(constraint, None, remedy, TypeError)
-
-
-def per_axis(
-    call: Call, argument: str, given: Any, ndim: int, error: type[Exception]
-) -> tuple[int, ...]:
-    """A positive integer for all spatial axes, or one for each."""
-    try:
-        values = (operator.index(given),) * ndim
-    except TypeError:
-        values = _listed(given)
-    if values is None or len(values) != ndim:
-        remedy = (
-            hints.of_no_integers(given, ndim) if values is None else hints.of_values(values, ndim)
-        )
-        constraint = f"{call.name(argument)} must be an integer or {ndim} of them"
-        call.fail(f"{constraint}, one for each spatial dimension", repr(given), remedy)
-    return positive(call, argument, values, ndim, error)
-
-
-def _listed(given: Any) -> tuple[Any, ...] | None:
-    """The elements of what is no string; None where there are none."""
-    try:
-        return None if isinstance(given, str) else tuple(given)
-    except TypeError:
-        return None
 
 
 def resolve_padding(
@@ -128,7 +106,7 @@ def resolve_padding(
             call.fail(
                 "padding 'CAUSAL' is for one spatial dimension",
                 f"{len(kernel_shape)} of them",
-                "give (low, high) pairs",
+                "pass (low, high) pairs",
             )
         return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
     return padding

@@ -20,28 +20,21 @@ def fail(
     function: str, constraint: str, given: object, remedy: str, error: type[Exception] = ValueError
 ) -> NoReturn:
     """Raises ``error`` with a message in the form shared by all of jaxconv's errors."""
-    raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}.")
+    end = "" if remedy.endswith("?") else "."
+    raise error(f"jaxconv.{function}: {constraint}, got {given}; {remedy}{end}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call of a public function, as its error messages speak of it.
-
-    Attributes:
-      function: its name.
-      shapes: those given, by the argument's name.
-      names: of lax's arguments that the function calls otherwise.
-      paddings: what its padding may be.
-      channels: which axes of image and kernel are channels and input channels; by default those
-        that dimension_numbers say.
-      guesses: what may be meant by operands whose channels don't fit, given the group count.
-    """
+    """A call of a public function, as its error messages speak of it."""
 
     function: str
-    shapes: Mapping[str, Sequence[int]]
+    shapes: Mapping[str, Sequence[int]]  # those passed, by the argument's name
+    # Of lax's arguments that have others here.
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
-    channels: tuple[str, str] | None = None
+    channels: tuple[str, str] | None = None  # where image and kernel have them; as in lax
+    # What may be meant by operands whose channels don't fit, for a group count; as in lax.
     guesses: Callable[[int], Iterable[hints.Guess]] | None = None
 
     def name(self, argument: str) -> str:
@@ -67,16 +60,17 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
     has_type = hasattr(x, "shape") and hasattr(x, "dtype")
     if not (has_values if concrete else has_type):
         is_shape = isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, tuple) and is_integers(x))
-        by_shape = "jaxconv.plan takes shapes; for values give jnp.zeros(shape), for example"
+        by_shape = "jaxconv.plan takes shapes; for values pass jnp.zeros(shape), for example"
         remedy = by_shape if is_shape else "convert it with jnp.asarray"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
-    if has_type and not is_numeric(x.dtype):
+    if has_type and not _is_numeric(x.dtype):
         given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it with .astype"
+        if str(x.dtype).startswith("key<"):
+            remedy = "draw numbers by it, for example jax.random.normal(key, shape)"
         fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
 
 
-def is_numeric(dtype: Any) -> bool:
-    """Whether arrays of this dtype are of numbers or booleans."""
+def _is_numeric(dtype: Any) -> bool:
     try:
         return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
     except TypeError:  # another library's
@@ -110,7 +104,7 @@ def of_function(public: Callable[P, R]) -> Callable[P, R]:
             check_function(name, args[0] if args else kwargs["fn"])
         if len(args) > 1:
             constraint = "fn must be the only argument by position"
-            remedy = f"give options by name, and arguments of fn to jaxconv.{name}(fn)"
+            remedy = f"pass options by name, and arguments of fn to jaxconv.{name}(fn)"
             fail(name, constraint, f"{len(args)} arguments", remedy, TypeError)
         return public(*args, **kwargs)
 

@@ -5,10 +5,15 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax import lax
+
 Shape = tuple[int, ...]
 Shapes = Iterable[tuple[str, Shape]]
 # Letters of spatial dimensions, by their number.
 LETTERS = ("", "W", "HW", "DHW")
+DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int8", "int16")
+DTYPES += ("int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
+PRECISIONS = ("default", "high", "highest", "float32", "tensorfloat32", "bfloat16", "bfloat16_3x")
 
 
 class Guess(NamedTuple):
@@ -44,7 +49,7 @@ def likeliest(guesses: Iterable[Guess]) -> str | None:
 
 
 def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterator[Guess]:
-    """Each image with each kernel, by the groups given and by those that the kernel speaks for.
+    """Each image with each kernel, by the groups passed and by those that the kernel speaks for.
 
     A kernel of one input channel is most likely one of a depthwise convolution.
     """
@@ -52,12 +57,12 @@ def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterat
         changes = [text for text in (of_x, of_w) if text]
         yield Guess(changes, x, w, groups)
         inputs, channels = w[-2], x[-1]
-        if not 0 < inputs < channels or channels % inputs:
+        if not name or not 0 < inputs < channels or channels % inputs:
             continue
         if inputs == 1 or groups > 1:
             count = channels // inputs
             reason = "the kernel looks depthwise: " if inputs == 1 else ""
-            yield Guess([*changes, f"{reason}give {name}={count}"], x, w, count)
+            yield Guess([*changes, f"{reason}use {name}={count}"], x, w, count)
 
 
 def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
@@ -69,83 +74,91 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
     images: list[tuple[str, Shape]] = [("", image)]
     kernels: list[tuple[str, Shape]] = [("", w)]
     if groups == inputs > 1:
-        text = "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): give"
+        text = "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
         reshaped = (*kernel, 1, inputs * outputs)
         kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", reshaped))
     elif inputs > 1:
-        kernels.append(("w looks like (kernel…, O, I): give w.swapaxes(-1, -2)", _swapped(w)))
+        kernels.append(("w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)", _swapped(w)))
     if ndim:
         images += _channels_last("x", x, 1 if batched else 0)
         order = (*range(2, ndim + 2), 1, 0)
         moved = tuple(w[axis] for axis in order)
         if _is_likely(moved[:-2], kernel):
-            kernels.append((f"w looks like (O, I, kernel…): give w.transpose{order}", moved))
+            kernels.append((f"w looks like (O, I, kernel…): pass w.transpose{order}", moved))
     if not batched:
-        images.append(("x has no axis of channels: give x[..., None]", (*x, 1)))
+        images.append(("x has no channel axis: pass x[..., None]", (*x, 1)))
     yield from _combined(images, kernels, groups, "groups")
     if batched:
-        yield Guess(["x and w look exchanged: the image comes first"], w, x, groups)
+        yield Guess(["x and w look swapped: the image comes first"], w, x, groups)
     if batched and not ndim:  # a matrix as image, and one as kernel
-        text = "x and w have no axes of channels: give x[..., None] and w[..., None, None]"
+        text = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
         guess = Guess([text], (1, *x, 1), (*w, 1, 1), groups)
         if guess.is_plausible:
             yield guess
 
 
-def of_lax(lhs: Shape, rhs: Shape, present: tuple[Shape, Shape], groups: int) -> Iterator[Guess]:
-    """Common layouts of the operands of ``conv_general_dilated``, as dimension numbers.
+def _image(shape: Shape, spec: Sequence[int]) -> Shape:
+    n, c, *spatial = (shape[axis] for axis in spec)
+    return n, *spatial, c
+
+
+def _kernel(shape: Shape, spec: Sequence[int], swapped: bool = False) -> Shape:
+    o, i, *spatial = (shape[axis] for axis in spec)
+    return (*spatial, o, i) if swapped else (*spatial, i, o)
+
+
+def of_lax(
+    lhs: Shape,
+    rhs: Shape,
+    dnums: lax.ConvDimensionNumbers,
+    groups: int,
+    transpose_kernel: bool | None = None,
+) -> Iterator[Guess]:
+    """The operands of lax's functions swapped, or in another of the common layouts.
 
     Args:
-      present: the shapes in the canonical layout, as the call has it.
+      transpose_kernel: that of ``conv_transpose``; None for ``conv_general_dilated``.
     """
-    ndim = len(lhs) - 2
+    ndim, is_forward = len(lhs) - 2, transpose_kernel is None
+    now_x, now_w = _image(lhs, dnums.lhs_spec), _kernel(rhs, dnums.rhs_spec)
+    swapped = _image(rhs, dnums.lhs_spec), _kernel(lhs, dnums.rhs_spec, bool(transpose_kernel))
+    yield Guess(["lhs and rhs look swapped: the image comes first"], *swapped, groups)
     if ndim >= len(LETTERS):
         return
     letters = LETTERS[ndim]
-    images = {f"NC{letters}": (lhs[0], *lhs[2:], lhs[1]), f"N{letters}C": lhs}
-    kernels = {f"OI{letters}": (*rhs[2:], rhs[1], rhs[0]), f"{letters}IO": rhs}
-    for (image, x), (kernel, w) in itertools.product(images.items(), kernels.items()):
-        now_x, now_w = present
+    images = ((f"NC{letters}", (lhs[0], *lhs[2:], lhs[1])), (f"N{letters}C", lhs))
+    kernels = ((("OI", "IO"), (*rhs[2:], rhs[1], rhs[0])), (("IO", "OI"), rhs))
+    for (image, x), (orders, w), other in itertools.product(images, kernels, (False, True)):
         if not _is_likely(x[1:-1], now_x[1:-1]) or not _is_likely(w[:-2], now_w[:-2]):
             continue
-        text = "" if (x, w) == present else f"give dimension_numbers={image, kernel, image}"
-        yield from _combined([(text, x)], [("", w)], groups, "feature_group_count")
-
-
-def of_transpose(lhs: Shape, rhs: Shape, transpose_kernel: bool) -> Iterator[Guess]:
-    """What a call of ``conv_transpose`` without dimension numbers may be meant to be."""
-    *kernel, first, last = rhs
-    images = [("", lhs)]
-    meant = f"rhs looks like (kernel…, {'I, O' if transpose_kernel else 'O, I'})"
-    kernels = [
-        ("", (*kernel, last, first) if transpose_kernel else rhs),
-        (
-            f"{meant}: give transpose_kernel={not transpose_kernel}",
-            rhs if transpose_kernel else (*kernel, last, first),
-        ),
-    ]
-    if kernel:
-        images += _channels_last("lhs", lhs, 1)
-    if kernel and _is_likely(rhs[2:], kernel):
-        order = (*range(2, len(rhs)), 1, 0)
-        text = f"rhs looks like PyTorch's (I, O, kernel…): give rhs.transpose{order}"
-        text += "" if transpose_kernel else " and transpose_kernel=True"
-        kernels.append((text, (*rhs[2:], rhs[0], rhs[1])))
-    for (of_lhs, image), (of_rhs, kernel) in itertools.product(images, kernels):
-        yield Guess([text for text in (of_lhs, of_rhs) if text], image, kernel, 1)
+        if other and is_forward and (x != now_x or 1 in w[-2:]):
+            continue  # the kernel's channels in an uncommon order: only where nothing else is wrong
+        order = orders[other and is_forward]
+        numbers = image, f"{order}{letters}" if orders[0] == "OI" else f"{letters}{order}", image
+        is_now = (x, w) == (now_x, now_w) and order == orders[0]
+        changes = [] if is_now else [f"use dimension_numbers={numbers}"]
+        if other and not is_forward:
+            changes.append(f"use transpose_kernel={not transpose_kernel}")
+        w = _swapped(w) if other != bool(transpose_kernel) else w
+        name = "feature_group_count" if is_forward else ""
+        yield from _combined([("; ".join(changes), x)], [("", w)], groups, name)
 
 
 def of_pointwise(x: Shape, w: Shape) -> Iterator[Guess]:
     """What a call of ``pointwise`` may be meant to be."""
     images = [("", x), *(_channels_last("x", x, 1) if len(x) > 2 else ())]
-    kernels = [("", w), ("w looks like (O, C): give w.T", _swapped(w))] if len(w) == 2 else []
+    kernels = [("", w), ("w looks like (O, C): pass w.T", _swapped(w))] if len(w) == 2 else []
+    if len(w) == 1:
+        kernels.append(("w has no axis of output channels: pass w[:, None]", (*w, 1)))
     if len(w) > 2 and set(w[:-2]) == {1}:
-        kernels.append(("w has the axes of a kernel too: give w.reshape(w.shape[-2:])", w[-2:]))
+        kernels.append(("w has the axes of a kernel too: pass w.reshape(w.shape[-2:])", w[-2:]))
     if len(w) > 2 and set(w[2:]) == {1}:
-        kernels.append(("w looks like (O, C, kernel…): give w.reshape(w.shape[:2]).T", w[1::-1]))
+        kernels.append(("w looks like (O, C, kernel…): pass w.reshape(w.shape[:2]).T", w[1::-1]))
     for (of_x, image), (of_w, kernel) in itertools.product(images, kernels):
         changes = [text for text in (of_x, of_w) if text]
         yield Guess(changes, (1, image[-1]), kernel, 1)
+    if len(x) == 2:
+        yield Guess(["x and w look swapped: the image comes first"], (1, *w[-1:]), x, 1)
 
 
 def _channels_last(name: str, x: Shape, axis: int) -> Shapes:
@@ -163,47 +176,147 @@ def _is_likely(spatial: Sequence[int], now: Sequence[int]) -> bool:
 
 
 def _swapped(w: Shape) -> Shape:
-    return (*w[:-2], w[-1], w[-2])
+    *kernel, inputs, outputs = w
+    return *kernel, outputs, inputs
 
 
-def of_name(given: Any, names: Iterable[str]) -> str:
-    """Which of ``names`` is most likely meant by ``given``."""
+# Ranks and dimension numbers
+
+
+def _channels_first(given: Any) -> tuple[bool, bool]:
+    """Of image and kernel, by ``dimension_numbers``, which may be malformed."""
+    if given is None:
+        return True, True
+    image, kernel, *_ = (*given, "", "") if isinstance(given, (tuple, list)) else (given, given)
+    if isinstance(image, str) and isinstance(kernel, str):
+        return image[1:2] == "C" and len(image) > 2, kernel[:2] in ("OI", "IO") and len(kernel) > 2
+    axes = isinstance(given, lax.ConvDimensionNumbers)
+    return axes and image[1] == 1, axes and max(kernel[:2]) == 1
+
+
+def lettered(rank: int, like: Any = ()) -> tuple[str, str, str]:
+    """``dimension_numbers`` for operands of this rank, in the layout of others."""
+    ndim = rank - 2
+    letters = LETTERS[ndim] if ndim < len(LETTERS) else "".join(map(chr, range(97, 97 + ndim)))
+    image, kernel = _channels_first(like)
+    image = f"NC{letters}" if image else f"N{letters}C"
+    return image, f"OI{letters}" if kernel else f"{letters}IO", image
+
+
+def look_swapped(image: Shape, kernel: Shape) -> bool:
+    """Whether these may be an image without batch and a kernel, both channels last."""
+    guess = Guess((), (1, *image), kernel, 1)
+    return len(kernel) > 2 and len(image) == len(kernel) - 1 and guess.fits and guess.is_plausible
+
+
+def of_axes(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> str:
+    """For operands that lack axes, by ``dimension_numbers``; their names come first."""
+    image, kernel = _channels_first(given)
+    of_x = f"{x}[None, None]" if image else f"{x}[None, ..., None]"
+    of_w = f"{w}[None, None]" if kernel else f"{w}[..., None, None]"
+    missing = len(rhs) - len(lhs)
+    if missing == 1:
+        has_channels = 1 in (lhs[:1] if image else lhs[-1:])
+        if 1 in (rhs[1:2] if kernel else rhs[-2:-1]) and not has_channels:
+            return f"{x} has no channel axis: pass {x}{'[:, None]' if image else '[..., None]'}"
+        return f"{x} has no batch: pass {x}[None]"
+    as_image, as_kernel = (*rhs[1:], *rhs[:1]), (*lhs[2:], *lhs[1::-1])
+    if missing == -1 and look_swapped(as_image if image else rhs, as_kernel if kernel else lhs):
+        return f"{x} and {w} look swapped: the image comes first"
+    remedies = {0: f"{of_x} and {of_w}", 2: of_x, -2: of_w}
+    if missing in remedies:
+        return f"add the two axes, {remedies[missing]}"
+    return "add the missing axes" if missing > 0 else f"make the leading axes of {x} one batch"
+
+
+def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> str:
+    """For what are no dimension numbers of these operands; their names come first."""
+    rank, usual = len(lhs), lettered(len(lhs), given)
+    if not isinstance(given, (tuple, list)) or len(given) != 3:
+        return f"pass all three, such as {usual}"
+    if not all(isinstance(spec, str) for spec in given):
+        return "for axes by number pass lax.ConvDimensionNumbers(*dimension_numbers)"
+    image, kernel, out = upper = [spec.upper() for spec in given]
+    for meant in (upper, [kernel, image, out]):
+        try:
+            lax.conv_dimension_numbers(lhs, rhs, tuple(meant))
+        except TypeError:
+            continue
+        return f"did you mean {tuple(meant)}?"
+    if rank == 2 and {*map(len, given)} == {4}:
+        return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
+    if any(len(spec) != rank for spec in given):
+        return f"use {usual}, or give {x} and {w} an axis for each letter"
+    for spec, (a, b) in zip(given, ("NC", "OI", "NC"), strict=True):
+        if not spec.count(a) == spec.count(b) == 1 or len(set(spec)) < rank:
+            return f"name {a!r}, {b!r} and each spatial letter once in {spec!r}"
+    return "use the same spatial letters in all three"
+
+
+# Values
+
+
+def of_name(
+    given: Any, names: Iterable[str], otherwise: str = "use one of these", cutoff: float = 0.6
+) -> str:
+    """Which of ``names`` is most likely meant by ``given``, or by what has it as its name."""
     folded = {name.lower(): name for name in names}
-    text = given.lower() if isinstance(given, str) else ""
-    close = difflib.get_close_matches(text, folded, 1)
-    return f"perhaps {folded[close[0]]!r} is meant" if close else "use one of these"
+    given = getattr(given, "name", given)
+    close = difflib.get_close_matches(str(given).lower(), folded, 1, cutoff)
+    return f"did you mean {folded[close[0]]!r}?" if close else otherwise
 
 
 def of_platform(given: Any) -> str:
     """Which platform is most likely meant by ``given``."""
     if isinstance(given, str) and given.lower() in ("cuda", "rocm", "metal"):
-        return "write 'gpu'"
+        return "use 'gpu'"
     return of_name(given, ("cpu", "gpu", "tpu"))
+
+
+def of_dtype(given: Any) -> str:
+    """Which dtype is most likely meant by ``given``, such as 'bf16'."""
+    given = given if isinstance(given, str) else ""
+    return of_name(given, DTYPES, "use one such as jnp.float32", 0.5)
+
+
+def of_precision(given: Any) -> str:
+    """Which precision is most likely meant by ``given``."""
+    if isinstance(given, (tuple, list)):
+        return "pass one name, or one for each of the two operands"
+    given = given if isinstance(given, str) else ""
+    return of_name(given, (*PRECISIONS, *lax.DotAlgorithmPreset.__members__), "use a name")
 
 
 def of_values(given: Sequence[Any], ndim: int) -> str:
     """For integers, or what is given instead, which must be ``ndim`` positive ones."""
     if len(given) == ndim:
-        return "give 1 where there is nothing to do"
+        return "use 1"
+    if ndim == 0:
+        return "without spatial dimensions use (), or else add the channel axes"
     if len(given) == ndim + 2 and given[0] == given[-1] == 1:
         return f"leave out batch and channels: {tuple(given[1:-1])}"
     if len(given) == 1 and ndim > 1:
-        return f"give one for each spatial dimension: {tuple(given) * ndim}"
-    return "give one for each spatial dimension"
+        return f"pass one for each spatial dimension: {tuple(given) * ndim}"
+    more = ", or add the axes that the operands lack" if len(given) > ndim else ""
+    return f"pass one for each spatial dimension{more}"
 
 
 def of_no_integers(given: Any, ndim: int) -> str:
-    """For what must be ``ndim`` integers, and is no sequence of integers."""
+    """For what must be ``ndim`` integers, or one where 0, and is no sequence of integers."""
     if isinstance(given, int):
-        return f"give {(given,) * ndim}"
-    if isinstance(given, str):
-        return f"padding is given by name, padding={given!r}"
-    return "give static Python integers; under jax.jit, name the argument in static_argnums"
+        return f"use {(given,) * ndim}"
+    if given is None:
+        return f"use {(1,) * ndim or 1}"
+    if isinstance(given, str) and given.upper() in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
+        return f"pass padding by name, padding={given!r}"
+    return "pass static Python integers; under jax.jit, name the argument in static_argnums"
 
 
 def of_pads(given: Any, ndim: int) -> str:
     """For padding that is no sequence of pairs of integers."""
-    remedy = "give one pair for each spatial dimension"
+    remedy = "pass one pair for each spatial dimension"
+    if given is None:
+        return "use 'VALID' for none"
     if isinstance(given, int):
         return f"{remedy}: {((given, given),) * ndim}"
     if isinstance(given, (tuple, list)) and all(isinstance(pad, int) for pad in given):
@@ -217,7 +330,7 @@ def of_pads(given: Any, ndim: int) -> str:
 def of_pairs(pads: Sequence[tuple[int, int]], ndim: int) -> str:
     """For more or fewer pairs of padding than ``ndim``."""
     if len(pads) == 1 and ndim > 1:
-        return f"give one for each: {tuple(pads) * ndim}"
+        return f"pass one for each: {tuple(pads) * ndim}"
     if len(pads) == ndim + 2 and pads[0] == pads[-1] == (0, 0):
         return f"leave out batch and channels: {tuple(pads[1:-1])}"
     return "add or drop pairs"

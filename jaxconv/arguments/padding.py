@@ -25,7 +25,7 @@ def to_pairs(
             call.fail(
                 "padding must be explicit (low, high) pairs where lhs_dilation is above 1",
                 repr(padding),
-                "give pairs, or use conv_transpose",
+                "pass pairs, or use conv_transpose",
             )
         if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
             fail_padding(call, padding)
@@ -43,8 +43,8 @@ def to_pairs(
 
 def fail_padding(call: Call, padding: str) -> NoReturn:
     """Raises for a string that is no padding."""
-    names = ("SAME", "SAME_LOWER", "VALID", "CAUSAL")
-    choices = [name for name in names if repr(name) in call.paddings]
+    names = {"SAME", "SAME_LOWER", "VALID", "CAUSAL"} - {padding}  # it may be one for other strides
+    choices = [name for name in sorted(names) if repr(name) in call.paddings]
     remedy = hints.of_name(padding, choices)
     call.fail(f"padding must be {call.paddings}", repr(padding), remedy)
 

@@ -1,6 +1,6 @@
 """lax-style arguments, checked and normalised to the primitive's parameters."""
 
-import inspect
+import contextlib
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from jaxconv import compat
 from jaxconv.arguments import hints
@@ -15,110 +16,125 @@ from jaxconv.arguments.errors import Call, check_array
 from jaxconv.arguments.padding import to_pairs
 from jaxconv.spec import dilate
 
-# lax's signature without ``out_sharding``, which does not affect the values.
-_parameters = inspect.signature(lax.conv_general_dilated).parameters.values()
-SIGNATURE = inspect.Signature([p for p in _parameters if p.name != "out_sharding"])
+
+def parse(function: str, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """``parameters`` of operands that are checked too, for the errors of a public function."""
+    for name, x in (("lhs", lhs), ("rhs", rhs)):
+        check_array(function, name, x)
+    call = Call(function, {"lhs": lhs.shape, "rhs": rhs.shape})
+    return parameters(call, lhs, rhs, *args, **kwargs)
 
 
-def parse(function: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """Checks the arguments of ``lax.conv_general_dilated``; returns the primitive's parameters.
-
-    Args:
-      function: the public function named in error messages.
-      args, kwargs: those of ``lax.conv_general_dilated``; the operands may be anything with a
-        ``shape`` and a ``dtype``.
-
-    Returns, Raises: as ``parameters``.
-    """
-    given = SIGNATURE.bind(*args, **kwargs).arguments
-    for name in ("lhs", "rhs"):
-        check_array(function, name, given[name])
-    call = Call(function, {name: given[name].shape for name in ("lhs", "rhs")})
-    return parameters(call, **given)
-
-
-def parameters(call: Call, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The parameters of lax's primitive for arguments of ``lax.conv_general_dilated``.
+def parameters(
+    call: Call,
+    lhs: Any,
+    rhs: Any,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: lax.ConvGeneralDilatedDimensionNumbers = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: lax.PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
+) -> dict[str, Any]:
+    """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
 
     Args:
       call: the user's, for error messages.
-      args, kwargs: those of ``lax.conv_general_dilated``; the operands have been checked to be
-        arrays, or to stand for some.
-
-    Returns:
-      The parameters of lax's convolution primitive, except ``out_sharding``: strides, dilations and
-      pads as tuples of integers, ``dimension_numbers`` as ``lax.ConvDimensionNumbers``.
+      lhs, rhs: arrays, or what stands for some.
 
     Raises:
       TypeError: operands of different rank or dtype, malformed ``dimension_numbers``, pads or
         dilations, or an impossible ``preferred_element_type``.
       ValueError: everything else that ``lax.conv_general_dilated`` refuses.
     """
-    bound = SIGNATURE.bind(*args, **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
-    lhs, rhs = given["lhs"], given["rhs"]
-    check_ranks(call, lhs.shape, rhs.shape)
-    out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, given["preferred_element_type"])
-    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, given["dimension_numbers"])
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
+    check_axes(call, lhs, rhs, dnums, window_strides, dimension_numbers)
+    out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, preferred_element_type)
     ndim = len(lhs.shape) - 2
-    strides = positive(call, "window_strides", given["window_strides"], ndim, ValueError)
-    ones = (1,) * ndim
+    strides = positive(call, "window_strides", window_strides, ndim, ValueError)
     lhs_dilation, rhs_dilation = (
-        ones if given[name] is None else positive(call, name, given[name], ndim, TypeError)
-        for name in ("lhs_dilation", "rhs_dilation")
+        (1,) * ndim if given is None else positive(call, name, given, ndim, TypeError)
+        for name, given in (("lhs_dilation", lhs_dilation), ("rhs_dilation", rhs_dilation))
     )
-    feature_groups, batch_groups = (
-        _count(call, name, given[name]) for name in ("feature_group_count", "batch_group_count")
-    )
-
-    n, c, *lhs_spatial = (lhs.shape[d] for d in dnums.lhs_spec)
-    o, i, *kernel_shape = (rhs.shape[d] for d in dnums.rhs_spec)
-    canonical = (n, *lhs_spatial, c), (*kernel_shape, i, o)
-    _check_groups(call, lhs, rhs, dnums, canonical, feature_groups, batch_groups)
+    feature_groups = _count(call, "feature_group_count", feature_group_count)
+    batch_groups = _count(call, "batch_group_count", batch_group_count)
+    _check_groups(call, lhs.shape, rhs.shape, dnums, feature_groups, batch_groups)
+    lhs_spatial = [lhs.shape[d] for d in dnums.lhs_spec[2:]]
+    kernel_shape = tuple(rhs.shape[d] for d in dnums.rhs_spec[2:])
     if 0 in kernel_shape:
         call.fail(
             "the kernel must have at least one tap in each spatial dimension",
-            f"kernel shape {tuple(kernel_shape)}",
+            f"kernel shape {kernel_shape}",
             "drop the convolution where there is no kernel",
         )
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
-    pads = to_pairs(call, given["padding"], lhs_spatial, window, strides, lhs_dilation)
     return {
         "window_strides": strides,
-        "padding": pads,
+        "padding": to_pairs(call, padding, lhs_spatial, window, strides, lhs_dilation),
         "lhs_dilation": lhs_dilation,
         "rhs_dilation": rhs_dilation,
         "dimension_numbers": dnums,
         "feature_group_count": feature_groups,
         "batch_group_count": batch_groups,
-        "precision": compat.canonicalize_precision(given["precision"]),
+        "precision": parse_precision(call, precision),
         "preferred_element_type": out_dtype,
     }
 
 
-def check_ranks(call: Call, lhs_shape: Sequence[int], rhs_shape: Sequence[int]) -> None:
-    if len(lhs_shape) != len(rhs_shape):
-        added = f"a batch is {call.name('lhs')}[None]"
-        missing = len(lhs_shape) == len(rhs_shape) - 1
+def parse_dimension_numbers(
+    call: Call, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...], given: Any
+) -> lax.ConvDimensionNumbers:
+    """``dimension_numbers`` as axes; raises where the operands' ranks allow none."""
+    rank, operands = len(lhs_shape), (call.name("lhs"), call.name("rhs"), lhs_shape, rhs_shape)
+    if rank != len(rhs_shape) or rank < 2:
+        must = "at least a batch and a channel dimension"
+        if rank != len(rhs_shape):
+            must = "the same rank (batch, channels and the spatial dimensions)"
+        constraint = f"{operands[0]} and {operands[1]} must have {must}"
+        call.fail(constraint, None, hints.of_axes(*operands, given), TypeError)
+    try:
+        dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
+    except TypeError:
         call.fail(
-            f"{call.name('lhs')} and {call.name('rhs')} must have the same rank (batch, channels"
-            " and the spatial dimensions)",
-            None,
-            "add the missing dimensions" + (f"; {added}" if missing else ""),
+            "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length"
+            f" {rank} such as {hints.lettered(rank, given)}",
+            repr(given),
+            hints.of_dimension_numbers(*operands, given),
             TypeError,
         )
-    if len(lhs_shape) < 2:
-        call.fail(
-            f"{call.name('lhs')} and {call.name('rhs')} must have at least a batch and a channel"
-            " dimension",
-            None,
-            "add them with x[None]",
-            TypeError,
-        )
+    error = ValueError
+    try:
+        specs = [tuple(map(operator.index, spec)) for spec in dnums]
+    except TypeError:
+        specs, error = [()], TypeError
+    if any(sorted(spec) != list(range(rank)) for spec in specs):
+        constraint = f"each spec of dimension_numbers must be a permutation of 0…{rank - 1}"
+        call.fail(constraint, dnums, "name every dimension once", error)
+    return lax.ConvDimensionNumbers(*specs)
 
 
-def parse_out_dtype(call: Call, lhs: Any, rhs: Any, preferred: Any) -> np.dtype | None:
+def check_axes(
+    call: Call, lhs: Any, rhs: Any, dnums: lax.ConvDimensionNumbers, strides: Any, given: Any
+) -> None:
+    """Raises where there is a stride for each axis of operands that lack batch and channels.
+
+    ``given``: ``dimension_numbers`` as passed, whose layout the remedy follows.
+    """
+    rank, count = len(lhs.shape), len(strides) if isinstance(strides, Sequence) else -1
+    c, i = lhs.shape[dnums.lhs_spec[1]], rhs.shape[dnums.rhs_spec[1]]
+    if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):
+        x, w, name = map(call.name, ("lhs", "rhs", "window_strides"))
+        must = f"must have batch and channels besides the spatial dimensions of {name}"
+        remedy = hints.of_axes(x, w, lhs.shape, rhs.shape, given)
+        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", remedy)
+
+
+def parse_out_dtype(
+    call: Call, lhs: np.dtype, rhs: np.dtype, preferred: DTypeLike | None
+) -> np.dtype | None:
     if lhs != rhs:
         x, w = call.name("lhs"), call.name("rhs")
         call.fail(
@@ -129,87 +145,90 @@ def parse_out_dtype(call: Call, lhs: Any, rhs: Any, preferred: Any) -> np.dtype 
         )
     if preferred is None:
         return None
-    preferred = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, call.function))
-    widens = preferred.itemsize >= np.dtype(lhs).itemsize
+    try:
+        dtype = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, call.function))
+    except (TypeError, ValueError):
+        given, remedy = repr(preferred), hints.of_dtype(preferred)
+        if hasattr(preferred, "dtype"):
+            given, remedy = type(preferred).__name__, "use its .dtype"
+        call.fail("preferred_element_type must be a dtype of numbers", given, remedy, TypeError)
     issub = jnp.issubdtype
-    if issub(lhs, np.integer) and issub(preferred, np.floating):
+    if issub(lhs, np.integer) and issub(dtype, np.floating):
         compatible = True
     elif issub(lhs, np.signedinteger):
-        compatible = issub(preferred, np.signedinteger)
+        compatible = issub(dtype, np.signedinteger)
     else:
         kinds = (np.integer, np.floating, np.complexfloating)
-        compatible = all(issub(preferred, kind) for kind in kinds if issub(lhs, kind))
-    if not (widens and compatible):
-        call.fail(
-            "preferred_element_type must be as wide as the operands and of their kind"
-            " (integers may also become floats, unsigned integers signed ones)",
-            f"{preferred.name} with {np.dtype(lhs).name} operands",
-            "cast the operands before or the result after",
-            TypeError,
+        compatible = all(issub(dtype, kind) for kind in kinds if issub(lhs, kind))
+    if dtype.itemsize < np.dtype(lhs).itemsize or not compatible:
+        constraint = (
+            "preferred_element_type must be as wide as the operands and of their kind (integers may"
+            " also become floats, unsigned integers signed ones)"
         )
-    return preferred
+        given = f"{dtype.name} with {np.dtype(lhs).name} operands"
+        call.fail(constraint, given, "cast the operands before or the result after", TypeError)
+    return dtype
 
 
-def _cast(x: str, w: str, lhs: Any, rhs: Any) -> str:
-    """The cast that is most likely wanted: from integers to floats, or else to fewer bits."""
+def _cast(x: str, w: str, lhs: np.dtype, rhs: np.dtype) -> str:
+    """The cast that is likely meant: integers to floats to complex numbers, or to fewer bits."""
 
-    def rank(dtype: Any) -> tuple[bool, int]:
-        return not jnp.issubdtype(dtype, np.inexact), np.dtype(dtype).itemsize
+    def rank(dtype: np.dtype) -> tuple[bool, bool, int]:
+        is_real = not jnp.issubdtype(dtype, np.complexfloating)
+        return not jnp.issubdtype(dtype, np.inexact), is_real, np.dtype(dtype).itemsize
 
     return f"{x}.astype({w}.dtype)" if rank(lhs) > rank(rhs) else f"{w}.astype({x}.dtype)"
 
 
-def parse_dimension_numbers(
-    call: Call, lhs_shape: Sequence[int], rhs_shape: Sequence[int], given: Any
-) -> lax.ConvDimensionNumbers:
+def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
+    """``precision`` as lax's primitive has it."""
     try:
-        dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
-    except TypeError as error:
-        call.fail(
-            "dimension_numbers must be None, a ConvDimensionNumbers, or three strings such as"
-            f" ('NHWC', 'HWIO', 'NHWC') of length {len(lhs_shape)}",
-            repr(given),
-            str(error).rstrip("."),
-            TypeError,
+        return compat.canonicalize_precision(given)
+    except ValueError:
+        if given is None:  # JAX's setting is wrong
+            raise
+        constraint = (
+            "precision must be None, a name such as 'highest', a lax.Precision, two of either, or a"
+            " lax.DotAlgorithmPreset"
         )
-    axes = list(range(len(lhs_shape)))
-    error = ValueError
-    try:
-        specs = [tuple(map(operator.index, spec)) for spec in dnums]
-    except TypeError:
-        specs, error = [()], TypeError
-    if any(sorted(spec) != axes for spec in specs):
-        call.fail(
-            f"each spec of dimension_numbers must be a permutation of 0…{axes[-1]}",
-            dnums,
-            "name every dimension once",
-            error,
-        )
-    return lax.ConvDimensionNumbers(*specs)
+        call.fail(constraint, repr(given), hints.of_precision(given))
 
 
 def positive(
-    call: Call, argument: str, given: Any, length: int, error: type[Exception]
+    call: Call,
+    argument: str,
+    given: Any,
+    length: int,
+    error: type[Exception] = ValueError,
+    or_one: bool = False,
 ) -> tuple[int, ...]:
-    """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers."""
+    """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers.
+
+    ``or_one``: an integer may stand for all of them.
+    """
+    values = given
+    if or_one:
+        with contextlib.suppress(TypeError):
+            values = (operator.index(given),) * length
     try:
-        values = tuple(map(operator.index, given))
+        values = tuple(map(operator.index, values))
         remedy = hints.of_values(values, length)
     except TypeError:
         values, error = (), TypeError
         remedy = hints.of_no_integers(given, length)
-    if len(values) != length or any(value < 1 for value in values):
-        constraint = f"{call.name(argument)} must be {length} positive integers"
-        call.fail(constraint, repr(given), remedy, error)
+    if len(values) != length or min(values, default=1) < 1:
+        of_them = "of them" if or_one else f"positive integer{'s' * (length != 1)}"
+        must = f"{'a positive integer or ' * or_one}{length} {of_them}"
+        call.fail(f"{call.name(argument)} must be {must}", repr(given), remedy, error)
     return values
 
 
 def _count(call: Call, argument: str, given: Any) -> int:
     """A number of groups."""
     try:
-        count, error, remedy = operator.index(given), ValueError, "give 1 where there are no groups"
+        count, error, remedy = operator.index(given), ValueError, "use 1 without groups"
     except TypeError:
-        count, error, remedy = 0, TypeError, hints.of_no_integers(given, 1)
+        count, error, remedy = 0, TypeError, hints.of_no_integers(given, 0)
     if count < 1:
         call.fail(f"{call.name(argument)} must be a positive integer", repr(given), remedy, error)
     return count
@@ -217,15 +236,14 @@ def _count(call: Call, argument: str, given: Any) -> int:
 
 def _check_groups(
     call: Call,
-    lhs: Any,
-    rhs: Any,
+    lhs_shape: Sequence[int],
+    rhs_shape: Sequence[int],
     dnums: lax.ConvDimensionNumbers,
-    canonical: tuple[tuple[int, ...], tuple[int, ...]],
     feature_groups: int,
     batch_groups: int,
 ) -> None:
-    """Args: canonical: the shapes of ``lhs`` and ``rhs`` in the canonical layout."""
-    (n, *_, c), (*_, i, o) = canonical
+    n, c = (lhs_shape[d] for d in dnums.lhs_spec[:2])
+    o, i = (rhs_shape[d] for d in dnums.rhs_spec[:2])
     x, w, groups = map(call.name, ("lhs", "rhs", "feature_group_count"))
     if feature_groups > 1 and batch_groups > 1:
         call.fail(
@@ -239,7 +257,7 @@ def _check_groups(
         if call.guesses is not None:
             guesses = call.guesses(feature_groups)
         elif batch_groups == 1:
-            guesses = hints.of_lax(lhs.shape, rhs.shape, canonical, feature_groups)
+            guesses = hints.of_lax(tuple(lhs_shape), tuple(rhs_shape), dnums, feature_groups)
         times = f"{groups} ({feature_groups}) times " if groups else ""
         needed = f"{w} needs {c // feature_groups} input channels for this {x}"
         if c % feature_groups:
@@ -250,26 +268,21 @@ def _check_groups(
             None,
             hints.likeliest(guesses) or needed,
         )
-    for name, count in ((groups, feature_groups), ("batch_group_count", batch_groups)):
-        if o % count:
+    for name, count, whole, size in (
+        (groups, feature_groups, f"output channels of {w}", o),
+        ("batch_group_count", batch_groups, f"output channels of {w}", o),
+        ("batch_group_count", batch_groups, f"batch of {x}", n),
+    ):
+        if size % count:
             call.fail(
-                f"{name} must divide the output channels of {w}",
-                f"{o} output channels and {count} groups",
-                "each group needs as many output channels as the next",
+                f"{name} must divide the {whole}",
+                f"{size} in {count} groups",
+                f"use a multiple of {count}, or change {name}",
             )
-    if n % batch_groups:
-        call.fail(
-            "batch_group_count must divide the batch of lhs",
-            f"a batch of {n} and {batch_groups} groups",
-            "each group needs as many images as the next",
-        )
 
 
 def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
-    """Whether lax can compile a convolution with these parameters of its primitive.
-
-    lax's shape and dtype rules accept some that its lowering rejects.
-    """
+    """Whether lax can compile these parameters of its primitive: its rules of shape accept more."""
     axes = tuple(range(len(rhs_shape)))
     specs = params["dimension_numbers"]
     if any(tuple(sorted(spec)) != axes for spec in specs):
