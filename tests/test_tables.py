@@ -20,7 +20,7 @@ from test_plan import case_plan, struct
 import jaxconv
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, cases, networks, profile, programs, regret, report, sharding
+from jaxconv.bench import calibrate, cases, networks, profile, programs, regret, report
 from jaxconv.bench.measure import TITLES, Result
 from jaxconv.config import config
 from jaxconv.tables import Table
