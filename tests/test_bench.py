@@ -18,14 +18,13 @@ import pytest
 from jax import lax
 
 import jaxconv
-from jaxconv import cli, layout
+from jaxconv import cli
 from jaxconv.arguments.parse import parse
 from jaxconv.bench import cases, measure, networks, profile, programs, regret, report
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
 from jaxconv.bench.report import SUITES, Selection, Suite, summary
 from jaxconv.compat import conv_general_dilated_p
-from jaxconv.layout import forward_of
 from jaxconv.planning.timing import Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
@@ -346,11 +345,10 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
     eqns = jax.make_jaxpr(function)(*layer.operands()).eqns
     (eqn,) = (eqn for eqn in eqns if eqn.primitive is conv_general_dilated_p)
     lhs, rhs = (v.aval for v in eqn.invars)
-    spec = layout.weight_gradient_of(layer.spec)
+    spec = layer.spec.kernel_gradient
     derived = ConvSpec.from_params(lhs, rhs, eqn.params)
     assert spec.replace(precision=None) == derived.replace(precision=None)
-    forward = forward_of(spec.replace(feature_group_count=1)) if layer.groups == 1 else None
-    assert forward is None or forward.rhs_shape == layer.rhs_shape
+    assert spec.forward.rhs_shape == layer.rhs_shape
 
 
 def test_relatives_are_alike() -> None:

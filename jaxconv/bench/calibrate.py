@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.errors import fail
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.networks import NETWORKS
@@ -241,7 +241,7 @@ def _sample() -> Iterator[ConvSpec]:
     for seed in itertools.count(TUNING_SEED):
         for spec in random_specs(seed, 50):
             small = spec.flops <= FLOPS and spec.dtype == np.float32
-            if small and refusal(ALGORITHMS["xla"], spec) is None:
+            if small and unsupported(ALGORITHMS["xla"], spec) is None:
                 yield spec
 
 
