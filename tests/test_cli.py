@@ -477,23 +477,6 @@ def test_extras_are_optional() -> None:
     )
 
 
-def test_what_is_moved_between_devices_is_counted(tmp_path: Path) -> None:
-    file = str(tmp_path / "moved.json")
-    options = ("--quick", "--direction", "weight gradient", "--json", file)
-    done = python("-m", "jaxconv", "bench", "sharding", *options)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = json.loads(Path(file).read_text(encoding="utf-8"))["results"]["sharding"]
-    assert len(rows) == 3
-    for row in rows:
-        assert f"{row['name']}  " in done.stdout
-        assert row["wrong"] is None
-        assert row["how"] in jaxconv.ALGORITHMS
-        # A gradient of what is the same on all devices is summed over them.
-        summed = [kind for kind, _ in row["jaxconv"]].count("all-reduce")
-        assert summed == (row["layout"] in ("batch", "rows"))
-    assert re.search(r"^jaxconv moves more than lax in \d of 3", done.stdout, re.MULTILINE)
-
-
 # Running scripts
 
 TRAIN = """

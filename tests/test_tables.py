@@ -20,7 +20,7 @@ from test_plan import case_plan, struct
 import jaxconv
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, cases, networks, profile, programs, regret, report
+from jaxconv.bench import calibrate, cases, networks, programs, regret, report
 from jaxconv.bench.measure import TITLES, Result
 from jaxconv.config import config
 from jaxconv.tables import Table
@@ -86,15 +86,6 @@ def tuned() -> calibrate.Tuned:
     return calibrate.Tuned("cpu", 123, ratios, ratios, Path("/home/somebody/.cache/jaxconv/x.json"))
 
 
-def profiled() -> profile.Profile:
-    origin = "jit(step)/transpose(jvp(Network))/Block_1/Conv_2/jaxconv/im2col 1x2x3x4*5x6x7x8/dot"
-    operations = [
-        profile.Operation(f"{kind}.{i}", kind, "f32[8,112,112,1024]{3,2,1,0}", origin, 1.5**i, i)
-        for i, kind in enumerate(("transpose_copy_fusion", "dot", "convolution") * 20)
-    ]
-    return profile.Profile("ResNet-50, batch 8, training step", 12.3, tuple(operations))
-
-
 REPORTS: dict[str, Callable[[], tables.Report]] = {
     "plan": lambda: case_plan(CASES["3x3"]),
     "plan of groups": lambda: case_plan(CASES["depthwise"]),
@@ -110,7 +101,6 @@ REPORTS: dict[str, Callable[[], tables.Report]] = {
     "explain": explanation,
     "autotune": tuning,
     "tune": tuned,
-    "profile": profiled,
 }
 
 
@@ -151,16 +141,6 @@ def named(items: Sequence[Any]) -> list[Result]:
     ]
 
 
-def moved() -> list[sharding.Moved]:
-    collectives = (("all-reduce", 10_200_000),) * 10
-    facts = (collectives, collectives[1:], (8, 12), None, 1e-6)
-    return [
-        sharding.Moved(case.what.name, case.layout, direction, "im2col_tiled, winograd", *facts)
-        for case in sharding.CASES
-        for direction in case.directions
-    ]
-
-
 SUITES: dict[str, Callable[[], Table]] = {
     "layers": lambda: report.contents(named(cases.LAYERS)),
     "loops": lambda: report.contents(named(programs.LOOPS)),
@@ -168,7 +148,6 @@ SUITES: dict[str, Callable[[], Table]] = {
     "models": lambda: report.contents(named(programs.MODELS)),
     "regret": lambda: report.contents(named(regret.random_specs(1, 20))),
     "relatives": lambda: report.contents(named(regret.random_specs(2, 20))),
-    "sharding": lambda: sharding.contents(moved()),
 }
 
 
@@ -188,7 +167,7 @@ def test_suites_fit(suite: str, width: int) -> None:
     # What they are about stays.
     shown, _ = tables._fitted(table, width)
     titles = [table.rows[0][i] for i in shown]
-    stay = {"what", "direction", "× lax (quartiles)", "regret", "lax", "KiB"}
+    stay = {"what", "direction", "× lax (quartiles)", "regret", "lax"}
     assert {*table.rows[0]} & (stay - {"lax"}) <= {*titles, "direction"}
 
 
