@@ -296,7 +296,7 @@ def test_torch_computes_the_same_layers(layer: Layer) -> None:
         assert result.wrong is None
 
 
-@pytest.mark.filterwarnings("ignore:::torch", "ignore:::onnx")  # of themselves
+@pytest.mark.filterwarnings("ignore")  # of other packages
 @pytest.mark.parametrize(
     "peer",
     # The others compile for seconds.
