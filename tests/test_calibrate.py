@@ -178,7 +178,7 @@ def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: pytest.MonkeyP
 
 def test_well_known_convolutions_are_calibrated_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def layers(net: Any, x: Any) -> Any:
-        return net.logits(net.conv(x, 13, 3, 2), 5)
+        return net.logits(net.conv(x, 13, 3, 2))
 
     # Tracing the steps of whole ones takes half a minute.
     network = networks.Network("two layers", layers, (12, 12, 2))

@@ -83,7 +83,7 @@ def _candidates(spec: ConvSpec) -> list[str]:
 
 def origin() -> Machine:
     """This machine, as the package's rows name it."""
-    note = f"{datetime.date.today().isoformat()}, python -m jaxconv.bench.calibrate"
+    note = f"{datetime.date.today()}, python -m jaxconv.bench.calibrate"
     return dataclasses.replace(here(jax.default_backend()), own=False, note=note)
 
 

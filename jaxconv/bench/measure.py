@@ -123,13 +123,9 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The fields and the quantities computed from them."""
-        computed = ("rate", "error_ratio", "wrong")
         ratios = {peer: self.quartiles(peer) for peer in ("lax", *self.peers)}
-        return (
-            dataclasses.asdict(self)
-            | {name: getattr(self, name) for name in computed}
-            | {"ratios": ratios}
-        )
+        computed = {name: getattr(self, name) for name in ("rate", "error_ratio", "wrong")}
+        return dataclasses.asdict(self) | computed | {"ratios": ratios}
 
 
 @dataclasses.dataclass

@@ -28,7 +28,7 @@ CLASSES = 1000
 
 def padding(kernel: int) -> int:
     """Half the size of an odd kernel, 0 for an even one."""
-    return kernel // 2 if kernel % 2 else 0
+    return kernel // 2 * (kernel % 2)
 
 
 class Lax:

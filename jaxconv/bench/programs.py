@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -75,7 +75,7 @@ class Program:
 
     name: str
     forward: Callable[..., Array]
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: Sequence[tuple[int, ...]]
     directions: tuple[str, ...] = ("forward", "gradients")
 
     def function(self, direction: str) -> Callable[..., Any]:
@@ -134,25 +134,19 @@ def _stacked(images: Array, kernel: Array) -> Array:
     return lax.scan(step, images, None, length=2)[0]
 
 
-def _gradients_of_each(kernel: Array, images: Array) -> Array:
-    return jax.vmap(jax.grad(_loss), (None, 0))(kernel, images[:, None])
-
-
-IMAGE = (8, 28, 28)
+IMAGES = (8, 28, 28)
+EACH = jax.vmap(lambda kernel, image: jax.grad(_loss)(kernel, image[None]), (None, 0))
 LOOPS = tuple(
-    Program(*loop, directions=("forward",))
-    for loop in (
-        ("training steps in scan, 3×3, 8×28×28×64", _train, ((*IMAGE, 64), (3, 3, 64, 64))),
-        ("NCHW 3×3 in scan, 8×28×28×64", _stacked, ((8, 64, 28, 28), (64, 64, 3, 3))),
-        (
-            "a gradient for each of 32 examples, 3×3, 28×28×16→32",
-            _gradients_of_each,
-            ((3, 3, 16, 32), (32, 28, 28, 16)),
-        ),
+    Program(name, function, shapes, ("forward",))
+    for name, function, *shapes in (
+        ("training steps in scan, 3×3, 8×28×28×64", _train, (*IMAGES, 64), (3, 3, 64, 64)),
+        ("NCHW 3×3 in scan, 8×28×28×64", _stacked, (8, 64, 28, 28), (64, 64, 3, 3)),
+        ("32 gradients by vmap, 3×3, 28×28×16→32", EACH, (3, 3, 16, 32), (32, 28, 28, 16)),
         (
             "8 kernels at once by vmap, 3×3, 8×28×28×32",
             jax.vmap(_conv, (None, 0)),
-            ((*IMAGE, 32), (8, 3, 3, 32, 32)),
+            (*IMAGES, 32),
+            (8, 3, 3, 32, 32),
         ),
     )
 )
