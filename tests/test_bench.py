@@ -348,7 +348,8 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
     spec = layer.spec.kernel_gradient
     derived = ConvSpec.from_params(lhs, rhs, eqn.params)
     assert spec.replace(precision=None) == derived.replace(precision=None)
-    assert spec.forward.rhs_shape == layer.rhs_shape
+    if layer.groups == 1:
+        assert spec.forward.rhs_shape == layer.rhs_shape
 
 
 def test_relatives_are_alike() -> None:

@@ -151,7 +151,7 @@ class Network:
         def parameters(shape: tuple[int, ...], bias: bool) -> tuple[np.ndarray, ...]:
             scale = np.float32(math.sqrt(math.prod(shape[:-1])))
             weights = rng.standard_normal(shape, np.float32) / scale
-            kernel = weights.transpose(order) if len(shape) > 2 else weights
+            kernel = weights.transpose(order) if weights.ndim > 2 else weights
             made.append((kernel, np.zeros(shape[-1], np.float32)) if bias else (kernel,))
             return made[-1]
 

@@ -164,7 +164,10 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
     spec = ConvSpec(
         (int(rng.choice([1, 2, 4, 8])), *sizes, c),
         (*(kernel,) * ndim, c // groups, o),
-        *((each,) * ndim for each in (stride, pads, up, dilation)),
+        (stride,) * ndim,
+        (pads,) * ndim,
+        (up,) * ndim,
+        (dilation,) * ndim,
         dtype,
         np.dtype("int32") if dtype == "int8" else dtype,
         groups,
