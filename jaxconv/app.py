@@ -182,8 +182,7 @@ def bench(
     layers: single convolutions of well-known networks and filters, forward and gradients.
     loops: convolutions inside scan and vmap. programs: layers in what surrounds them in networks.
     models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
-    random convolutions. relatives: on random relatives of users' convolutions. sharding: what is
-    moved between eight devices; by itself.
+    random convolutions. relatives: on random relatives of users' convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
 
     After the word profile it prints, for each case, the time of each operation of jaxconv's

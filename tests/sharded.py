@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import Case
+from collectives import collectives
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from test_compiled import case_of
 
 import jaxconv
-from jaxconv.bench.sharding import collectives
 from jaxconv.transforms.primitive import planned_here
 
 DEVICES = 4

@@ -19,7 +19,7 @@ from test_plan import case_plan
 import jaxconv
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, cases, networks, profile, programs, regret, report
+from jaxconv.bench import calibrate, cases, networks, programs, regret, report
 from jaxconv.bench.measure import TITLES, Result
 from jaxconv.config import config
 from jaxconv.tables import Table
@@ -85,15 +85,6 @@ def tuned() -> calibrate.Tuned:
     return calibrate.Tuned("cpu", 123, ratios, ratios, Path("/home/somebody/.cache/jaxconv/x.json"))
 
 
-def profiled() -> profile.Profile:
-    origin = "jit(step)/transpose(jvp(Network))/Block_1/Conv_2/jaxconv/im2col 1x2x3x4*5x6x7x8/dot"
-    operations = [
-        profile.Operation(f"{kind}.{i}", kind, "f32[8,112,112,1024]{3,2,1,0}", origin, 1.5**i, i)
-        for i, kind in enumerate(("transpose_copy_fusion", "dot", "convolution") * 20)
-    ]
-    return profile.Profile("ResNet-50, batch 8, training step", 12.3, tuple(operations))
-
-
 REPORTS: dict[str, Callable[[], tables.Report]] = {
     "plan": lambda: case_plan(CASES["3x3"]),
     "plan of groups": lambda: case_plan(CASES["depthwise"]),
@@ -104,7 +95,6 @@ REPORTS: dict[str, Callable[[], tables.Report]] = {
     "explain": explanation,
     "autotune": tuning,
     "tune": tuned,
-    "profile": profiled,
 }
 
 

@@ -2,13 +2,11 @@
 
 ``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, relatives of users'
 ones, those of the suite ``layers`` and of the networks' training steps on this machine, in an order
-that makes an interrupted run a fair sample. FILE, in the format of ``jaxconv.planning.rows``,
-has each row as soon as it is measured; called again, it goes on where it ended. ``python -m
-jaxconv.bench.calibrate FILE… --into jaxconv/planning/data/rows.jsonl.gz`` merges such files into
-the package's rows.
+that makes an interrupted run a fair sample. FILE has each row as soon as it is measured; called
+again, it goes on where it ended. ``python -m jaxconv.bench.calibrate FILE… --into
+jaxconv/planning/data/rows.jsonl.gz`` merges such files into the package's rows.
 
-``tune`` measures random convolutions on the user's machine for a minute and keeps them in the
-user's cache, from which the model learns how this machine differs.
+``tune`` measures random convolutions on the user's machine for a minute.
 """
 
 import argparse
@@ -76,19 +74,11 @@ def in_order(count: int) -> list[ConvSpec]:
     return list(dict.fromkeys(spec for fourth in fourths for spec in fourth if spec is not None))
 
 
-def reasons(spec: ConvSpec) -> dict[str, str | None]:
-    """Why each algorithm that "auto" may take is not timed; None for those that are. In the order
-    of their predicted times."""
+def _candidates(spec: ConvSpec) -> list[str]:
+    """The algorithms to time, the likely fastest first: neither the hopeless nor the large."""
     possible = sorted(plan_spec(spec, jax.default_backend()).eligible, key=_seconds)
-    best = _seconds(possible[0])
-    found: dict[str, str | None] = {}
-    for c in possible:
-        found[c.name] = None
-        if c.workspace > WORKSPACE:
-            found[c.name] = f"its workspace is {tables.mebibytes(c.workspace)}"
-        elif _seconds(c) > HOPELESS * best:
-            found[c.name] = f"it is predicted to take {_seconds(c) / best:.0f} times as long"
-    return found
+    limit = HOPELESS * _seconds(possible[0])
+    return [c.name for c in possible if c.workspace <= WORKSPACE and _seconds(c) <= limit]
 
 
 def _seconds(candidate: Candidate) -> float:
@@ -97,7 +87,7 @@ def _seconds(candidate: Candidate) -> float:
 
 def origin() -> Machine:
     """This machine, as the package's rows name it."""
-    note = f"{datetime.date.today().isoformat()}, python -m jaxconv.bench.calibrate"
+    note = f"{datetime.date.today()}, python -m jaxconv.bench.calibrate"
     return dataclasses.replace(here(jax.default_backend()), own=False, note=note)
 
 
@@ -129,18 +119,11 @@ def measure_all(path: Path, count: int) -> None:
         raise ValueError(f"{path} is of another machine, {other}; this is {machine}")
     done, specs = {row.spec for row in rows}, in_order(count)
     for i, spec in enumerate(specs, 1):
-        if spec in done:
-            continue
-        print(f"{i} of {len(specs)}: {spec}", flush=True)
-        left_out = reasons(spec)
-        names = [name for name, reason in left_out.items() if reason is None]
-        row = timed(spec, names, machine.platform, EACH)
-        left_out |= {name: "XLA refuses it" for name in names if name not in row.seconds}
-        for name, reason in left_out.items():
-            if reason is not None:
-                print(f"  not {name}: {reason}", flush=True)
-        rows.append(dataclasses.replace(row, machine=machine))
-        save(path, rows)
+        if spec not in done:
+            print(f"{i} of {len(specs)}: {spec}", flush=True)
+            row = timed(spec, _candidates(spec), machine.platform, EACH)
+            rows.append(dataclasses.replace(row, machine=machine))
+            save(path, rows)
 
 
 def merge(into: Path, files: Iterable[Path]) -> None:
@@ -179,7 +162,7 @@ class Tuned(tables.Report):
         above = [
             f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
             " predicted time, the median (quartiles):",
-            "before, as predicted without them; after, one half as predicted with the other half.",
+            "before, predicted without them; after, each half predicted with the other half.",
         ]
         kept = "in this process only" if self.file is None else f"in {self.file}"
         below = [f"Kept {kept}.", "jaxconv tune --forget drops them, and those of autotune."]
@@ -223,9 +206,8 @@ def tune(seconds: float = SECONDS) -> Tuned:
             rows.append(row)
     finally:
         notify()
-    halves = rows[::2], rows[1::2]
-    after = _ratios(halves[0], [*known, *halves[1]])
-    for name, ratios in _ratios(halves[1], [*known, *halves[0]]).items():
+    after = _ratios(rows[::2], [*known, *rows[1::2]])
+    for name, ratios in _ratios(rows[1::2], [*known, *rows[::2]]).items():
         after[name] += ratios
     return Tuned(platform, len(rows), _ratios(rows, known), after, stored.file(platform))
 
@@ -234,14 +216,13 @@ def _timed(seconds: float, platform: str) -> Iterator[str | Timed]:
     """Times and keeps convolutions. Yields what each is, then its row."""
     own, end = own_rows(platform), time.perf_counter() + seconds
     for spec in _sample():
-        if prepared(spec) in own:
-            continue
         if time.perf_counter() > end:
             break
-        yield str(spec)
-        row = timed(spec, _fastest(spec), platform, EACH)
-        record([row], platform)
-        yield row
+        if prepared(spec) not in own:
+            yield str(spec)
+            row = timed(spec, _fastest(spec), platform, EACH)
+            record([row], platform)
+            yield row
 
 
 def _ratios(rows: Sequence[Timed], known: Sequence[Timed]) -> dict[str, list[float]]:

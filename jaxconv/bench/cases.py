@@ -133,22 +133,20 @@ def layer_of(
         pads = ((kernel - 1) * causal, 0)
         what += f" dilation {causal}" if causal > 1 else ""
     elif up:
-        half = kernel - 1 - (kernel - 2) // 2
-        pads = (half, half)
+        pads = ((kernel + 1) // 2,) * 2
         what += " transposed stride 2"
     width = str(entering) if entering == leaving else f"{entering}→{leaving}"
-    shape = "×".join(map(str, (batch, *sizes)))
-    layer = Layer(
-        f"{network}: {what}, {shape}×{width}",
-        (batch, *sizes, entering),
-        (*(kernel,) * ndim, entering // groups, leaving),
-        padding=pads,
-        stride=stride,
-        groups=groups,
-        lhs_dilation=2 if up else 1,
-        rhs_dilation=max(1, causal),
-    )
-    return dataclasses.replace(layer, **changes)
+    facts: dict[str, Any] = {
+        "name": f"{network}: {what}, {'×'.join(map(str, (batch, *sizes)))}×{width}",
+        "lhs_shape": (batch, *sizes, entering),
+        "rhs_shape": (*(kernel,) * ndim, entering // groups, leaving),
+        "padding": pads,
+        "stride": stride,
+        "groups": groups,
+        "lhs_dilation": 2 if up else 1,
+        "rhs_dilation": max(1, causal),
+    }
+    return Layer(**facts | changes)
 
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:

@@ -1,10 +1,13 @@
 """What ``jaxconv compare`` and ``jaxconv bench`` do once their options are checked."""
 
+import dataclasses
+import json
 import os
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,16 +15,10 @@ import numpy as np
 import jaxconv
 from jaxconv import tables
 from jaxconv.bench import compare as engine
-from jaxconv.bench import draw, report, sharding
-from jaxconv.bench.report import (
-    PROFILED,
-    SHARDING,
-    SUITES,
-    Selected,
-    Selection,
-    name_of,
-    print_table,
-)
+from jaxconv.bench import draw, report
+from jaxconv.bench import profile as trace
+from jaxconv.bench.measure import TITLES, Result
+from jaxconv.bench.report import PROFILED, SUITES, Selected, Selection, name_of
 from jaxconv.tools.progress import shown
 
 
@@ -36,6 +33,15 @@ LEGEND = (
 )
 
 
+def _print(*lines: str) -> None:
+    """Prints them at once, no wider than the terminal."""
+    print_table(tables.Table(lines))
+
+
+def print_table(table: tables.Table) -> None:
+    print(table.text(tables.terminal_width()), flush=True)
+
+
 def compare(
     photograph: np.ndarray,
     caption: str,
@@ -47,7 +53,7 @@ def compare(
     start = time.perf_counter()
     versions = f"jaxconv {jaxconv.__version__}, JAX {jax.__version__}"
     where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    print_table(tables.Table([f"{caption}; {where}; float32", LEGEND]))
+    _print(f"{caption}; {where}; float32", LEGEND)
     comparisons: list[engine.Comparison] = []
     convolutions = engine.convolutions(photograph)
     steps = engine.compare(convolutions, algorithms, repeats)
@@ -59,8 +65,7 @@ def compare(
         figure.savefig(output, dpi=110)
     except OSError as error:
         raise CommandError(f"can't write {str(output)!r}: {error.strerror or error}") from None
-    seconds = time.perf_counter() - start
-    print_table(tables.Table(["", f"The picture: {output}. {seconds:.0f} s in all."]))
+    _print("", f"The picture: {output}. {time.perf_counter() - start:.0f} s in all.")
 
 
 def bench(
@@ -74,25 +79,41 @@ def bench(
     start = time.perf_counter()
     cases = _selected(suites, selection)
     _check_files(file, folder)
-    if SHARDING in suites:
-        if len(suites) > 1 or folder is not None:
-            raise CommandError(
-                "the suite sharding times nothing: it runs by itself, without --plots"
-            )
-        try:
-            sharding.set_devices()
-        except ValueError as error:
-            raise CommandError(str(error).removeprefix("jaxconv.")) from None
-    results = report.Report(report.machine(selection.against), file)
+    machine = report.machine(selection.against)
+    peers = (f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
+    _print(
+        f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {''.join(peers)}{machine['cpu']},"
+        f" {machine['cores']} cores, float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
+    )
+    results: dict[str, list[Result]] = {}
     for suite, selected in cases.items():
         try:
             for result in shown(SUITES[suite].run(selected, selection), len(selected)):
-                results.add(suite, result)
-        finally:  # also report partial results if the user interrupts
-            results.end(suite)
-    written = [] if folder is None else draw.draw(folder, results.results)
-    results.close(written, time.perf_counter() - start)
-    return not results.wrong
+                results.setdefault(suite, []).append(result)
+                if file is not None:
+                    _write(file, machine, results)
+        finally:  # also of those before an interrupt
+            if suite in results:
+                table = report.contents(results[suite])
+                print_table(dataclasses.replace(table, above=["", suite, ""]))
+    written = [file] if file is not None else []
+    if folder is not None:
+        written += draw.draw(folder, results)
+    wrong = [result.wrong for rows in results.values() for result in rows if result.wrong]
+    lines = [f"WRONG: {text}" for text in wrong]
+    if written:
+        lines.append(f"Written: {', '.join(map(str, written))}")
+    _print("", *lines, f"{time.perf_counter() - start:.0f} s in all.")
+    return not wrong
+
+
+def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]) -> None:
+    """All results, at once, for who reads the file meanwhile."""
+    rows = {suite: [result.as_json() for result in rows] for suite, rows in results.items()}
+    partial = file.with_name(f"{file.name}.partial")
+    document = json.dumps({"machine": machine, "results": rows}, indent=1, ensure_ascii=False)
+    partial.write_text(document, encoding="utf-8")
+    os.replace(partial, file)
 
 
 def profile(suites: Sequence[str], selection: Selection) -> None:
@@ -102,9 +123,11 @@ def profile(suites: Sequence[str], selection: Selection) -> None:
             raise CommandError(
                 f"can't profile the suite {name!r}; possible are {', '.join(PROFILED)}"
             )
-    for suite, selected in _selected(suites, selection).items():
-        for found in shown(SUITES[suite].profiles(selected), len(selected)):
-            print(f"{found}\n", flush=True)
+    for selected in _selected(suites, selection).values():
+        for name, case, direction in selected:
+            function = jaxconv.accelerate(case.function(direction))
+            print_table(trace.profile(name, function, *case.operands(direction)))
+            _print("")
 
 
 def names(suites: Sequence[str], selection: Selection) -> None:
@@ -127,11 +150,9 @@ def _check_files(file: Path | None, folder: Path | None) -> None:
     """Makes the folder, and fails where something can't be written, before any time is spent."""
     if file is not None and file.is_dir():
         raise CommandError(f"can't write {str(file)!r}: it is a folder")
-    for parent, new in ((file and file.parent, False), (folder, True)):
-        if parent is None:
-            continue
+    for parent in filter(None, (file and file.parent, folder)):
         try:
-            if new:
+            if parent == folder:
                 parent.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=parent).close()
         except OSError as error:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from jaxconv import tables
 from jaxconv.bench.cases import Layer
 from jaxconv.bench.measure import Effort, Result, measure, reference
 from jaxconv.bench.report import table as results_table
-from jaxconv.planning.plan import Plan, plan_spec
+from jaxconv.planning.plan import Candidate, Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
 # Seconds to measure an algorithm on a convolution, and the numbers of pairs that are needed and
@@ -173,75 +174,61 @@ def compare(
     effort = Effort(ENOUGH, BUDGET, 0.0, FEWEST)
     if repeats is not None:
         effort = Effort(repeats, math.inf, 0.0)
+    slow = math.inf if repeats else SLOW
     for convolution in convolutions:
-        layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
-        plan = plan_spec(layer.spec, jax.default_backend())
-        yield f"{layer.name}: lax"
-        exact = reference(layer, "forward", *operands)
-        # The kernel is an argument: a constant would be folded into the compiled code.
-        function = layer.function(lax.conv_general_dilated, "forward")
-        baseline, program = Compiled(function, *operands), _program(function, operands)
-        slow = math.inf if repeats else SLOW
-        contest = _Contest(layer, plan, baseline, program, exact, effort, slow)
-        by_lax = contest.against(baseline)
-        # By the algorithm that is run: that of "auto" may be listed itself.
-        measured: dict[str, Result | str] = {}
-        results, refused = [dataclasses.replace(by_lax, name="lax", gemm=plan.spec.gemm)], {}
-        for name in algorithms:
-            yield f"{layer.name}: {name}"
-            runs = plan.algorithm if name == "auto" else name
-            if runs not in measured:
-                by_auto = runs == plan.algorithm and "auto" in algorithms
-                measured[runs] = contest.of(runs, "auto" if by_auto else runs, by_lax)
-            result = measured[runs]
-            if isinstance(result, str):
-                refused[name] = result
-            else:
-                how = {"auto": f"→ {plan.algorithm}", plan.algorithm: "▸"}.get(name, "")
-                results.append(dataclasses.replace(result, name=name, how=how))
-        results.sort(key=lambda result: -result.quartiles()[1])
-        yield Comparison(convolution, plan, exact, tuple(results), refused)
+        yield from _compared(convolution, algorithms, effort, slow)
 
 
-class _Contest(NamedTuple):
-    """What the algorithms for one convolution are measured by.
+def _compared(
+    convolution: Convolution, algorithms: Sequence[str], effort: Effort, slow: float
+) -> Iterator[str | Comparison]:
+    layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
+    plan = plan_spec(layer.spec, jax.default_backend())
+    yield f"{layer.name}: lax"
+    exact = reference(layer, "forward", *operands)
+    # The kernel is an argument: a constant would be folded into the compiled code.
+    function = layer.function(lax.conv_general_dilated, "forward")
+    baseline, program = Compiled(function, *operands), _program(function, operands)
+    facts = {"name": "", "direction": "", "how": "", "tolerance": 1e-4}
+    against = partial(measure, effort, baseline, exact=lambda: exact, **facts)
+    by_lax = against(baseline)
 
-    Attributes:
-      program: lax's, as text.
-      slow: seconds of a call above which an algorithm that "auto" does not take is not measured.
-    """
-
-    layer: Layer
-    plan: Plan
-    baseline: Compiled
-    program: str
-    exact: np.ndarray
-    effort: Effort
-    slow: float
-
-    def against(self, subject: Compiled) -> Result:
-        facts = {"name": "", "direction": "", "how": "", "tolerance": 1e-4}
-        return measure(self.effort, self.baseline, subject, exact=lambda: self.exact, **facts)
-
-    def of(self, runs: str, algorithm: str, by_lax: Result) -> Result | str:
-        """The algorithm ``runs``, asked for as ``algorithm``; or the reason why it is not run."""
-        candidate = next(c for c in self.plan.candidates if c.name == runs)
+    def result_of(candidate: Candidate, algorithm: str) -> Result | str:
+        """A candidate, asked for as ``algorithm``; or the reason why it is not run."""
         if candidate.status == "unsupported":
             return str(candidate.reason)
         if candidate.workspace > WORKSPACE_LIMIT:
             needs = f"{candidate.workspace / 2**30:.1f} GiB"
             return f"it would need {needs} of intermediate arrays"
-        function = self.layer.function(jaxconv.conv_general_dilated, "forward", algorithm=algorithm)
+        function = layer.function(jaxconv.conv_general_dilated, "forward", algorithm=algorithm)
         try:
-            if _program(function, self.baseline.args) == self.program:
+            if _program(function, operands) == program:
                 return dataclasses.replace(by_lax, gemm=candidate.gemm, is_lax=True)
-            subject = Compiled(function, *self.baseline.args)
+            subject = Compiled(function, *operands)
             seconds = subject.call()
-            if seconds > self.slow and runs != self.plan.algorithm:
+            if seconds > slow and candidate.name != plan.algorithm:
                 return f"a call takes {seconds:.1f} s; with --repeats it is run"
-            return dataclasses.replace(self.against(subject), gemm=candidate.gemm)
+            return against(subject, gemm=candidate.gemm)
         except jax.errors.JaxRuntimeError as error:  # out of memory, most likely
             return f"it failed: {str(error).splitlines()[0]}"
+
+    measured: dict[str, Result | str] = {}
+    results, refused = [dataclasses.replace(by_lax, name="lax", gemm=plan.spec.gemm)], {}
+    for name in algorithms:
+        yield f"{layer.name}: {name}"
+        runs = plan.algorithm if name == "auto" else name
+        if runs not in measured:
+            candidate = next(c for c in plan.candidates if c.name == runs)
+            by_auto = runs == plan.algorithm and "auto" in algorithms
+            measured[runs] = result_of(candidate, "auto" if by_auto else runs)
+        result = measured[runs]
+        if isinstance(result, str):
+            refused[name] = result
+        else:
+            how = {"auto": f"→ {plan.algorithm}", plan.algorithm: "▸"}.get(name, "")
+            results.append(dataclasses.replace(result, name=name, how=how))
+    results.sort(key=lambda result: -result.quartiles()[1])
+    yield Comparison(convolution, plan, exact, tuple(results), refused)
 
 
 def _program(function: Callable[..., Any], operands: Sequence[Any]) -> str:

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ Pairs = tuple[tuple[float, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long subjects are timed, the arguments of ``timing.alternate``, and beside whom.
+    """How long subjects are timed, the arguments of ``timing.alternate``, and against whom.
 
     Attributes:
       against: names of ``PEERS``.
@@ -44,23 +43,6 @@ class Effort:
             alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
         )
 
-    def times_of_fast(
-        self, subjects: Mapping[str, Subject], hopeless: float, kept: Collection[str] = ()
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The fastest of a few calls of each subject, and the seconds of each round.
-
-        Subjects that take over ``hopeless`` times the best of these calls are not timed further,
-        unless they are in ``kept``.
-        """
-        once = {name: quickest(subject.call) for name, subject in subjects.items()}
-        limit = hopeless * min(once.values())
-        fast = [name for name in subjects if name in kept or once[name] <= limit]
-        times = np.array(self.times([subjects[name] for name in fast]))
-        return once, dict(zip(fast, times.T, strict=True))
-
-
-ENOUGH = Effort()
-
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -68,7 +50,7 @@ class Result:
 
     Attributes:
       name, direction: the case measured.
-      how: the algorithms that "auto" chose, or "accelerate" or "enable".
+      how: the algorithms that "auto" chose, or "accelerate".
       lax: seconds of lax and of jaxconv, called in turn.
       compile_seconds: of lax and of jaxconv, including tracing and lowering.
       workspace: bytes of intermediate arrays of lax and of jaxconv.
@@ -76,8 +58,8 @@ class Result:
       differing: whose result that is: jaxconv's, a peer's, or an algorithm's.
       tolerance: the upper limit of ``difference``.
       peers: by names of other ``TITLES``, their seconds and jaxconv's, called in turn.
-      flops: of the convolutions, inserted zeros left out.
-      peak: FLOP/s of a large float32 matrix product, measured beside this result.
+      flops: of the convolutions, without inserted zeros.
+      peak: FLOP/s of a large float32 matrix product, measured with this result.
       errors: root mean square error of lax and of jaxconv against float64, over the root mean
         square; None where it was not measured.
       gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
@@ -108,14 +90,13 @@ class Result:
         ``peers``, over jaxconv's: above 1 jaxconv is faster; 1 if both are one program."""
         if self.is_lax and peer == "lax":
             return 1.0, 1.0, 1.0
-        pairs = self.lax if peer == "lax" else self.peers[peer]
-        ratios = [other / own for other, own in pairs]
-        low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-        return float(low), float(median), float(high)
+        other, own = np.transpose(self.lax if peer == "lax" else self.peers[peer])
+        low, median, high = np.quantile(other / own, (0.25, 0.5, 0.75)).tolist()
+        return low, median, high
 
     @property
     def rate(self) -> float | None:
-        """FLOP/s of jaxconv, by the median of its times beside lax."""
+        """FLOP/s of jaxconv, by the median of its times next to lax."""
         return None if self.flops is None else self.flops / float(np.median(self.lax, axis=0)[1])
 
     @property
@@ -140,6 +121,12 @@ class Result:
             f" more than {self.tolerance:.0e}"
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields and the quantities computed from them."""
+        ratios = {peer: self.quartiles(peer) for peer in ("lax", *self.peers)}
+        computed = {name: getattr(self, name) for name in ("rate", "error_ratio", "wrong")}
+        return dataclasses.asdict(self) | computed | {"ratios": ratios}
+
 
 @dataclasses.dataclass
 class Call:
@@ -162,39 +149,29 @@ class Call:
         return time.perf_counter() - start
 
 
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """Another runtime, beside which jaxconv is measured.
+class Peer(NamedTuple):
+    """Another runtime against which jaxconv is measured, by the module ``torch_peer``.
 
     Attributes:
-      module: of ``jaxconv.bench``: runs layers and networks by it.
       packages: that must be installed; the first is the runtime.
     """
 
     title: str
-    module: str
     packages: tuple[str, ...]
 
     @property
     def installed(self) -> bool:
         return all(find_spec(package) is not None for package in self.packages)
 
-    @property
-    def version(self) -> str:
-        return version(self.packages[0])
-
 
 # By the name that users ask for them by.
 PEERS = {
-    "torch": Peer("PyTorch", "torch_peer", ("torch",)),
-    "torch.compile": Peer("torch.compile", "torch_peer", ("torch",)),
-    "onnxruntime": Peer("ONNX Runtime", "onnx_peer", ("onnxruntime", "onnx")),
-    "openvino": Peer("OpenVINO", "onnx_peer", ("openvino", "onnx")),
+    "torch": Peer("PyTorch", ("torch",)),
+    "torch.compile": Peer("torch.compile", ("torch",)),
+    "onnxruntime": Peer("ONNX Runtime", ("onnxruntime", "onnxscript", "torch")),
+    "openvino": Peer("OpenVINO", ("openvino", "onnxscript", "torch")),
 }
-# What a network channels first is compared with.
-CHANNELS_LAST = "channels last"
 TITLES = {"lax": "lax"} | {name: peer.title for name, peer in PEERS.items()}
-TITLES[CHANNELS_LAST] = "the same channels last"
 
 
 def peers(
@@ -203,16 +180,13 @@ def peers(
     """A call of this case by each of ``effort.against`` that can compute it.
 
     Args:
-      kind: "layer" or "network": the function of the peers' modules that makes the call.
+      kind: "layer" or "network": the function of ``torch_peer`` that makes the call.
     """
-    found = {}
-    for name in effort.against:
-        module = import_module(f"jaxconv.bench.{PEERS[name].module}")
-        make = getattr(module, kind, None)
-        call = make and make(name, case, direction, *args)
-        if call is not None:
-            found[name] = call
-    return found
+    if not effort.against:
+        return {}
+    make = getattr(import_module("jaxconv.bench.torch_peer"), kind)
+    calls = {name: make(name, case, direction, *args) for name in effort.against}
+    return {name: call for name, call in calls.items() if call is not None}
 
 
 @cache
@@ -245,31 +219,30 @@ def measure(
     """
     if "flops" in facts:
         facts["peak"] = gemm_peak()
-    by_lax = effort.times((baseline, subject))
+    facts["lax"] = effort.times((baseline, subject))
     off = {"jaxconv": difference(baseline.output, subject.output)}
-    beside = {}
+    facts["peers"] = {}
     for name, peer in (peers or {}).items():
-        beside[name] = effort.times((peer, subject), SETTLE)
+        facts["peers"][name] = effort.times((peer, subject), SETTLE)
         off[TITLES[name]] = difference(peer.expected(baseline.output), peer.as_jax(peer.output))
     if exact is not None:
         truth = exact()
-        facts["errors"] = tuple(
-            error(output, truth) for output in (baseline.output, subject.output)
-        )
+        facts["errors"] = error(baseline.output, truth), error(subject.output, truth)
+    return compared(baseline, subject, off, **facts)
+
+
+def compared(
+    baseline: Compiled, subject: Compiled, off: Mapping[str, float], **facts: Any
+) -> Result:
+    """A result with the largest difference in ``off`` (NaN if any is) and whose it is."""
+    name = max(off, key=lambda name: (math.isnan(off[name]), off[name]))
     return Result(
-        lax=by_lax,
         compile_seconds=(baseline.compile_seconds, subject.compile_seconds),
         workspace=(baseline.workspace, subject.workspace),
-        peers=beside,
-        **largest(off),
+        difference=off[name],
+        differing=name,
         **facts,
     )
-
-
-def largest(off: Mapping[str, float]) -> dict[str, Any]:
-    """The largest difference (NaN if any is) and whose it is, as fields of a ``Result``."""
-    name = max(off, key=lambda name: (math.isnan(off[name]), off[name]))
-    return {"difference": off[name], "differing": name}
 
 
 def difference(expected: Any, out: Any) -> float:
@@ -295,40 +268,35 @@ def reference(
 ) -> np.ndarray:
     """A layer in float64 by NumPy, one matrix product for each tap of its kernel.
 
-    Not by lax: its float64 convolutions are scalar loops on CPU, which would dominate the run time,
-    and need JAX's 64-bit mode. This one shares no code with the convolutions it checks.
+    Not by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode. It
+    shares no code with the convolutions that it checks.
     """
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
-    *kernel, depth, _ = layer.rhs_shape
-    (low, high), hole, stride = layer.padding, layer.lhs_dilation, layer.stride
-    spans = [(size - 1) * hole + 1 for size in layer.spec.lhs_spatial]
-    inside = (slice(None), *(slice(low, low + span, hole) for span in spans))
+    (low, high), up, stride = layer.padding, layer.lhs_dilation, layer.stride
+    spans = [(size - 1) * up + 1 for size in layer.spec.lhs_spatial]
+    inside = (slice(None), *(slice(low, low + span, up) for span in spans))
     padded = np.zeros((len(lhs), *(low + span + high for span in spans), lhs.shape[-1]))
-    if direction != "input gradient":
-        padded[inside] = lhs
+    padded[inside] = 0 if direction == "input gradient" else lhs
+    gradient = np.zeros_like(rhs)
 
     def split(x: np.ndarray) -> np.ndarray:
         """(…, channels) → (groups, positions, channels of a group)."""
         return x.reshape(-1, layer.groups, x.shape[-1] // layer.groups).swapaxes(0, 1)
 
-    out = np.zeros(layer.spec.out_shape) if direction == "forward" else np.asarray(cotangent)
-    out = split(out.astype(np.float64))
-    gradient = np.zeros_like(rhs)
-    for tap in np.ndindex(*kernel):
+    out = np.zeros(layer.spec.out_shape)
+    out = split(out if direction == "forward" else np.asarray(cotangent, np.float64))
+    for tap in np.ndindex(*rhs.shape[:-2]):
         firsts = [i * layer.rhs_dilation for i in tap]
         ends = zip(firsts, layer.spec.out_spatial, strict=True)
         at = (slice(None), *(slice(i, i + (size - 1) * stride + 1, stride) for i, size in ends))
-        weights = split(rhs[tap])
+        image, weights = padded[at], split(rhs[tap])
         if direction == "forward":
-            out += split(padded[at]) @ weights
+            out += split(image) @ weights
         elif direction == "input gradient":
-            product = out @ weights.swapaxes(1, 2)
-            padded[at] += product.swapaxes(0, 1).reshape(padded[at].shape)
+            image += (out @ weights.swapaxes(1, 2)).swapaxes(0, 1).reshape(image.shape)
         else:
-            product = split(padded[at]).swapaxes(1, 2) @ out
-            gradient[tap] = product.swapaxes(0, 1).reshape(depth, -1)
-    if direction == "input gradient":
-        return padded[inside]
-    if direction == "weight gradient":
-        return gradient
-    return out.swapaxes(0, 1).reshape(layer.spec.out_shape)
+            product = split(image).swapaxes(1, 2) @ out
+            gradient[tap] = product.swapaxes(0, 1).reshape(rhs[tap].shape)
+    if direction == "forward":
+        return out.swapaxes(0, 1).reshape(layer.spec.out_shape)
+    return padded[inside] if direction == "input gradient" else gradient

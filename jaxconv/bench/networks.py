@@ -16,136 +16,69 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-LAYOUTS = {
-    1: ("NWC", "WIO", "NWC"),
-    2: ("NHWC", "HWIO", "NHWC"),
-    3: ("NDHWC", "DHWIO", "NDHWC"),
-}
-CHANNELS_FIRST = {2: ("NCHW", "OIHW", "NCHW"), 3: ("NCDHW", "OIDHW", "NCDHW")}
-# For each layer: kernel (spatial…, in, out), and bias if any.
+LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
+# For each layer: kernel (h, w, in, out) or matrix (in, out), and bias if any.
 Params = list[tuple[Any, ...]]
 # The learning rate: so large that gradients dominate the updated parameters, by which a step is
 # checked.
 RATE = 1024.0
+CLASSES = 1000
 
 
 def padding(kernel: int) -> int:
     """Half the size of an odd kernel, 0 for an even one."""
-    return kernel // 2 if kernel % 2 else 0
+    return kernel // 2 * (kernel % 2)
 
 
 class Lax:
-    """Operations by JAX. Parameters are used in the order of the calls.
+    """Operations by JAX on images.
 
     Attributes:
-      first: channels first, with kernels (out, in, spatial…), instead of channels last.
+      parameters: a layer's, from the shape of its kernel and whether it has a bias.
+      first: channels first, with kernels (out, in, h, w), instead of channels last.
     """
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
     gelu = staticmethod(jax.nn.gelu)
 
-    def __init__(self, params: Params, first: bool = False) -> None:
-        self._params = iter(params)
+    def __init__(self, parameters: Callable[..., tuple[Any, ...]], first: bool = False) -> None:
+        self.parameters = parameters
         self.first = first
-
-    def axis(self, x: Any) -> int:
-        """That of the channels."""
-        return 1 if self.first else x.ndim - 1
-
-    def spatial(self, x: Any) -> tuple[int, ...]:
-        """The axes of the positions."""
-        return tuple(axis for axis in range(1, x.ndim) if axis != self.axis(x))
-
-    def parameters(self, shape: tuple[int, ...], bias: bool) -> tuple[Any, ...]:
-        """The next layer's parameters: a kernel of this shape, and a bias if any."""
-        del shape, bias
-        return next(self._params)
+        self.channels, self.positions = (1, (2, 3)) if first else (3, (1, 2))
 
     def conv(
-        self,
-        x: Any,
-        channels: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        *,
-        bias: bool = True,
+        self, x: Any, channels: int, size: int, stride: int = 1, groups: int = 1, bias: bool = True
     ) -> Any:
         """A convolution to ``channels``, padded by ``padding``."""
-        pad = padding(kernel)
-        return self._conv(x, channels, kernel, pad, bias, stride=stride, groups=groups)
-
-    def up(self, x: Any, channels: int) -> Any:
-        """A transposed convolution to ``channels`` and twice the size, kernel 2, stride 2."""
-        return self._conv(x, channels, 2, 1, True, hole=2)
-
-    def _conv(
-        self,
-        x: Any,
-        channels: int,
-        kernel: int,
-        pad: int,
-        bias: bool,
-        stride: int = 1,
-        groups: int = 1,
-        hole: int = 1,
-    ) -> Any:
-        ndim = x.ndim - 2
-        shape = (*(kernel,) * ndim, x.shape[self.axis(x)] // groups, channels)
-        weights, *biases = self.parameters(shape, bias)
+        shape = (size, size, x.shape[self.channels] // groups, channels)
+        kernel, *biases = self.parameters(shape, bias)
         y = lax.conv_general_dilated(
             x,
-            weights,
-            (stride,) * ndim,
-            ((pad, pad),) * ndim,
-            (hole,) * ndim,
-            dimension_numbers=(CHANNELS_FIRST if self.first else LAYOUTS)[ndim],
+            kernel,
+            (stride, stride),
+            ((padding(size), padding(size)),) * 2,
+            dimension_numbers=CHANNELS_FIRST if self.first else LAYOUTS[2],
             feature_group_count=groups,
         )
-        if not bias:
-            return y
-        return y + (jnp.expand_dims(biases[0], range(1, ndim + 1)) if self.first else biases[0])
+        return y + jnp.expand_dims(biases[0], (0, *self.positions)) if bias else y
 
-    def concatenation(self, x: Any, y: Any) -> Any:
-        """The channels of both."""
-        return jnp.concatenate([x, y], self.axis(x))
-
-    def logits(self, x: Any, classes: int = 1000) -> Any:
-        """(N, classes): the mean over all positions, and a linear layer."""
-        weights, bias = self.parameters((x.shape[self.axis(x)], classes), True)
-        return x.mean(self.spatial(x)) @ weights + bias
-
-    def logits_everywhere(self, x: Any, classes: int) -> Any:
-        """(N, spatial…, classes): a linear layer at each position."""
-        return jnp.moveaxis(self.conv(x, classes, 1), self.axis(x), -1)
+    def logits(self, x: Any) -> Any:
+        """(N, CLASSES): the mean over all positions, and a linear layer."""
+        weights, bias = self.parameters((x.shape[self.channels], CLASSES), True)
+        return x.mean(self.positions) @ weights + bias
 
     def max_pool(self, x: Any) -> Any:
         """3×3, stride 2, padded by one."""
         # Axis by axis, by slices: the gradient of lax.reduce_window with lax.max writes five arrays
         # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
-        for axis in self.spatial(x):
+        for axis in self.positions:
             edges = [(1, 1, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
             x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
             last = x.shape[axis] - 2
             x = reduce(jnp.maximum, [lax.slice_in_dim(x, i, last + i, 2, axis) for i in range(3)])
         return x
-
-
-class _Random(Lax):
-    """Gives each layer random parameters that preserve the scale of activations."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__([])
-        self.made: Params = []
-        self._rng = np.random.default_rng(seed)
-
-    def parameters(self, shape: tuple[int, ...], bias: bool) -> tuple[np.ndarray, ...]:
-        scale = math.sqrt(math.prod(shape[:-1]))
-        weights = self._rng.standard_normal(shape, np.float32) / np.float32(scale)
-        biases = [np.zeros(shape[-1], np.float32)] if bias else []
-        self.made.append((weights, *biases))
-        return self.made[-1]
 
 
 def mobilenet_v2(net: Lax, x: Any) -> Any:
@@ -195,28 +128,13 @@ def convnext_t(net: Lax, x: Any) -> Any:
     return net.logits(x)
 
 
-def unet_3d(net: Lax, x: Any) -> Any:
-    """Çiçek et al. 2016, of half its widths, with strided convolutions instead of pooling."""
-    skips = []
-    for channels in (16, 32):
-        x = net.relu(net.conv(x, channels, 3))
-        x = net.relu(net.conv(x, 2 * channels, 3))
-        skips.append(x)
-        x = net.relu(net.conv(x, 2 * channels, 3, 2))
-    x = net.relu(net.conv(net.relu(net.conv(x, 64, 3)), 128, 3))
-    for channels, skip in ((64, skips[1]), (32, skips[0])):
-        x = net.concatenation(net.up(x, 2 * channels), skip)
-        x = net.relu(net.conv(net.relu(net.conv(x, channels, 3)), channels, 3))
-    return net.logits_everywhere(x, 3)
-
-
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network, as functions of its parameters.
 
     Attributes:
-      layers: x → logits (N, …, classes).
-      shape: (spatial…, channels) of one input.
+      layers: x → logits (N, CLASSES).
+      shape: (h, w, channels) of one input.
       first: as ``Lax.first``; the same values, in another order.
     """
 
@@ -227,27 +145,31 @@ class Network:
 
     def init(self, seed: int = 0) -> Params:
         """Random parameters that preserve the scale of activations."""
-        net = _Random(seed)
-        jax.eval_shape(lambda x: self.layers(net, x), jnp.zeros((1, *self.shape), jnp.float32))
-        made = net.made
-        if self.first:  # kernels only; biases and matrices of linear layers have no layout
-            made = jax.tree.map(
-                lambda x: np.moveaxis(x, (-1, -2), (0, 1)) if x.ndim > 2 else x, made
-            )
+        rng, made = np.random.default_rng(seed), Params()
+        order = (3, 2, 0, 1) if self.first else (0, 1, 2, 3)  # of kernels only
+
+        def parameters(shape: tuple[int, ...], bias: bool) -> tuple[np.ndarray, ...]:
+            scale = np.float32(math.sqrt(math.prod(shape[:-1])))
+            weights = rng.standard_normal(shape, np.float32) / scale
+            kernel = weights.transpose(order) if weights.ndim > 2 else weights
+            made.append((kernel, np.zeros(shape[-1], np.float32)) if bias else (kernel,))
+            return made[-1]
+
+        x, _ = self.data(1)
+        jax.eval_shape(lambda x: self.layers(Lax(parameters, self.first), x), x)
         return jax.tree.map(jnp.asarray, made)
 
     def data(self, batch: int, seed: int = 1) -> tuple[Array, Array]:
-        """Random inputs and labels, one for each logit vector."""
+        """Random inputs and labels."""
         rng = np.random.default_rng(seed)
         x = jnp.asarray(rng.standard_normal((batch, *self.shape)), jnp.float32)
         x = jnp.moveaxis(x, -1, 1) if self.first else x
-        logits = jax.eval_shape(self.forward, self.init(), x)
-        labels = rng.integers(0, logits.shape[-1], logits.shape[:-1])
-        return x, jnp.asarray(labels, jnp.int32)
+        return x, jnp.asarray(rng.integers(0, CLASSES, batch), jnp.int32)
 
     def forward(self, params: Params, x: Array) -> Array:
         """The logits."""
-        return self.layers(Lax(params, self.first), x)
+        layers = iter(params)
+        return self.layers(Lax(lambda *_: next(layers), self.first), x)
 
     def step(self, params: Params, x: Array, labels: Array) -> tuple[Array, Params]:
         """A training step: the loss, and the parameters after one step of gradient descent."""
@@ -264,5 +186,4 @@ NETWORKS: Sequence[Network] = (
     Network("MobileNetV2", mobilenet_v2),
     Network("ResNet-50", resnet_50),
     Network("ConvNeXt-T", convnext_t),
-    Network("3-D U-Net", unet_3d, (32, 32, 32, 1)),
 )

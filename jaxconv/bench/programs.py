@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,8 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv.bench.cases import Layer, arguments, layer_of
-from jaxconv.bench.measure import CHANNELS_LAST, Call, Effort, Result, measure, peers, reference
-from jaxconv.bench.networks import LAYOUTS, NETWORKS, Network
-from jaxconv.bench.profile import Profile, profile
+from jaxconv.bench.measure import Effort, Result, measure, peers, reference
+from jaxconv.bench.networks import CHANNELS_FIRST, LAYOUTS, NETWORKS, Network
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
@@ -40,12 +39,16 @@ def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
     """The convolutions of layers, in all their directions."""
     found: list[ConvSpec] = []
     for layer in layers:
-        shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
-        operands = [jax.ShapeDtypeStruct(shape, layer.dtype) for shape in shapes]
+        operands = jax.eval_shape(layer.operands)
         for direction in layer.directions:
             function = layer.function(lax.conv_general_dilated, direction)
             found += convolutions(function, *operands)
     return found
+
+
+def _chosen(function: Callable[..., Any], *args: Any) -> str:
+    platform = jax.default_backend()
+    return ", ".join(choose(spec, platform)[0] for spec in convolutions(function, *args))
 
 
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
@@ -60,78 +63,96 @@ def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
         flops=flops(by_lax, *operands),
         name=layer.name,
         direction=direction,
-        how=", ".join(_chosen(by_lax, *operands)),
+        how=_chosen(by_lax, *operands),
         # Both sum thousands of products, in different orders.
         tolerance=2e-2 if layer.dtype == "bfloat16" else 1e-4,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
-    """A program that calls only lax, with convolutions in a loop or a batch.
-
-    ``args`` are the shapes of its arguments.
-    """
+class Program:
+    """A program that calls only lax, of arguments with these shapes."""
 
     name: str
-    function: Callable[..., Any]
-    args: tuple[tuple[int, ...], ...]
-    directions: tuple[str, ...] = ("accelerate", "enable")
+    forward: Callable[..., Array]
+    shapes: Sequence[tuple[int, ...]]
+    directions: tuple[str, ...] = ("forward", "gradients")
+
+    def function(self, direction: str) -> Callable[..., Any]:
+        if direction != "gradients":
+            return self.forward
+        every = tuple(range(len(self.shapes)))
+        return jax.grad(lambda *args: jnp.square(self.forward(*args)).mean(), every)
+
+    def operands(self, direction: str) -> tuple[Array, ...]:
+        del direction  # the same in all
+        rng = np.random.default_rng(0)
+        return tuple(jnp.asarray(rng.standard_normal(shape, np.float32)) for shape in self.shapes)
+
+
+def measure_program(case: "Program | Model", direction: str, effort: Effort) -> Result:
+    """By lax, by ``accelerate``, and by its peers."""
+    function, args = case.function(direction), case.operands(direction)
+    return measure(
+        effort,
+        Compiled(function, *args),
+        Compiled(jaxconv.accelerate(function), *args),
+        peers(effort, "network", case.network, direction, args)
+        if isinstance(case, Model)
+        else None,
+        name=case.name,
+        direction=direction,
+        how="accelerate" if isinstance(case, Model) else _chosen(function, *args),
+        flops=flops(function, *args),
+        # The smallest gradients of 50 layers suffer from cancellation.
+        tolerance={"gradients": 1e-3, "training step": 1e-2}.get(direction, 1e-4),
+    )
+
+
+# Loops, and convolutions that vmap makes
 
 
 def _conv(image: Array, kernel: Array, layout: tuple[str, str, str] = LAYOUTS[2]) -> Array:
     return lax.conv_general_dilated(image, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
-def train(images: Array, kernel: Array) -> Array:
-    def loss(kernel: Array) -> Array:
-        return jnp.square(_conv(images, kernel)).mean()
+def _loss(kernel: Array, images: Array) -> Array:
+    return jnp.square(_conv(images, kernel)).mean()
 
+
+def _train(images: Array, kernel: Array) -> Array:
     def step(kernel: Array, _: None) -> tuple[Array, None]:
-        return kernel - 1e-3 * jax.grad(loss)(kernel), None
+        return kernel - 1e-3 * jax.grad(_loss)(kernel, images), None
 
     return lax.scan(step, kernel, None, length=2)[0]
 
 
-def stacked(images: Array, kernel: Array) -> Array:
-    layout = ("NCHW", "OIHW", "NCHW")
-    return lax.scan(lambda x, _: (_conv(x, kernel, layout), None), images, None, length=2)[0]
+def _stacked(images: Array, kernel: Array) -> Array:
+    def step(images: Array, _: None) -> tuple[Array, None]:
+        return _conv(images, kernel, CHANNELS_FIRST), None
+
+    return lax.scan(step, images, None, length=2)[0]
 
 
-def loss_of_one(kernel: Array, image: Array) -> Array:
-    return jnp.square(_conv(image[None], kernel)).sum()
-
-
-LOOPS = (
-    Loop("training steps in scan, 3×3, 8×28×28×64", train, ((8, 28, 28, 64), (3, 3, 64, 64))),
-    Loop("NCHW 3×3 in scan, 8×28×28×64", stacked, ((8, 64, 28, 28), (64, 64, 3, 3))),
-    Loop(
-        "a gradient for each of 32 examples, 3×3, 28×28×16→32",
-        jax.vmap(jax.grad(loss_of_one), (None, 0)),
-        ((3, 3, 16, 32), (32, 28, 28, 16)),
-    ),
-    Loop(
-        "8 kernels at once by vmap, 3×3, 8×28×28×32",
-        jax.vmap(_conv, (None, 0)),
-        ((8, 28, 28, 32), (8, 3, 3, 32, 32)),
-    ),
+IMAGES = (8, 28, 28)
+EACH = jax.vmap(lambda kernel, image: jax.grad(_loss)(kernel, image[None]), (None, 0))
+LOOPS = tuple(
+    Program(name, function, shapes, ("forward",))
+    for name, function, *shapes in (
+        ("training steps in scan, 3×3, 8×28×28×64", _train, (*IMAGES, 64), (3, 3, 64, 64)),
+        ("NCHW 3×3 in scan, 8×28×28×64", _stacked, (8, 64, 28, 28), (64, 64, 3, 3)),
+        ("32 gradients by vmap, 3×3, 28×28×16→32", EACH, (3, 3, 16, 32), (32, 28, 28, 16)),
+        (
+            "8 kernels at once by vmap, 3×3, 8×28×28×32",
+            jax.vmap(_conv, (None, 0)),
+            (*IMAGES, 32),
+            (8, 3, 3, 32, 32),
+        ),
+    )
 )
 
 
-def measure_loop(loop: Loop, how: str, effort: Effort) -> Result:
-    rng = np.random.default_rng(0)
-    args = [jnp.asarray(rng.standard_normal(shape) / 8, jnp.float32) for shape in loop.args]
-    baseline = Compiled(loop.function, *args)
-    if how == "accelerate":
-        subject = Compiled(jaxconv.accelerate(loop.function), *args)
-    else:
-        with jaxconv.enabled():
-            subject = Compiled(loop.function, *args)
-    facts = {"name": loop.name, "direction": "", "how": how, "tolerance": 1e-4}
-    return measure(effort, baseline, subject, flops=flops(loop.function, *args), **facts)
-
-
-# What follows a layer in a network, for its output and its input.
+# Layers in what surrounds them in a network: functions of its convolution, its image and kernel
 
 
 def _normal(y: Array, axes: int | tuple[int, ...]) -> Array:
@@ -139,92 +160,34 @@ def _normal(y: Array, axes: int | tuple[int, ...]) -> Array:
     return centred * lax.rsqrt((centred * centred).mean(axes, keepdims=True) + 1e-5)
 
 
-CONSUMERS: dict[str, Callable[[Array, Array], Array]] = {
-    "bias, ReLU": lambda y, _: jax.nn.relu(y + jnp.arange(y.shape[-1], dtype=y.dtype)),
-    "batch norm, ReLU": lambda y, _: jax.nn.relu(_normal(y, tuple(range(y.ndim - 1)))),
-    "layer norm, GELU": lambda y, _: jax.nn.gelu(_normal(y, -1)),
-    "residual sum": lambda y, x: jax.nn.relu(x + y),
-    "concatenation": lambda y, x: jnp.concatenate([x, y], -1),
-    "mean over positions": lambda y, _: y.mean(tuple(range(1, y.ndim - 1))),
-    "sum over channels": lambda y, _: y.sum(-1),
-}
+def _biased(conv: Any, x: Array, w: Array) -> Array:
+    return jax.nn.relu(conv(x, w) + jnp.arange(w.shape[-1], dtype=w.dtype))
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A layer in what surrounds it in a network: a function of its image and kernel.
-
-    Attributes:
-      around: makes the program, given the layer's convolution.
-    """
-
-    layer: Layer
-    what: str
-    around: Callable[[Callable[..., Array]], Callable[..., Array]]
-    directions: tuple[str, ...] = ("forward", "gradients")
-
-    @property
-    def name(self) -> str:
-        return f"{self.layer.name}, {self.what}"
-
-    def function(self, direction: str) -> Callable[..., Any]:
-        def conv(x: Array, w: Array) -> Array:
-            return lax.conv_general_dilated(x, w, **arguments(self.layer.spec))
-
-        forward = self.around(conv)
-        if direction == "forward":
-            return forward
-        return jax.grad(lambda x, w: jnp.square(forward(x, w)).mean(), (0, 1))
-
-    def operands(self, direction: str) -> tuple[Array, Array]:
-        del direction  # image and kernel in both
-        return self.layer.operands()[:2]
+def _batch_normal(conv: Any, x: Array, w: Array) -> Array:
+    return jax.nn.relu(_normal(conv(x, w), tuple(range(x.ndim - 1))))
 
 
-def _followed(by: Callable[[Array, Array], Array]) -> Any:
-    return lambda conv: lambda x, w: by(conv(x, w), x)
+def _channels_first(conv: Any, x: Array, w: Array) -> Array:
+    """Of an image that another operation writes channels first, and reads so."""
+    first = jnp.tanh(jnp.moveaxis(x, -1, 1))
+    return jnp.tanh(jnp.moveaxis(conv(jnp.moveaxis(first, 1, -1), w), -1, 1))
 
 
-def _channels_first(conv: Callable[..., Array]) -> Callable[..., Array]:
-    """The convolution of an image that another operation writes channels first, and reads so."""
-
-    def function(x: Array, w: Array) -> Array:
-        first = jnp.tanh(jnp.moveaxis(x, -1, 1))
-        return jnp.tanh(jnp.moveaxis(conv(jnp.moveaxis(first, 1, -1), w), -1, 1))
-
-    return function
-
-
-def _in_scan(conv: Callable[..., Array]) -> Callable[..., Array]:
+def _in_scan(conv: Any, x: Array, w: Array) -> Array:
     """Three steps, scaled as a network's are: else each enlarges rounding errors thirtyfold."""
-
-    def function(x: Array, w: Array) -> Array:
-        scale = math.prod(w.shape[:-1]) ** -0.5
-        return lax.scan(lambda x, _: (jnp.tanh(scale * conv(x, w)), None), x, None, length=3)[0]
-
-    return function
+    scale = math.prod(w.shape[:-1]) ** -0.5
+    return lax.scan(lambda x, _: (jnp.tanh(scale * conv(x, w)), None), x, None, length=3)[0]
 
 
-def _in_threes(conv: Callable[..., Array]) -> Callable[..., Array]:
-    def function(x: Array, w: Array) -> Array:
-        y = conv(x, w)
-        return y.reshape(*y.shape[:-1], -1, 3).sum(-1)
-
-    return function
-
-
-def _patches(_: Callable[..., Array]) -> Callable[..., Array]:
-    """Patches as lax makes them, multiplied as users do."""
-
-    def function(x: Array, w: Array) -> Array:
-        patches = lax.conv_general_dilated_patches(
-            x, w.shape[:-2], (1,) * (x.ndim - 2), "SAME", dimension_numbers=LAYOUTS[x.ndim - 2]
-        )
-        return patches @ jnp.moveaxis(w, -2, 0).reshape(-1, w.shape[-1])
-
-    return function
-
-
+AROUND: dict[str, Callable[[Any, Array, Array], Array]] = {
+    "bias, ReLU": _biased,
+    "batch norm, ReLU": _batch_normal,
+    "layer norm, GELU": lambda conv, x, w: jax.nn.gelu(_normal(conv(x, w), -1)),
+    "residual sum": lambda conv, x, w: jax.nn.relu(x + conv(x, w)),
+    "channels first around": _channels_first,
+    "in scan": _in_scan,
+}
 SURROUNDED = (
     layer_of("dense", 8, 28, (64, 64), 3),
     layer_of("depthwise", 8, 56, (144, 144), 3, 1, 144),
@@ -234,33 +197,16 @@ SURROUNDED = (
     layer_of("volume", 1, 16, (32, 32), 3, ndim=3),
     layer_of("signal", 8, 1024, (256, 256), 4, 1, 256, ndim=1, causal=1),
 )
-PROGRAMS = (
-    *(Program(one, what, _followed(by)) for one in SURROUNDED for what, by in CONSUMERS.items()),
-    *(Program(one, "channels first around", _channels_first) for one in SURROUNDED),
-    *(Program(one, "in scan", _in_scan) for one in SURROUNDED),
-    Program(layer_of("multiplier", 1, 66, (16, 48), 3, 1, 16), "summed in threes", _in_threes),
-    Program(layer_of("dense", 8, 28, (32, 64), 3), "by patches", _patches),
-    Program(layer_of("dense", 1, 32, (3, 64), 7), "by patches", _patches),
-)
 
 
-def measure_program(program: Program, direction: str, effort: Effort) -> Result:
-    function, args = program.function(direction), program.operands(direction)
-    return measure(
-        effort,
-        Compiled(function, *args),
-        Compiled(jaxconv.accelerate(function), *args),
-        name=program.name,
-        direction=direction,
-        how=", ".join(_chosen(function, *args)),
-        flops=flops(function, *args),
-        tolerance=1e-4 if direction == "forward" else 1e-3,
-    )
+def surrounded(layer: Layer, what: str) -> Program:
+    """A layer in what surrounds it."""
+    conv = partial(lax.conv_general_dilated, **arguments(layer.spec))
+    shapes = layer.lhs_shape, layer.rhs_shape
+    return Program(f"{layer.name}, {what}", partial(AROUND[what], conv), shapes)
 
 
-def _chosen(function: Callable[..., Any], *args: Any) -> list[str]:
-    platform = jax.default_backend()
-    return [choose(spec, platform)[0] for spec in convolutions(function, *args)]
+PROGRAMS = tuple(surrounded(layer, what) for what in AROUND for layer in SURROUNDED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,44 +230,12 @@ class Model:
         return (params, x) if direction == "forward" else (params, x, labels)
 
 
-IMAGES = [network for network in NETWORKS if len(network.shape) == 3]
 MODELS = tuple(
-    Model(network, batch)
-    for network in (*NETWORKS, *(dataclasses.replace(one, first=True) for one in IMAGES))
+    Model(dataclasses.replace(network, first=first), batch)
+    for first in (False, True)
+    for network in NETWORKS
     for batch in (1, 8)
 )
 # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch gave
 # a ratio of 1.02, seven pairs 0.88.
 MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
-
-
-def measure_model(model: Model, direction: str, effort: Effort) -> Result:
-    """Beside lax; channels last also beside other runtimes, channels first beside itself channels
-    last."""
-    function, args = model.function(direction), model.operands(direction)
-    beside = peers(effort, "network", model.network, direction, args)
-    if model.network.first:
-        last = dataclasses.replace(model, network=dataclasses.replace(model.network, first=False))
-        twin = Compiled(jaxconv.accelerate(last.function(direction)), *last.operands(direction))
-        # Of a step the loss is compared: its parameters are in another order.
-        head = (lambda out: out) if direction == "forward" else (lambda out: out[0])
-        beside[CHANNELS_LAST] = Call(twin.run, head, head)
-    return measure(
-        effort,
-        Compiled(function, *args),
-        Compiled(jaxconv.accelerate(function), *args),
-        beside,
-        name=model.name,
-        direction=direction,
-        how="accelerate",
-        flops=flops(function, *args),
-        # The smallest gradients of 50 layers suffer from cancellation.
-        tolerance=1e-4 if direction == "forward" else 1e-2,
-    )
-
-
-def profile_of(case: Program | Model, direction: str) -> Profile:
-    """The time of each operation of a case, by ``accelerate``."""
-    args = case.operands(direction)
-    function = jaxconv.accelerate(case.function(direction))
-    return profile(f"{case.name}, {direction}", function, *args)

@@ -17,10 +17,10 @@ from jax import lax
 
 import jaxconv
 from jaxconv.bench.cases import arguments
-from jaxconv.bench.measure import Effort, Result, difference, largest
+from jaxconv.bench.measure import Effort, Result, compared, difference
 from jaxconv.planning.choose import worthwhile
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.timing import Compiled
+from jaxconv.planning.timing import Compiled, quickest
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.tools.autotune import operands
 
@@ -82,13 +82,10 @@ def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
     else:
         c, o = (n if n < 5 else max(1, round(n * channels)) for n in (c, o))
     steps = [spec.window_strides, spec.lhs_dilation, spec.rhs_dilation]
-    strides, holes, dilations = ((s[0] if s[0] == 1 else scaled(s[0]),) * len(s) for s in steps)
-    extents = zip(
-        map(dilate, kernel, dilations),
-        map(dilate, spec.kernel_shape, spec.rhs_dilation),
-        strict=True,
-    )
-    ratios = [new / old for new, old in extents]
+    strides, up, dilations = ((s[0] if s[0] == 1 else scaled(s[0]),) * len(s) for s in steps)
+    extents = map(dilate, kernel, dilations)
+    before = map(dilate, spec.kernel_shape, spec.rhs_dilation)
+    ratios = [new / old for new, old in zip(extents, before, strict=True)]
     pads = [
         (round(lo * r), round(hi * r)) for (lo, hi), r in zip(spec.padding, ratios, strict=True)
     ]
@@ -99,7 +96,7 @@ def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
         lhs_shape=(scaled(spec.lhs_shape[0]), *sizes, c * groups),
         rhs_shape=(*kernel, c, groups * o),
         window_strides=strides,
-        lhs_dilation=holes,
+        lhs_dilation=up,
         rhs_dilation=dilations,
         padding=tuple(pads),
         feature_group_count=groups,
@@ -121,7 +118,7 @@ KINDS = {"dense": 0.52, "depthwise": 0.2, "grouped": 0.1, "single": 0.08, "stem"
 MULTIPLIERS = {1: 0.75, 2: 0.08, 3: 0.04, 4: 0.04, 8: 0.03, 16: 0.02, 32: 0.02, 64: 0.02}
 STRIDES = {1: 0.68, 2: 0.17, 3: 0.04, 4: 0.05, 5: 0.02, 8: 0.04}
 DILATIONS = {1: 0.82, 2: 0.08, 3: 0.03, 4: 0.04, 8: 0.03}
-HOLES = {2: 0.5, 3: 0.1, 4: 0.2, 5: 0.05, 8: 0.15}
+UPSAMPLING = {2: 0.5, 3: 0.1, 4: 0.2, 5: 0.05, 8: 0.15}
 PADS = {"valid": 0.2, "half": 0.65, "causal": 0.15}
 DTYPES = {"float32": 0.82, "bfloat16": 0.1, "int8": 0.04, "float64": 0.04}
 
@@ -137,10 +134,9 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
     square = rng.random() < 0.8
     sizes = [size if square else _between(rng, 4, LARGEST[ndim]) for _ in range(ndim)]
     kernel, kind = _pick(rng, KERNELS[ndim]), _pick(rng, KINDS)
-    c, o = _channels(rng), _channels(rng)
+    c, o, groups = _channels(rng), _channels(rng), 1
     if rng.random() < 0.4:
         o = c
-    groups = 1
     if kind == "depthwise":
         groups, o = c, c * _pick(rng, MULTIPLIERS)
     elif kind == "grouped":
@@ -154,31 +150,31 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
     if kernel in (2, 4, 16) and rng.random() < 0.5:
         stride = kernel  # patches
     dilation = _pick(rng, DILATIONS) if stride == 1 and kernel > 1 else 1
-    hole = 1
+    up = 1
     if kernel > 1 and stride == dilation == 1 and rng.random() < 0.2:
-        hole = min(_pick(rng, HOLES) if rng.random() < 0.8 else kernel // 4, kernel) or 1
+        up = min(_pick(rng, UPSAMPLING) if rng.random() < 0.8 else kernel // 4, kernel) or 1
         if groups == 1 and rng.random() < 0.5:
             c, o = o, c  # as in the input gradient
     extent = dilate(kernel, dilation)
-    if extent > 2 * dilate(min(sizes), hole):
+    if extent > 2 * dilate(min(sizes), up):
         return None  # mostly padding
     half, causal = ((extent - 1) // 2, extent // 2), (extent - 1, 0)
     pads = {"valid": (0, 0), "half": half, "causal": causal}[_pick(rng, PADS)]
-    dtype = _pick(rng, DTYPES)
+    dtype = np.dtype(_pick(rng, DTYPES))
     spec = ConvSpec(
         (int(rng.choice([1, 2, 4, 8])), *sizes, c),
         (*(kernel,) * ndim, c // groups, o),
         (stride,) * ndim,
         (pads,) * ndim,
-        (hole,) * ndim,
+        (up,) * ndim,
         (dilation,) * ndim,
-        np.dtype(dtype),
-        np.dtype("int32" if dtype == "int8" else dtype),
+        dtype,
+        np.dtype("int32") if dtype == "int8" else dtype,
         groups,
     )
     if spec.is_empty:
         return None
-    if hole == 1 and dtype != "int8" and rng.random() < 0.3:
+    if up == 1 and dtype != "int8" and rng.random() < 0.3:
         return spec.kernel_gradient
     return spec
 
@@ -217,25 +213,27 @@ def measure_regret(spec: ConvSpec, _: str, effort: Effort) -> Result:
         for name in ("auto", *others):
             function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
             subjects[name] = Compiled(function, *arrays)
-        once, times = effort.times_of_fast(subjects, HOPELESS, kept=("auto",))
-    by_lax = times.pop("lax", np.full(len(times["auto"]), once["lax"]))
+        once = {name: quickest(subject.call) for name, subject in subjects.items()}
+        limit = HOPELESS * min(once.values())
+        fast = [name for name in subjects if name == "auto" or once[name] <= limit]
+        rounds = np.array(effort.times([subjects[name] for name in fast]))
+    times = dict(zip(fast, rounds.T, strict=True))
+    by_lax = times.pop("lax", np.full(len(rounds), once["lax"]))
     # An algorithm that "auto" takes only for a large gain is the best only with that gain.
-    medians = {name: float(np.median(column)) for name, column in times.items() if name != "auto"}
-    worth = worthwhile(medians | {chosen: float(np.median(times["auto"]))})
+    medians = {name: float(np.median(column)) for name, column in times.items()}
+    worth = worthwhile({chosen if name == "auto" else name: t for name, t in medians.items()})
     best, over_best = judged({n: t for n, t in times.items() if n == "auto" or n in worth})
-    auto = subjects["auto"]
-    off = {name: difference(baseline.output, s.output) for name, s in subjects.items()}
-    return Result(
+    return compared(
+        baseline,
+        subjects["auto"],
+        {name: difference(baseline.output, s.output) for name, s in subjects.items()},
         name=str(spec),
         direction="",
         how=chosen,
         lax=tuple(zip(by_lax.tolist(), times["auto"].tolist(), strict=True)),
-        compile_seconds=(baseline.compile_seconds, auto.compile_seconds),
-        workspace=(baseline.workspace, auto.workspace),
         tolerance=2e-2 if spec.dtype.name == "bfloat16" else 1e-4,
         best=chosen if best == "auto" else best,
         regret=over_best,
-        **largest(off),
     )
 
 

@@ -1,12 +1,12 @@
-"""The suites of ``jaxconv bench``, and its reports on them and the machine."""
+"""The suites of ``jaxconv bench``, and the table and summary of their results."""
 
 import dataclasses
-import json
+import itertools
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from importlib.metadata import version as version_of
 from statistics import geometric_mean
 from typing import Any
 
@@ -14,16 +14,26 @@ import jax
 import numpy as np
 
 from jaxconv import tables
-from jaxconv.bench import programs, regret, sharding
+from jaxconv.bench import regret
 from jaxconv.bench.cases import FIELD, LAYERS
-from jaxconv.bench.measure import ENOUGH, PEERS, TITLES, Effort, Result, gemm_peak
-from jaxconv.bench.programs import LOOPS, MODELS, PROGRAMS
+from jaxconv.bench.measure import PEERS, TITLES, Effort, Result, gemm_peak
+from jaxconv.bench.programs import (
+    LOOPS,
+    MODEL_EFFORT,
+    MODELS,
+    PROGRAMS,
+    convolutions_of,
+    measure_layer,
+    measure_program,
+)
 from jaxconv.bench.regret import SEED, measure_regret, random_specs, relatives
 from jaxconv.planning.machine import processor, version
 
 # Below this ratio jaxconv counts as slower than its peer.
 SLOWER = 0.95
 QUICK = Effort(5, 0.05, precision=0.0)
+# What is measured, as progress shows it; its case and direction.
+Selected = tuple[str, Any, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +55,6 @@ class Selection:
     against: tuple[str, ...] = ()
 
 
-def contents(results: Sequence[Result]) -> tables.Table:
-    """The table and the summary of a suite's results."""
-    return dataclasses.replace(table(results), below=["", *summary(results)])
-
-
-# What is measured, as progress shows it; its case and direction.
-Selected = tuple[str, Any, str]
-
-
 def name_of(case: Any) -> str:
     """The name that a case is selected by."""
     return getattr(case, "name", None) or str(case)
@@ -64,32 +65,24 @@ class Suite:
     """A suite of benchmarks.
 
     Attributes:
-      measure: measures a case in a direction: a ``Result`` or, of sharding, ``Moved``.
+      measure: measures a case in a direction.
       cases: all of them, with directions; see ``name_of``.
       few: those of a quick run.
       effort: of one case.
-      contents: the report on the results.
     """
 
-    measure: Callable[[Any, str, Effort], Any]
+    measure: Callable[[Any, str, Effort], Result]
     cases: Callable[[Selection], Sequence[Any]]
     few: slice
     effort: Effort
-    contents: Callable[[Sequence[Any]], tables.Table] = contents
 
-    def run(self, cases: Sequence[Selected], selection: Selection) -> Iterator[Any]:
+    def run(self, cases: Sequence[Selected], selection: Selection) -> Iterator[str | Result]:
         """Measures selected cases. Yields the name of each, then its result."""
         effort = QUICK if selection.quick else self.effort
         effort = dataclasses.replace(effort, against=selection.against)
         for name, case, direction in cases:
             yield name
             yield self.measure(case, direction, effort)
-
-    def profiles(self, cases: Sequence[Selected]) -> Iterator[Any]:
-        """Profiles selected cases. Yields the name of each, then its profile."""
-        for name, case, direction in cases:
-            yield name
-            yield programs.profile_of(case, direction)
 
     def selected(self, selection: Selection) -> Iterator[Selected]:
         """The cases of a selection; those selected by name also in a quick run."""
@@ -103,28 +96,19 @@ class Suite:
                     yield f"{name}, {direction}" if direction else name, case, direction
 
 
-# It runs by itself: where a host is many devices, other programs take other times.
-SHARDING = "sharding"
+def _relatives(selection: Selection) -> Sequence[Any]:
+    return relatives(convolutions_of(FIELD), SEED, selection.specs)
+
+
 SUITES = {
-    "layers": Suite(programs.measure_layer, lambda _: LAYERS, slice(1, None, 12), ENOUGH),
-    "loops": Suite(programs.measure_loop, lambda _: LOOPS, slice(1, 3), ENOUGH),
+    "layers": Suite(measure_layer, lambda _: LAYERS, slice(1, None, 12), Effort()),
+    "loops": Suite(measure_program, lambda _: LOOPS, slice(1, 3), Effort()),
     "programs": Suite(
-        programs.measure_program,
-        lambda _: PROGRAMS,
-        slice(1, None, 11),
-        Effort(seconds=0.5, fewest=5),
+        measure_program, lambda _: PROGRAMS, slice(1, None, 11), Effort(seconds=0.5, fewest=5)
     ),
-    "models": Suite(programs.measure_model, lambda _: MODELS, slice(1), programs.MODEL_EFFORT),
+    "models": Suite(measure_program, lambda _: MODELS, slice(1), MODEL_EFFORT),
     "regret": Suite(measure_regret, lambda s: random_specs(SEED, s.specs), slice(4), regret.ENOUGH),
-    "relatives": Suite(
-        measure_regret,
-        lambda s: relatives(programs.convolutions_of(FIELD), SEED, s.specs),
-        slice(4),
-        regret.ENOUGH,
-    ),
-    SHARDING: Suite(
-        sharding.measure, lambda _: sharding.CASES, slice(3, 120, 40), ENOUGH, sharding.contents
-    ),
+    "relatives": Suite(measure_regret, _relatives, slice(4), regret.ENOUGH),
 }
 # Those of whole programs, whose operations can be timed.
 PROFILED = ("models", "programs")
@@ -132,80 +116,71 @@ DIRECTIONS = tuple(
     dict.fromkeys(d for case in (*LAYERS, *LOOPS, *PROGRAMS, *MODELS) for d in case.directions)
 )
 
-
-# Beside jaxconv, each with the columns "name" and "× name"; lax is always there.
-BESIDE = {name: title.removeprefix("the same ") for name, title in TITLES.items() if name != "lax"}
-# The columns of a table; figures are right-aligned.
+PEER_COLUMNS = {name: (peer.title, f"× {peer.title} (quartiles)") for name, peer in PEERS.items()}
+TIMES, RATIOS = zip(*PEER_COLUMNS.values(), strict=True)
 HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "× lax (quartiles)")
-HEADER += ("GFLOP/s", "of peak")
-HEADER += tuple(column for title in BESIDE.values() for column in (title, f"× {title} (quartiles)"))
+HEADER += ("GFLOP/s", "of peak", *itertools.chain(*PEER_COLUMNS.values()))
 HEADER += ("best", "regret", "compile", "workspace", "error")
-WORDS = ("what", "direction", "how", "best")
+WORDS = ("what", "direction", "how", "best")  # the other columns are figures
 # Columns left out in a narrow terminal, the least important first.
-SPARE = ("compile", "workspace", "GEMMs × m×n×k", "GFLOP/s", *BESIDE.values(), "of peak", "lax")
-SPARE += ("error", "jaxconv", "best", "how")
-SPARE += tuple(f"× {title} (quartiles)" for title in reversed(BESIDE.values()))
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "GFLOP/s", *TIMES, "of peak", "lax")
+SPARE += ("error", "jaxconv", "best", "how", *reversed(RATIOS))
 
 
 def table(results: Sequence[Result]) -> tables.Table:
     """A line for each result."""
-    rows = [HEADER, *map(_cells, results)]
+    cells = map(_cells, results)
+    rows = [HEADER, *([row.get(title, "–") for title in HEADER] for row in cells)]
     figures = [i for i, title in enumerate(HEADER) if title not in WORDS]
     return tables.Table(rows=rows, right=figures, spare=list(map(HEADER.index, SPARE)))
 
 
-def _cells(result: Result) -> tuple[str, ...]:
+def _cells(result: Result) -> dict[str, str]:
+    """What is known of it, by the titles of the columns."""
+
     def ratio(peer: str) -> str:
-        if result.is_lax and peer == "lax":
-            return "= lax"
         low, median, high = result.quartiles(peer)
         return f"{median:.3g} ({low:.3g}–{high:.3g})"
 
-    def beside(peer: str) -> tuple[str, str]:
-        if peer not in result.peers:
-            return "–", "–"
-        return tables.milliseconds(np.median(result.peers[peer], axis=0)[0]), ratio(peer)
-
-    workspace = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
+    cells = {"what": result.name, "direction": result.direction, "how": result.how}
+    cells["best"] = result.best
+    cells["lax"], cells["jaxconv"] = map(tables.milliseconds, np.median(result.lax, axis=0))
+    cells["× lax (quartiles)"] = "= lax" if result.is_lax else ratio("lax")
+    cells["compile"] = "{:.2f} → {:.2f} s".format(*result.compile_seconds)
+    sizes = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
+    cells["workspace"] = " → ".join(sizes)
+    cells["error"] = f"{result.difference:.0e}"
     if result.wrong:
-        error = "WRONG"
-    elif result.error_ratio is None:
-        error = f"{result.difference:.0e}"
-    else:
-        error = f"{result.error_ratio:.2g} × lax's"
-    rate = result.rate
-    return (
-        result.name,
-        result.direction,
-        result.how,
-        "–" if result.gemm is None else "{} × {}×{}×{}".format(*result.gemm),
-        *map(tables.milliseconds, np.median(result.lax, axis=0)),
-        ratio("lax"),
-        "–" if rate is None else f"{rate / 1e9:.3g}",
-        "–" if rate is None or result.peak is None else f"{rate / result.peak:.0%}",
-        *(cell for peer in BESIDE for cell in beside(peer)),
-        result.best,
-        "–" if result.regret is None else f"{result.regret:.2f}",
-        "{:.2f} → {:.2f} s".format(*result.compile_seconds),
-        " → ".join(workspace),
-        error,
-    )
+        cells["error"] = "WRONG"
+    elif result.error_ratio is not None:
+        cells["error"] = f"{result.error_ratio:.2g} × lax's"
+    if result.gemm is not None:
+        cells["GEMMs × m×n×k"] = "{} × {}×{}×{}".format(*result.gemm)
+    if result.rate is not None:
+        cells["GFLOP/s"] = f"{result.rate / 1e9:.3g}"
+        cells["of peak"] = "–" if result.peak is None else f"{result.rate / result.peak:.0%}"
+    for peer, pairs in result.peers.items():
+        time, times = PEER_COLUMNS[peer]
+        cells[time], cells[times] = tables.milliseconds(np.median(pairs, 0)[0]), ratio(peer)
+    if result.regret is not None:
+        cells["regret"] = f"{result.regret:.2f}"
+    return cells
 
 
 def summary(results: Sequence[Result]) -> list[str]:
     """Lines that summarise the results of a suite: means, and the worst."""
     lines = []
     for peer, title in TITLES.items():
-        ratios = {r: r.quartiles(peer)[1] for r in results if peer in ("lax", *r.peers)}
-        ranked = sorted(ratios, key=lambda result: ratios[result])
-        below = [result for result in ranked if ratios[result] < SLOWER]
-        if ranked:
+        ratios = [(r.quartiles(peer)[1], r) for r in results if peer in ("lax", *r.peers)]
+        ratios.sort(key=lambda pair: pair[0])
+        below = [f"  {ratio:.3g}: {r.label} ({r.how})" for ratio, r in ratios if ratio < SLOWER]
+        if ratios:
             lines.append(
-                f"against {title}: {geometric_mean(ratios.values()):.3g} times as fast in the"
-                f" geometric mean of {len(ranked)}, {ratios[ranked[0]]:.3g} at worst;"
+                f"against {title}: {geometric_mean(ratio for ratio, _ in ratios):.3g} times as fast"
+                f" in the geometric mean of {len(ratios)}, {ratios[0][0]:.3g} at worst;"
                 f" {len(below)} below {SLOWER}"
             )
-        lines += [f"  {ratios[r]:.3g}: {r.label} ({r.how})" for r in below]
+        lines += below
     errors = [(r.error_ratio, r.label) for r in results if r.error_ratio is not None]
     if errors:
         worst, label = max(errors, key=lambda pair: (math.isnan(pair[0]), pair[0]))
@@ -214,81 +189,22 @@ def summary(results: Sequence[Result]) -> list[str]:
             f"errors against float64: {above} of {len(errors)} above 2 × lax's; at worst"
             f" {worst:.2g}: {label}"
         )
-    regrets = {r: r.regret for r in results if r.regret is not None}
+    regrets = [(r.regret, r) for r in results if r.regret is not None]
     if regrets:
-        ranked = sorted(regrets, key=lambda result: -regrets[result])
-        values = list(regrets.values())
+        regrets.sort(key=lambda pair: -pair[0])
+        values = [value for value, _ in regrets]
         lines.append(
             f"regret of {len(regrets)}: {geometric_mean(values):.3f} in the geometric mean,"
-            f" {np.quantile(values, 0.95):.3g} at the 95th percentile, {max(values):.3g} at worst"
+            f" {np.quantile(values, 0.95):.3g} at the 95th percentile, {values[0]:.3g} at worst"
         )
-        lines += [f"  {regrets[r]:.2f}: {r.label}: {r.how}, best {r.best}" for r in ranked[:10]]
+        lines += [f"  {value:.2f}: {r.label}: {r.how}, best {r.best}" for value, r in regrets[:10]]
     return lines
 
 
-def print_table(table: tables.Table) -> None:
-    """Prints it at once, no wider than the terminal."""
-    print(table.text(tables.terminal_width()), flush=True)
-
-
-class Report:
-    """Prints a table of each suite, and writes all results to ``file`` after every result.
-
-    Attributes:
-      results: by suite.
-    """
-
-    def __init__(self, machine: dict[str, Any], file: Path | None) -> None:
-        self.machine = machine
-        self.file = file
-        self.results: dict[str, list[Any]] = {}
-        peers = (f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
-        line = f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {''.join(peers)}"
-        line += f"{machine['cpu']}, {machine['cores']} cores, float32 GEMM"
-        print_table(tables.Table([f"{line} {machine['gemm'] / 1e9:.0f} GFLOP/s"]))
-
-    def add(self, suite: str, result: Any) -> None:
-        """Keeps a result and rewrites the file atomically, for concurrent readers."""
-        self.results.setdefault(suite, []).append(result)
-        if self.file is None:
-            return
-        results = {suite: list(map(as_json, rows)) for suite, rows in self.results.items()}
-        document = {"machine": self.machine, "results": results}
-        partial = self.file.with_name(f"{self.file.name}.partial")
-        partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(partial, self.file)
-
-    def end(self, suite: str) -> None:
-        """Prints the table and the summary of a suite, also of one that was interrupted."""
-        if results := self.results.get(suite):
-            table = SUITES[suite].contents(results)
-            above, rest = ["", suite, "", *table.above], "a wider terminal has all, or --json"
-            print_table(dataclasses.replace(table, above=above, rest=rest))
-
-    def close(self, written: list[Path], seconds: float) -> None:
-        """Prints disagreements with lax, the files written, and the time taken."""
-        files = [str(path) for path in (self.file, *written) if path is not None]
-        lines = [f"WRONG: {text}" for text in self.wrong]
-        if files:
-            lines.append(f"Written: {', '.join(files)}")
-        print_table(tables.Table(["", *lines, f"{seconds:.0f} s in all."]))
-
-    @property
-    def wrong(self) -> list[str]:
-        """Which results disagree with lax's."""
-        return [result.wrong for rows in self.results.values() for result in rows if result.wrong]
-
-
-def as_json(result: Any) -> dict[str, Any]:
-    """A result's fields and the quantities computed from them."""
-    if isinstance(result, sharding.Moved):
-        return dataclasses.asdict(result) | {"wrong": result.wrong}
-    return dataclasses.asdict(result) | {
-        "ratios": {peer: result.quartiles(peer) for peer in ("lax", *result.peers)},
-        "rate": result.rate,
-        "error_ratio": result.error_ratio,
-        "wrong": result.wrong,
-    }
+def contents(results: Sequence[Result]) -> tables.Table:
+    """The table and the summary of a suite's results."""
+    rest = "a wider terminal has all, or --json"
+    return dataclasses.replace(table(results), below=["", *summary(results)], rest=rest)
 
 
 def machine(against: Sequence[str] = ()) -> dict[str, Any]:
@@ -301,5 +217,5 @@ def machine(against: Sequence[str] = ()) -> dict[str, Any]:
         "jaxconv": version(),
         "jax": jax.__version__,
         "numpy": np.__version__,
-        "peers": {name: PEERS[name].version for name in against},
+        "peers": {name: version_of(PEERS[name].packages[0]) for name in against},
     }
