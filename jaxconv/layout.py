@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import loops
-from jaxconv.spec import ConvSpec, Pads, dilate
+from jaxconv.spec import ConvSpec, dilate
 
 # Number of elements that fill a vector register or two.
 LANES = 16
@@ -145,54 +145,8 @@ def patches(x: Array, spec: ConvSpec) -> Array:
     return x
 
 
-def _met_by_windows(spec: ConvSpec) -> Pads:
-    """The padding without the end that no window covers, on which no gradient depends."""
-    return tuple(
-        (lo, hi - (size - dilate(k, d)) % stride)
-        for (lo, hi), size, k, d, stride in zip(
-            spec.padding,
-            spec.padded_spatial,
-            spec.kernel_shape,
-            spec.rhs_dilation,
-            spec.window_strides,
-            strict=True,
-        )
-    )
-
-
-def weight_gradient_of(spec: ConvSpec) -> ConvSpec:
-    """The convolution that JAX derives for a kernel's gradient; the inverse of ``forward_of``."""
-    n, *sizes, c = spec.lhs_shape
-    return spec.replace(
-        lhs_shape=(c, *sizes, n),
-        rhs_shape=(*spec.out_spatial, n, spec.out_channels),
-        window_strides=spec.rhs_dilation,
-        padding=_met_by_windows(spec),
-        rhs_dilation=spec.window_strides,
-        feature_group_count=1,
-        batch_group_count=spec.feature_group_count,
-        weight_gradient=True,
-    )
-
-
-def forward_of(spec: ConvSpec) -> ConvSpec:
-    """The convolution whose weight gradient ``spec`` is: its image as ``lhs``, the output of
-    ``spec`` as kernel, the cotangent as output. Groups are feature groups."""
-    g = spec.feature_group_count
-    batch, *_, gn = spec.lhs_shape
-    padding = _met_by_windows(spec)
-    return spec.replace(
-        lhs_shape=(gn // g, *spec.lhs_spatial, g * batch),
-        rhs_shape=(*spec.out_spatial, batch, spec.out_channels),
-        window_strides=spec.rhs_dilation,
-        padding=padding,
-        rhs_dilation=spec.window_strides,
-        weight_gradient=False,
-    )
-
-
 def as_forward(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
-    """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``forward_of(spec)``.
+    """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``spec.forward``.
 
     The image was (c, spatial…, G·N), the cotangent (out spatial…, N, G·o). In memory both already
     have the order returned here, so that XLA copies nothing.

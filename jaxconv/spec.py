@@ -186,6 +186,61 @@ class ConvSpec:
         operands = math.prod(self.lhs_shape) + math.prod(self.rhs_shape)
         return operands * self.dtype.itemsize + math.prod(self.out_shape) * self.out_dtype.itemsize
 
+    @cached_property
+    def forward(self) -> "ConvSpec":
+        """The convolution whose weight gradient this is: the image as ``lhs``, the output as
+        kernel, the cotangent as output, in feature groups; itself unless ``weight_gradient``."""
+        if not self.weight_gradient:
+            return self
+        g = self.feature_group_count
+        batch, *_, gn = self.lhs_shape
+        return self.replace(
+            lhs_shape=(gn // g, *self.lhs_spatial, g * batch),
+            rhs_shape=(*self.out_spatial, batch, self.out_channels),
+            window_strides=self.rhs_dilation,
+            padding=self._met_by_windows,
+            rhs_dilation=self.window_strides,
+            weight_gradient=False,
+        )
+
+    @property
+    def kernel_gradient(self) -> "ConvSpec":
+        """The convolution that JAX derives for the kernel's gradient."""
+        n, *sizes, c = self.lhs_shape
+        return self.replace(
+            lhs_shape=(c, *sizes, n),
+            rhs_shape=(*self.out_spatial, n, self.out_channels),
+            window_strides=self.rhs_dilation,
+            padding=self._met_by_windows,
+            rhs_dilation=self.window_strides,
+            feature_group_count=1,
+            batch_group_count=self.feature_group_count,
+            weight_gradient=True,
+        )
+
+    @property
+    def _met_by_windows(self) -> Pads:
+        """The padding without the end that no window covers, on which no gradient depends."""
+        return tuple(
+            (lo, hi - (size - dilate(k, d)) % stride)
+            for (lo, hi), size, k, d, stride in zip(
+                self.padding,
+                self.padded_spatial,
+                self.kernel_shape,
+                self.rhs_dilation,
+                self.window_strides,
+                strict=True,
+            )
+        )
+
+    @property
+    def largest_size(self) -> int:
+        """The largest size or distance along an axis that an index is computed from."""
+        axes = zip(self.lhs_spatial, self.lhs_dilation, self.padding, strict=True)
+        spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
+        distances = (*self.window_strides, *self.rhs_dilation)
+        return max(*self.lhs_shape, *spans, *distances, self.out_channels)
+
     @property
     def is_empty(self) -> bool:
         """Whether nothing is summed: no output element, or no product for any of them."""

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from jax import Array, lax
 
 import jaxconv
-from jaxconv import compat, layout, loops
+from jaxconv import compat, loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
-from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.planning.choose import run
@@ -175,7 +175,7 @@ def winograd_roundings(name: str, case: str) -> int:
     terms in both transforms along each axis, and over all of them in the kernel's, at once."""
     m = {"winograd": 2, "winograd4": 4}[name]
     spec = CASES[case].spec()
-    spec = layout.forward_of(spec) if spec.weight_gradient else spec
+    spec = spec.forward
     n = [k + m - 1 for k in spec.kernel_shape if k > 1]
     return sum(2 * (size + 1) for size in n) + math.prod(n)
 
@@ -397,7 +397,7 @@ def test_vmap_and_scan(name: str, case: str) -> None:
 @pytest.mark.parametrize(("name", "case"), REFUSED)
 def test_refuses_with_its_reason(name: str, case: str) -> None:
     spec = CASES[case].spec()
-    reason = jaxconv.ALGORITHMS[name].supports(prepared(spec))
+    reason = jaxconv.ALGORITHMS[name].unsupported(prepared(spec))
     assert reason
     operands = CASES[case].operands()
     with pytest.raises(jaxconv.UnsupportedConvError, match=re.escape(reason)) as raised:
@@ -494,11 +494,11 @@ def test_dtypes(every: bool, name: str, dtype: str, preferred: str | None) -> No
     cases = [
         case
         for case in cases
-        if algorithm is None or refusal(algorithm, case.spec(jnp.dtype(dtype))) is None
+        if algorithm is None or unsupported(algorithm, case.spec(jnp.dtype(dtype))) is None
     ]
     if not cases:  # refused for its dtype
         spec = prepared(CASES["batch groups"].spec(jnp.dtype(dtype)))
-        reason = jaxconv.ALGORITHMS[name].supports(spec)
+        reason = jaxconv.ALGORITHMS[name].unsupported(spec)
         assert reason
         assert spec.dtype.name in reason
         return
@@ -544,7 +544,7 @@ def convolutions(draw: st.DrawFn, padded: bool = True) -> tuple[str, Case]:
         "feature_group_count": groups,
     }
     case = Case("drawn", (n, *spatial, groups * c), (*kernel, c, groups * o), arguments)
-    able = [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, case.spec()) is None]
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, case.spec()) is None]
     return draw(st.sampled_from(["auto", *able])), case
 
 
@@ -636,7 +636,7 @@ def test_narrow_dtypes(dtype: str, preferred: str | None, case: str) -> None:
     lhs, rhs = operands = operands_of(jnp.dtype(dtype), CASES[case], small=False)
     params = parse("conv", lhs, rhs, **arguments)
     spec = ConvSpec.from_params(lhs, rhs, params)
-    able = [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, spec) is None]
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, spec) is None]
     if jax.default_backend() == "gpu" and accelerators.refused(prepared(spec)):
         able.remove("xla")  # lax itself refuses them
     names = ["auto", *able]

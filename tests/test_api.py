@@ -14,7 +14,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
-from jaxconv.algorithms.base import refusal
+from jaxconv.algorithms.base import unsupported
 from jaxconv.spec import ConvSpec
 
 LAST = {
@@ -198,7 +198,7 @@ def test_conv_transpose_by_each_algorithm(name: str, algorithm: str) -> None:
 
     equations = jax.make_jaxpr(by_lax)(lhs, rhs).jaxpr.eqns
     (params,) = (e.params for e in equations if e.primitive.name == "conv_general_dilated")
-    reason = refusal(ALGORITHMS[algorithm], ConvSpec.from_params(lhs, rhs, params))
+    reason = unsupported(ALGORITHMS[algorithm], ConvSpec.from_params(lhs, rhs, params))
     raises = (
         contextlib.nullcontext()
         if reason is None

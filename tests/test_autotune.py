@@ -200,7 +200,7 @@ def test_candidates(case: Case) -> None:
     possible = {
         c.name: c.seconds
         for c in plan.candidates
-        if c.reason is None and ALGORITHMS[c.name].breach(prepared(spec)) is None
+        if c.reason is None and ALGORITHMS[c.name].excluded(prepared(spec)) is None
     }
     assert set(names) <= set(possible)
     for name in set(possible) - set(names):

@@ -19,7 +19,7 @@ import pytest
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.config import config
 from jaxconv.config import notify as forget
 from jaxconv.planning import cache, measured
@@ -442,7 +442,7 @@ def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
     spec = SPEC.replace(
         precision=(DEFAULT, DEFAULT), rhs_dilation=(1, 1), **ROUNDS_TOO_MUCH[algorithm]
     )
-    assert refusal(ALGORITHMS[algorithm], spec) is None
+    assert unsupported(ALGORITHMS[algorithm], spec) is None
     keep(row(spec, **{algorithm: 1e-9}))
     taken, why = choose(spec, "cpu")
     assert taken != algorithm
@@ -453,7 +453,7 @@ def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ["fft", "winograd"])
 def test_highest_precision_never_takes_other_products(algorithm: str) -> None:
     highest = PLAIN.replace(precision=(HIGHEST, HIGHEST))
-    assert refusal(ALGORITHMS[algorithm], PLAIN) is None
+    assert unsupported(ALGORITHMS[algorithm], PLAIN) is None
     keep(row(highest, **{algorithm: 1e-9}))
     assert choose(highest, "cpu")[0] not in ("fft", "winograd")
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import jaxconv
 from jaxconv import cli
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.bench import calibrate, networks
 from jaxconv.bench.cases import FIELD
 from jaxconv.bench.programs import convolutions_of
@@ -34,7 +34,7 @@ SPECS = [
     for spec in random_specs(11, 60)
     if spec.flops < 1e7
     and spec.dtype == np.float32
-    and refusal(ALGORITHMS["xla"], spec) is None
+    and unsupported(ALGORITHMS["xla"], spec) is None
     and not spec.weight_gradient
 ]
 

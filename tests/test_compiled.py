@@ -16,7 +16,7 @@ from jax import Array
 import jaxconv
 from jaxconv import ALGORITHMS, compat, layout
 from jaxconv.algorithms import phase, shift, xla
-from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.algorithms.gemm import gradient_gemm
 from jaxconv.planning.choose import run, workspace
 from jaxconv.spec import ConvSpec
@@ -415,10 +415,10 @@ def test_large_batches_are_shifted_image_by_image(
     """So that the padded copy is one image's, with the same values."""
     spec = CASES[case].spec()
     lhs, rhs = map(jnp.asarray, CASES[case].operands())
-    at_once = shift.cost(prepared(spec)).workspace
+    at_once = shift.SHIFT.cost(prepared(spec)).workspace
     monkeypatch.setattr(shift, "COPIED", 0)
     monkeypatch.setattr(shift, "LIGHT", 1e9)
-    assert shift.cost(prepared(spec)).workspace == at_once // len(lhs) > 0
+    assert shift.SHIFT.cost(prepared(spec)).workspace == at_once // len(lhs) > 0
 
     def by_shift(lhs: Array, rhs: Array) -> Array:
         return apply(shift.SHIFT, lhs, rhs, spec, lambda *_: pytest.fail("hands nothing on"))
@@ -430,7 +430,7 @@ def test_large_batches_are_shifted_image_by_image(
 @on_cpu
 @pytest.mark.parametrize(
     "algorithm",
-    [a.name for a in jaxconv.ALGORITHMS.values() if refusal(a, LARGE_KERNEL.spec()) is None],
+    [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, LARGE_KERNEL.spec()) is None],
 )
 def test_a_large_kernel_compiles_by_loops(algorithm: str) -> None:
     """Written out, 4225 taps are megabytes of program and minutes of compiling."""

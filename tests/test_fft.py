@@ -118,10 +118,10 @@ def test_narrow_floats_are_transformed_in_float32(dtype: str) -> None:
 
 def test_refusals() -> None:
     integers = case((1, 8, 1), (3, 1, 1)).spec(np.int32)
-    assert "int32 would not stay exact" in str(fft.supports(integers))
+    assert "int32 would not stay exact" in str(fft.FFT.unsupported(integers))
     spec = case((1, 8, 1), (3, 1, 1)).spec()
     highest = spec.replace(precision=(lax.Precision.HIGHEST,) * 2)
-    assert "'highest'" in str(fft.supports(highest))
+    assert "'highest'" in str(fft.FFT.unsupported(highest))
     x: Any = np.ones((1, 1, 2, 2, 2, 2))
     with pytest.raises(jaxconv.UnsupportedConvError, match="1 to 3 dimensions, this has 4"):
         jaxconv.conv_general_dilated(x, x, (1,) * 4, "VALID", algorithm="fft")
@@ -131,7 +131,7 @@ def test_workspace_is_bounded() -> None:
     """A long signal is not transformed all at once."""
     long = case((1, 1 << 22, 1), (513, 1, 1)).spec(np.float32)
     assert fft.blocks_of(long).chunks > 1
-    assert fft.cost(long).workspace < 5 * blocks.STEP_BYTES
+    assert fft.FFT.cost(long).workspace < 5 * blocks.STEP_BYTES
 
 
 def moderately(conv: Case, seed: int = 0) -> tuple[np.ndarray, ...]:

@@ -18,7 +18,7 @@ import pytest
 from jax import lax
 
 import jaxconv
-from jaxconv.algorithms.base import refusal
+from jaxconv.algorithms.base import unsupported
 from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.spec import ConvSpec
@@ -139,7 +139,7 @@ def run_checks(seed: int) -> int:
     params = parse("conv_general_dilated", lhs, rhs, **case.arguments)
     spec = ConvSpec.from_params(lhs, rhs, params)
     highest = spec.replace(precision=(lax.Precision.HIGHEST, lax.Precision.HIGHEST))
-    able = [a for a in jaxconv.ALGORITHMS.values() if refusal(a, highest) is None]
+    able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, highest) is None]
     if jax.default_backend() == "gpu" and accelerators.refused(spec):
         able = [a for a in able if a.name != "xla"]  # lax itself refuses it there
     names = ["auto", *(a.name for a in able)]
@@ -208,7 +208,7 @@ def test_integers_with_the_batch_innermost(dtype: str, preferred: str | None, x6
         params = parse("conv_general_dilated", lhs, rhs, **arguments)
         spec = ConvSpec.from_params(lhs, rhs, params)
         algorithms = [a for a in jaxconv.ALGORITHMS.values() if a.gradient]
-        names = ["auto", *(a.name for a in algorithms if refusal(a, spec) is None)]
+        names = ["auto", *(a.name for a in algorithms if unsupported(a, spec) is None)]
         conv = partial(jaxconv.conv_general_dilated, **arguments)
         outs = jax.jit(lambda lhs, rhs: {name: conv(lhs, rhs, algorithm=name) for name in names})(
             lhs, rhs

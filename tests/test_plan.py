@@ -15,8 +15,8 @@ from cases import CASES, LAST, Case
 from jax import lax
 
 import jaxconv
-from jaxconv import ALGORITHMS, layout
-from jaxconv.algorithms.base import refusal
+from jaxconv import ALGORITHMS
+from jaxconv.algorithms.base import unsupported
 from jaxconv.planning.choose import choose
 from jaxconv.planning.plan import Plan, plan_spec
 
@@ -182,7 +182,7 @@ def test_algorithm_can_be_given_back(platform: str, case: Case) -> None:
     spec = case.spec(np.float32)
     assert plan.spec == spec
     assert plan.algorithm in ALGORITHMS
-    assert refusal(ALGORITHMS[plan.algorithm], spec) is None
+    assert unsupported(ALGORITHMS[plan.algorithm], spec) is None
     lhs, rhs = (struct(*s) for s in (case.lhs_shape, case.rhs_shape))
     out = jax.eval_shape(
         lambda lhs, rhs: jaxconv.conv_general_dilated(
@@ -200,7 +200,7 @@ def test_candidates_are_all_algorithms_with_reason_or_figures(platform: str, cas
     plan = case_plan(case, platform)
     assert [c.name for c in plan.candidates] == list(ALGORITHMS)
     for candidate in plan.candidates:
-        reason = refusal(ALGORITHMS[candidate.name], plan.spec)
+        reason = unsupported(ALGORITHMS[candidate.name], plan.spec)
         assert candidate.reason == reason
         if reason is not None:
             assert candidate.name != plan.algorithm
@@ -490,9 +490,9 @@ def test_nothing_indexes_beyond_int32(name: str, gradient: bool) -> None:
     case = Case(name, lhs, rhs, arguments | {"dimension_numbers": LAST[ndim]})
     spec = case.spec(np.dtype(dtype))
     if gradient:
-        spec = layout.weight_gradient_of(spec)
+        spec = spec.kernel_gradient
     refused = {
-        name: refusal(algorithm, spec) or "" for name, algorithm in jaxconv.ALGORITHMS.items()
+        name: unsupported(algorithm, spec) or "" for name, algorithm in jaxconv.ALGORITHMS.items()
     }
     along_axes = name != "many taps"  # what slices axis by axis has no index of all taps
     assert refused["winograd"]
@@ -518,7 +518,7 @@ def test_as_long_as_int32_is_taken(name: str) -> None:
         (3, 1, 1),
         {"window_strides": (2**20,), "padding": "VALID", "dimension_numbers": LAST[1]},
     )
-    assert refusal(jaxconv.ALGORITHMS[name], case.spec(np.dtype("float32"))) is None
+    assert unsupported(jaxconv.ALGORITHMS[name], case.spec(np.dtype("float32"))) is None
 
 
 def test_algorithms_is_read_only() -> None:

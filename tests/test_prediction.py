@@ -17,7 +17,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS, xla
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import measured
@@ -342,7 +342,7 @@ def test_every_algorithm_has_a_time(case: Any, platform: str) -> None:
     if spec.is_empty:
         return
     for name, algorithm in ALGORITHMS.items():
-        if refusal(algorithm, spec) is None:
+        if unsupported(algorithm, spec) is None:
             time = predicted(name, spec, platform)
             assert 0 < time.seconds < 1
             assert 0 < time.sigma < 3
@@ -354,7 +354,7 @@ def test_more_work_takes_longer() -> None:
     shape = (8, 128, 128, small.lhs_shape[-1])
     large = small.replace(lhs_shape=shape)
     for name, algorithm in ALGORITHMS.items():
-        if refusal(algorithm, small) is None:
+        if unsupported(algorithm, small) is None:
             assert predicted(name, large, "cpu").seconds > predicted(name, small, "cpu").seconds
 
 
@@ -438,7 +438,9 @@ def test_it_says_how_sure_it_is() -> None:
 
 def test_unknown_machines_take_only_large_gains(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choices elsewhere are those of here, or XLA's own."""
-    specs = [s for s in map(prepared, random_specs(5, 40)) if refusal(ALGORITHMS["xla"], s) is None]
+    specs = [
+        s for s in map(prepared, random_specs(5, 40)) if unsupported(ALGORITHMS["xla"], s) is None
+    ]
     forget()
     here = {spec: choose(spec, "cpu")[0] for spec in specs}
     machine = Machine("cpu", "an unknown one", 64, "0.99", own=True)

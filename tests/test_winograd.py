@@ -13,7 +13,8 @@ from jax import lax
 
 import jaxconv
 from jaxconv.algorithms import winograd
-from jaxconv.algorithms.base import apply, refusal
+from jaxconv.algorithms.base import apply, unsupported
+from jaxconv.algorithms.cook_toom import transforms
 
 NAMES = ("winograd", "winograd4")
 
@@ -23,7 +24,7 @@ NAMES = ("winograd", "winograd4")
 )
 def test_the_matrices_make_a_correlation(m: int, r: int) -> None:
     """Aᵀ[(G g) ⊙ (Bᵀ d)] for all unit vectors g and d, which are linear in both."""
-    a, g, b = (np.array(matrix, object) for matrix in winograd.transforms(m, r))
+    a, g, b = (np.array(matrix, object) for matrix in transforms(m, r))
     assert a.shape == (m, m + r - 1)
     assert g.shape == (m + r - 1, r)
     assert b.shape == (m + r - 1,) * 2
@@ -35,7 +36,7 @@ def test_the_matrices_make_a_correlation(m: int, r: int) -> None:
 
 def test_the_matrices_of_lavin_and_gray() -> None:
     """F(2, 3) is the paper's but for the sign of a row of Bᵀ, which Aᵀ or G has too."""
-    a, g, b = winograd.transforms(2, 3)
+    a, g, b = transforms(2, 3)
     assert np.abs(np.array(a, float)).tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
     assert np.abs(np.array(g, float)).tolist() == [[1, 0, 0], [0.5] * 3, [0.5] * 3, [0, 0, 1]]
     rows = [[1, 0, 1, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 1]]
@@ -106,7 +107,7 @@ def test_blocks_of_few_channels_are_larger() -> None:
 
 @pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
 def test_refuses_what_has_no_fractions(dtype: str) -> None:
-    reason = refusal(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
+    reason = unsupported(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
     assert reason
     assert "real floating-point" in reason
 

@@ -1,8 +1,6 @@
 """The table of all algorithms. To add one, write its module and list it here."""
 
-import copyreg
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from jaxconv.algorithms.base import Algorithm, UnsupportedConvError
 from jaxconv.algorithms.fft import FFT
@@ -56,16 +54,3 @@ ALGORITHMS: Mapping[str, Algorithm] = _Algorithms(
     FFT,
     XLA,
 )
-
-
-def _record(name: str) -> Algorithm:
-    return ALGORITHMS[name]
-
-
-def _reduced(algorithm: Algorithm) -> Any:
-    return _record, (algorithm.name,)
-
-
-# Records hold functions that can't be pickled, so they are pickled by name: unpickling looks the
-# name up in the table.
-copyreg.pickle(Algorithm, _reduced)

@@ -1,4 +1,4 @@
-"""The record that describes an algorithm, and how any algorithm is applied."""
+"""What an algorithm is, and how any algorithm is applied."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.spec import ConvSpec
 
 Convolve = Callable[[Array, Array, ConvSpec], Array]
 
@@ -39,113 +39,107 @@ class Cost:
     steps: int = 1
 
 
-def no_reason(spec: ConvSpec) -> str | None:
-    """For algorithms that have no objection to any ``spec``."""
-    return None
-
-
-def largest_index(spec: ConvSpec) -> int:
-    """The largest size or distance along an axis that an index is computed from."""
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    axes = zip(spec.lhs_spatial, spec.lhs_dilation, spec.padding, strict=True)
-    spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
-    distances = (*spec.window_strides, *spec.rhs_dilation)
-    return max(*spec.lhs_shape, *spans, *distances, spec.out_channels)
-
-
-def zeros_between(spec: ConvSpec) -> str | None:
-    """For algorithms that multiply the zeros between elements of a dilated image."""
-    if max(spec.lhs_dilation, default=1) > 1 and lax.Precision.HIGHEST in spec.precision:
-        return "it multiplies the zeros between elements, which NaN and infinity turn into NaN"
-    return None
-
-
 # Bytes/s at which XLA:CPU moves a kernel to another order: of one tap, and of several (2 to 3e9).
 MOVING_ONE, MOVING = 8e8, 2.5e9
 
 
 def moved_kernel(spec: ConvSpec) -> float:
-    """Seconds, for algorithms that take kernels in the canonical order."""
+    """Seconds in which XLA:CPU copies a kernel to the canonical order."""
     if spec.kernel_order == "xIO":
         return 0.0
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    forward = spec.forward
     size = math.prod(forward.rhs_shape) * spec.dtype.itemsize
     return size / (MOVING if forward.taps > 1 else MOVING_ONE)
 
 
-def nothing(spec: ConvSpec) -> int:
-    """For algorithms that compute no index, or move no kernel."""
-    return 0
-
-
-@dataclasses.dataclass(frozen=True)
 class Algorithm:
     """One way to compute a convolution.
+
+    The defaults are those of an algorithm that does every convolution and sums its very products.
+    Each ``spec`` is a prepared one that is not empty: see ``prepared``.
 
     Attributes:
       name: its name as the argument ``algorithm``.
       summary: what it does, in a line.
-      supports: None where it can do ``spec``, else the reason why not.
-      cost: what it spends on a ``spec`` that it supports.
-      run: computes the convolution, given the canonical arrays, the spec, and ``convolve`` for
-        smaller convolutions that it delegates. The result has dtype ``spec.accumulator_dtype`` or
-        one cast from it. It never gets batch groups, numbers of less than 8 bits or empty arrays:
-        ``apply`` handles them for all algorithms.
-      gradient: computes a ``spec.weight_gradient``, (kernel…, c, O), given the image, the output's
-        cotangent and the spec of the forward convolution. None: ``run`` computes it.
-      parts: the smaller convolutions that it delegates, which XLA may compute side by side; None
-        where there are none.
-      by_name_only: why "auto" never takes it; None for those that "auto" may take.
-      inaccurate: why its rounding error for a prepared ``spec`` may exceed twice lax's, the limit
-        that "auto" promises, or why NaN and infinity spread further than lax's at precision
-        "highest"; None where neither holds. It applies however fast the algorithm was measured.
-      doubt: why "auto" leaves it out on CPU for a prepared ``spec``, whatever its predicted time;
-        None where that time decides. Ignored if it was measured to be the fastest.
       margin: "auto" takes it if its predicted or measured time is below this share of the fastest
         other algorithm's; 1 for those whose results are as accurate as any.
       caveat: how its results fall short of others', appended to the reason for choosing it.
-      moving: seconds in which XLA:CPU copies the kernel to the order in which the algorithm takes
-        it, or a kernel's gradient to that of memory, where ``spec.kernel_order`` is another.
-      largest_index: the largest int32 index computed at run time for a ``spec`` that it supports;
-        0 where all of its slices are static.
     """
 
     name: str
     summary: str
-    supports: Callable[[ConvSpec], str | None]
-    cost: Callable[[ConvSpec], Cost]
-    run: Callable[[Array, Array, ConvSpec, Convolve], Array]
-    gradient: Callable[[Array, Array, ConvSpec], Array] | None = None
-    parts: Callable[[ConvSpec], list[ConvSpec]] | None = None
-    by_name_only: str | None = None
-    inaccurate: Callable[[ConvSpec], str | None] = no_reason
-    doubt: Callable[[ConvSpec], str | None] = no_reason
     margin: float = 1.0
     caveat: str = ""
-    moving: Callable[[ConvSpec], float] = moved_kernel
-    largest_index: Callable[[ConvSpec], int] = largest_index
 
-    def refuses(self, spec: ConvSpec) -> str | None:
-        """Why it can't do a prepared ``spec`` that is not empty; None where it can."""
-        reason = self.supports(spec)
-        if reason is None:
-            largest = max(self.largest_index(spec), self.cost(spec).steps)
-            if largest > loops.MAX_INDEX:
-                reason = f"it computes indices up to {largest}, which int32 does not hold"
-        return reason
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        """Why it can't do ``spec``; None where it can."""
+        return None
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        """Why "auto" never takes it for ``spec``, however fast: its rounding error may exceed twice
+        lax's, or NaN and infinity spread further than lax's at precision "highest"."""
+        if max(spec.lhs_dilation, default=1) > 1 and lax.Precision.HIGHEST in spec.precision:
+            return "it multiplies the zeros between elements, which NaN and infinity turn into NaN"
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        """Why "auto" on CPU leaves it out whatever its predicted time, unless it was measured to be
+        the fastest; None where that time decides."""
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        """What it spends on a ``spec`` that it supports."""
+        raise NotImplementedError
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        """The convolution of canonical arrays.
+
+        It never gets batch groups, numbers of less than 8 bits or empty arrays: ``apply`` handles
+        them for all algorithms.
+
+        Args:
+          convolve: for smaller convolutions that it delegates, those of ``parts``.
+
+        Returns:
+          An array of dtype ``spec.accumulator_dtype``, or one cast from it.
+        """
+        raise NotImplementedError
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        """The gradient (kernel…, c, O) with respect to the kernel of a forward ``spec``; for those
+        that don't override it, ``run`` computes the convolution that it is."""
+        raise NotImplementedError
+
+    def parts(self, spec: ConvSpec) -> list[ConvSpec]:
+        """The smaller convolutions that it delegates, which XLA may compute side by side."""
+        return []
+
+    def moving(self, spec: ConvSpec) -> float:
+        """Seconds in which XLA:CPU copies the kernel to the order in which the algorithm takes it,
+        or a kernel's gradient to that of memory, where ``spec.kernel_order`` is another."""
+        return moved_kernel(spec)
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        """The largest index that it computes at run time, for a ``spec`` that it supports: by
+        default, of any size, distance or step. 0 where all slices are static."""
+        return max(spec.forward.largest_size, self.cost(spec).steps)
+
+    def __reduce__(self) -> str:
+        return self.name.upper()  # its variable: copying and unpickling return this very object
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.summary}"
 
-    def breach(self, spec: ConvSpec) -> str | None:
-        """Why "auto" must not take it for a prepared ``spec``, however fast it is."""
-        return self.by_name_only or self.inaccurate(spec)
 
-
-def refusal(algorithm: Algorithm, spec: ConvSpec) -> str | None:
-    """Why ``algorithm`` can't do ``spec``; None where it can."""
-    return None if spec.is_empty else algorithm.refuses(prepared(spec))
+def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
+    """Why ``algorithm`` can't do any ``spec``; None where it can."""
+    if spec.is_empty:
+        return None
+    spec = prepared(spec)
+    reason = algorithm.unsupported(spec)
+    if reason is None and (largest := algorithm.largest_index(spec)) > loops.MAX_INDEX:
+        reason = f"it computes indices up to {largest}, which int32 does not hold"
+    return reason
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
@@ -193,7 +187,7 @@ def apply(
     if spec.is_empty:
         return jnp.zeros(spec.out_shape, spec.out_dtype)
     todo = prepared(spec)
-    reason = algorithm.refuses(todo)
+    reason = unsupported(algorithm, todo)
     if reason is not None:
         raise UnsupportedConvError(
             f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"
@@ -201,9 +195,9 @@ def apply(
         )
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
     lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)
-    if todo.weight_gradient and algorithm.gradient is not None:
+    if todo.weight_gradient and type(algorithm).gradient is not Algorithm.gradient:
         image, cotangent = layout.as_forward(lhs, rhs, todo)
-        kernel = algorithm.gradient(image, cotangent, layout.forward_of(todo))
+        kernel = algorithm.gradient(image, cotangent, todo.forward)
         out = jnp.moveaxis(kernel, -2, 0)
     else:
         out = algorithm.run(lhs, rhs, todo, convolve)

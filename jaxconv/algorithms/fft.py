@@ -35,38 +35,6 @@ from jaxconv.spec import ConvSpec
 MODERATE = 32
 
 
-def supports(spec: ConvSpec) -> str | None:
-    if not 1 <= spec.spatial_ndim <= 3:
-        return f"FFTs have 1 to 3 dimensions, this has {spec.spatial_ndim}"
-    if not jnp.issubdtype(spec.dtype, np.inexact):
-        return f"{spec.dtype.name} would not stay exact through an FFT"
-    if {lax.Precision.HIGH, lax.Precision.HIGHEST} & set(spec.precision):
-        return "precision 'high' and 'highest' require the direct products, an FFT forms others"
-    return None
-
-
-def cost(spec: ConvSpec) -> Cost:
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    blocks = blocks_of(spec)
-    n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]
-    steps = n // blocks.images * blocks.chunks
-    size = math.prod(blocks.lengths)
-    half = size // 2 + 1
-    itemsize = spec.accumulator_dtype.itemsize
-    transforms = steps * blocks.tiles * (g * c + o) + c * o
-    step = blocks.tiles * (g * c + o) * size * itemsize
-    kernel = 2 * c * o * size * itemsize
-    return Cost(
-        flops=round(transforms * transform_flops(blocks.lengths))
-        + 8 * steps * blocks.tiles * c * o * half,
-        traffic=spec.operand_bytes + 6 * steps * step + 2 * kernel,
-        workspace=layout.padded_bytes(spec) * (steps > 1) + step + kernel,
-        gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
-        steps=steps,
-    )
-
-
 def cut(x: Array, axis: int, count: int, step: int, length: int) -> Array:
     """(…, elements, …) → (…, count, length, …): blocks that begin ``step`` apart, zero-padded."""
     more = (count + (length > step)) * step - x.shape[axis]
@@ -204,117 +172,140 @@ def slab(x: Array, blocks: Blocks, i: Any, extra: int) -> tuple[Array, Any, Any]
     return x, image, row
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
-    blocks = blocks_of(spec)
-    lhs_exponents, rhs_exponent = excess(lhs), excess(rhs[None])
-    x = bordered(dilated(scaled(lhs, -lhs_exponents), spec), blocks)
-    kernel = scaled(rhs[None], -rhs_exponent)[0].astype(dtype)
-    kernel = layout.split_groups(kernel, -1, g)  # kernel: (kernel…, c, g, o)
-    kernel = kernel.transpose(ndim + 1, ndim, ndim + 2, *range(ndim))
-    holes = [(0, 0, d - 1) for d in spec.rhs_dilation]
-    kernel = lax.pad(kernel, np.zeros((), dtype), [(0, 0, 0)] * 3 + holes)
-    kernel = window_spectrum(kernel, blocks)  # kernel: (g, c, o, frequencies)
-    positions = [axis.positions for axis in blocks.axes]
-    rows = min(positions[0], blocks.rows * blocks.axes[0].step)
-
-    def convolved(part: Array, image: Any) -> Array:
-        tiles = tiles_of(part.astype(dtype), blocks, g, overlap=True)
-        tiles = spectrum(tiles, blocks)  # tiles: (tiles, g, c, frequencies)
-        tiles = product(jnp.moveaxis(tiles, 0, 1), kernel, spec)
-        tiles = inverse(jnp.moveaxis(tiles, 1, 0), blocks, dtype)
-        tiles = tiles[(..., *(slice(axis.step) for axis in blocks.axes))]
-        # tiles: (images·counts…, g, o, steps…) → (images, (count, step)…, g, o)
-        counts = [blocks.rows, *(axis.count for axis in blocks.axes[1:])]
-        tiles = tiles.reshape(blocks.images, *counts, *tiles.shape[1:])
-        exponents = lax.dynamic_slice_in_dim(lhs_exponents, image, blocks.images)
-        tiles = rescaled(tiles, exponents + rhs_exponent)
-        pairs = [axis for d in range(ndim) for axis in (1 + d, 3 + ndim + d)]
-        tiles = tiles.transpose(0, *pairs, 1 + ndim, 2 + ndim)
-        sizes = [count * axis.step for count, axis in zip(counts, blocks.axes, strict=True)]
-        tiles = tiles.reshape(blocks.images, *sizes, -1)
-        return tiles[(slice(None), *map(slice, (rows, *positions[1:])))].astype(spec.out_dtype)
-
-    def add_step(i: Any, out: Array) -> Array:
-        part, image, row = slab(x, blocks, i, blocks.axes[0].taps - 1)
-        starts = (image, row, *(0 for _ in range(ndim)))
-        starts = [jnp.asarray(start, jnp.int32) for start in starts]
-        return lax.dynamic_update_slice(out, convolved(part, image), starts)
-
-    count = spec.lhs_shape[0] // blocks.images * blocks.chunks
-    if count == 1:
-        out = convolved(x, 0)
-    else:
-        out = jnp.zeros((spec.lhs_shape[0], *positions, spec.out_channels), spec.out_dtype)
-        out, _ = compat.auto_insert_reshard(out, x)
-        out = lax.fori_loop(np.int32(0), np.int32(count), add_step, out)
-    return loops.strided(out, (0,) * ndim, spec.out_spatial, spec.window_strides)
-
-
-def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
-    blocks = blocks_of(spec)
-    first = blocks.axes[0]
-    # One exponent for all images: the kernel is a sum over them.
-    lhs_exponent, rhs_exponent = excess(image[None]), excess(cotangent[None])
-    image = scaled(image[None], -lhs_exponent)[0]
-    cotangent = scaled(cotangent[None], -rhs_exponent)[0]
-    x = bordered(dilated(image, spec), blocks)
-    holes = [(0, 0, stride - 1) for stride in spec.window_strides]
-    y = lax.pad(cotangent, np.zeros((), cotangent.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
-    rows = min(first.positions, blocks.rows * first.step)
-
-    def add_step(i: Any, total: Array) -> Array:
-        part, *_ = slab(x, blocks, i, first.taps - 1)
-        cotangents, _, row = slab(y, blocks, i, 0)
-        if first.positions % rows:  # rows that the previous step covered
-            again = row + jnp.arange(rows, dtype=jnp.int32) < i % blocks.chunks * rows
-            again = again.reshape(-1, *(1,) * (y.ndim - 2))
-            cotangents = jnp.where(again, np.zeros((), y.dtype), cotangents)
-        a = spectrum(tiles_of(part.astype(dtype), blocks, g, overlap=True), blocks)
-        b = tiles_of(cotangents.astype(dtype), blocks, g, overlap=False)
-        b = window_spectrum(b, blocks)
-        # a: (tiles, g, c, frequencies), b: (tiles, g, o, frequencies)
-        return total + product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
-
-    window = jax.ShapeDtypeStruct(
-        (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths), dtype
-    )
-    total = jax.eval_shape(partial(spectrum, blocks=blocks), window)
-    total, _ = compat.auto_insert_reshard(jnp.zeros(total.shape, total.dtype), x)
-    count = spec.lhs_shape[0] // blocks.images * blocks.chunks
-    total = lax.fori_loop(np.int32(0), np.int32(count), add_step, total)
-    kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
-    taps = [axis.taps for axis in blocks.axes]
-    kernel = kernel[(..., *map(slice, (0,) * ndim, taps, spec.rhs_dilation))]
-    kernel = kernel.transpose(*range(3, 3 + ndim), 1, 0, 2)
-    return rescaled(kernel.reshape(1, *spec.rhs_shape), lhs_exponent + rhs_exponent)[0]
-
-
 # Products per output from which an FFT's root mean square error is about twice lax's or less: with
 # one channel and 31×31 to 45×45 or 1,001 taps it was 1.6 to 2.1 times in eight seeds, with 7×7 to
 # 21×21 taps up to 2.6 times.
 MIN_PRODUCTS = 900
 
 
-def inaccurate(spec: ConvSpec) -> str | None:
-    # Of 31×31 taps on 12×12 elements at most 144 are needed, the others multiply zeros: the error
-    # was 2.4 times lax's.
-    axes = zip(spec.kernel_shape, spec.lhs_dilation, spec.lhs_spatial, strict=True)
-    products = spec.rhs_shape[-2] * math.prod(min(-(-k // d), size) for k, d, size in axes)
-    if products < MIN_PRODUCTS:
-        return f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
-    return None
+class Fft(Algorithm):
+    name = "fft"
+    summary = "a product of spectra, by overlapping blocks"
+    margin = 0.5
+    caveat = "its errors are relative to the norm of a block, not to each output"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if not 1 <= spec.spatial_ndim <= 3:
+            return f"FFTs have 1 to 3 dimensions, this has {spec.spatial_ndim}"
+        if not jnp.issubdtype(spec.dtype, np.inexact):
+            return f"{spec.dtype.name} would not stay exact through an FFT"
+        if {lax.Precision.HIGH, lax.Precision.HIGHEST} & set(spec.precision):
+            return "precision 'high' and 'highest' require the direct products, an FFT forms others"
+        return None
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        # Of 31×31 taps on 12×12 elements at most 144 are needed, the others multiply zeros: the
+        # error was 2.4 times lax's.
+        axes = zip(spec.kernel_shape, spec.lhs_dilation, spec.lhs_spatial, strict=True)
+        products = spec.rhs_shape[-2] * math.prod(min(-(-k // d), size) for k, d, size in axes)
+        if products < MIN_PRODUCTS:
+            return f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        spec = spec.forward
+        blocks = blocks_of(spec)
+        n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]
+        steps = n // blocks.images * blocks.chunks
+        size = math.prod(blocks.lengths)
+        half = size // 2 + 1
+        itemsize = spec.accumulator_dtype.itemsize
+        transforms = steps * blocks.tiles * (g * c + o) + c * o
+        step = blocks.tiles * (g * c + o) * size * itemsize
+        kernel = 2 * c * o * size * itemsize
+        return Cost(
+            flops=round(transforms * transform_flops(blocks.lengths))
+            + 8 * steps * blocks.tiles * c * o * half,
+            traffic=spec.operand_bytes + 6 * steps * step + 2 * kernel,
+            workspace=layout.padded_bytes(spec) * (steps > 1) + step + kernel,
+            gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
+            steps=steps,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
+        blocks = blocks_of(spec)
+        lhs_exponents, rhs_exponent = excess(lhs), excess(rhs[None])
+        x = bordered(dilated(scaled(lhs, -lhs_exponents), spec), blocks)
+        kernel = scaled(rhs[None], -rhs_exponent)[0].astype(dtype)
+        kernel = layout.split_groups(kernel, -1, g)  # kernel: (kernel…, c, g, o)
+        kernel = kernel.transpose(ndim + 1, ndim, ndim + 2, *range(ndim))
+        holes = [(0, 0, d - 1) for d in spec.rhs_dilation]
+        kernel = lax.pad(kernel, np.zeros((), dtype), [(0, 0, 0)] * 3 + holes)
+        kernel = window_spectrum(kernel, blocks)  # kernel: (g, c, o, frequencies)
+        positions = [axis.positions for axis in blocks.axes]
+        rows = min(positions[0], blocks.rows * blocks.axes[0].step)
+
+        def convolved(part: Array, image: Any) -> Array:
+            tiles = tiles_of(part.astype(dtype), blocks, g, overlap=True)
+            tiles = spectrum(tiles, blocks)  # tiles: (tiles, g, c, frequencies)
+            tiles = product(jnp.moveaxis(tiles, 0, 1), kernel, spec)
+            tiles = inverse(jnp.moveaxis(tiles, 1, 0), blocks, dtype)
+            tiles = tiles[(..., *(slice(axis.step) for axis in blocks.axes))]
+            # tiles: (images·counts…, g, o, steps…) → (images, (count, step)…, g, o)
+            counts = [blocks.rows, *(axis.count for axis in blocks.axes[1:])]
+            tiles = tiles.reshape(blocks.images, *counts, *tiles.shape[1:])
+            exponents = lax.dynamic_slice_in_dim(lhs_exponents, image, blocks.images)
+            tiles = rescaled(tiles, exponents + rhs_exponent)
+            pairs = [axis for d in range(ndim) for axis in (1 + d, 3 + ndim + d)]
+            tiles = tiles.transpose(0, *pairs, 1 + ndim, 2 + ndim)
+            sizes = [count * axis.step for count, axis in zip(counts, blocks.axes, strict=True)]
+            tiles = tiles.reshape(blocks.images, *sizes, -1)
+            return tiles[(slice(None), *map(slice, (rows, *positions[1:])))].astype(spec.out_dtype)
+
+        def add_step(i: Any, out: Array) -> Array:
+            part, image, row = slab(x, blocks, i, blocks.axes[0].taps - 1)
+            starts = (image, row, *(0 for _ in range(ndim)))
+            starts = [jnp.asarray(start, jnp.int32) for start in starts]
+            return lax.dynamic_update_slice(out, convolved(part, image), starts)
+
+        count = spec.lhs_shape[0] // blocks.images * blocks.chunks
+        if count == 1:
+            out = convolved(x, 0)
+        else:
+            out = jnp.zeros((spec.lhs_shape[0], *positions, spec.out_channels), spec.out_dtype)
+            out, _ = compat.auto_insert_reshard(out, x)
+            out = lax.fori_loop(np.int32(0), np.int32(count), add_step, out)
+        return loops.strided(out, (0,) * ndim, spec.out_spatial, spec.window_strides)
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
+        blocks = blocks_of(spec)
+        first = blocks.axes[0]
+        # One exponent for all images: the kernel is a sum over them.
+        lhs_exponent, rhs_exponent = excess(image[None]), excess(cotangent[None])
+        image = scaled(image[None], -lhs_exponent)[0]
+        cotangent = scaled(cotangent[None], -rhs_exponent)[0]
+        x = bordered(dilated(image, spec), blocks)
+        holes = [(0, 0, stride - 1) for stride in spec.window_strides]
+        y = lax.pad(cotangent, np.zeros((), cotangent.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
+        rows = min(first.positions, blocks.rows * first.step)
+
+        def add_step(i: Any, total: Array) -> Array:
+            part, *_ = slab(x, blocks, i, first.taps - 1)
+            cotangents, _, row = slab(y, blocks, i, 0)
+            if first.positions % rows:  # rows that the previous step covered
+                again = row + jnp.arange(rows, dtype=jnp.int32) < i % blocks.chunks * rows
+                again = again.reshape(-1, *(1,) * (y.ndim - 2))
+                cotangents = jnp.where(again, np.zeros((), y.dtype), cotangents)
+            a = spectrum(tiles_of(part.astype(dtype), blocks, g, overlap=True), blocks)
+            b = tiles_of(cotangents.astype(dtype), blocks, g, overlap=False)
+            b = window_spectrum(b, blocks)
+            # a: (tiles, g, c, frequencies), b: (tiles, g, o, frequencies)
+            return total + product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
+
+        window = jax.ShapeDtypeStruct(
+            (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths), dtype
+        )
+        total = jax.eval_shape(partial(spectrum, blocks=blocks), window)
+        total, _ = compat.auto_insert_reshard(jnp.zeros(total.shape, total.dtype), x)
+        count = spec.lhs_shape[0] // blocks.images * blocks.chunks
+        total = lax.fori_loop(np.int32(0), np.int32(count), add_step, total)
+        kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
+        taps = [axis.taps for axis in blocks.axes]
+        kernel = kernel[(..., *map(slice, (0,) * ndim, taps, spec.rhs_dilation))]
+        kernel = kernel.transpose(*range(3, 3 + ndim), 1, 0, 2)
+        return rescaled(kernel.reshape(1, *spec.rhs_shape), lhs_exponent + rhs_exponent)[0]
 
 
-FFT = Algorithm(
-    "fft",
-    "a product of spectra, by overlapping blocks",
-    supports,
-    cost,
-    run,
-    gradient,
-    inaccurate=inaccurate,
-    margin=0.5,
-    caveat="its errors are relative to the norm of a block, not to each output",
-)
+FFT = Fft()

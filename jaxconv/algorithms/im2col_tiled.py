@@ -8,7 +8,7 @@ from jax import Array, lax
 
 from jaxconv import compat, layout, loops
 from jaxconv.algorithms import pointwise
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, zeros_between
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -16,85 +16,11 @@ from jaxconv.spec import ConvSpec
 TILE_BYTES = 2 << 20
 
 
-def supports(spec: ConvSpec) -> str | None:
-    return None if spec.spatial_ndim else "there is no spatial dimension to cut into tiles"
-
-
 def tile_rows(spec: ConvSpec) -> int:
     """Output rows (of the first spatial dimension) whose patches of one image fit a tile."""
     row = spec.groups * spec.positions // spec.out_spatial[0] * spec.gemm[3] * spec.dtype.itemsize
     tiles = -(-spec.out_spatial[0] // max(1, TILE_BYTES // row))
     return -(-spec.out_spatial[0] // tiles)
-
-
-def cost(spec: ConvSpec) -> Cost:
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    groups, _, n, k = spec.gemm
-    rows = tile_rows(spec)
-    tiles = -(-spec.out_spatial[0] // rows)
-    tile_m = spec.positions // spec.out_spatial[0] * rows
-    tile = groups * tile_m * (k * spec.dtype.itemsize + n * spec.accumulator_dtype.itemsize)
-    steps = spec.out_shape[0] * tiles
-    dilated = layout.padded_bytes(spec) if any(d > 1 for d in spec.lhs_dilation) else 0
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * tile * steps,
-        workspace=dilated + 2 * tile,
-        gemm=(groups * steps, tile_m, n, k),
-        steps=steps,
-    )
-
-
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    g = spec.groups
-    x = lhs
-    if any(d > 1 for d in spec.lhs_dilation):
-        x, spec = layout.pad_and_dilate(x, spec)
-    kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
-    rows = tile_rows(spec)
-    height, *widths = spec.out_spatial
-    tiles = -(-height // rows)
-
-    def add_tile(i: Array, out: Array) -> Array:
-        # Where the rows don't divide, the last tile starts earlier and repeats some of them.
-        image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
-        tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
-        matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
-        matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
-        tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
-        tile = layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
-        starts = (image, row, *(0 for _ in range(len(widths) + 1)))
-        return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
-
-    out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
-    return lax.fori_loop(np.int32(0), np.int32(len(x) * tiles), add_tile, out)
-
-
-def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    g = spec.groups
-    if g > 1 and len(image) == 1:
-        return group_by_group(image, cotangent, spec)
-    if any(d > 1 for d in spec.lhs_dilation):
-        image, spec = layout.pad_and_dilate(image, spec)
-    rows = tile_rows(spec)
-    tiles, left = divmod(spec.out_spatial[0], rows)
-
-    def product(n: Any, row: Any, rows: int) -> Array:
-        tile, tile_spec = layout.rows_of(image, spec, n, 1, row, rows)
-        part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, n, 1), row, rows, 1)
-        part = layout.features_to_batch(part, g).reshape(g, -1, spec.out_channels // g)
-        matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
-        return gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
-
-    shape = (g, spec.gemm[3], spec.out_channels // g)
-    total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-    total = loops.sum_over(
-        len(image) * tiles, total, lambda i: product(i // tiles, i % tiles * rows, rows)
-    )
-    if left:
-        total = loops.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
-    return kernel_of(total, spec)
 
 
 def group_by_group(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
@@ -107,19 +33,87 @@ def group_by_group(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         lhs_shape=(1, *spatial, channels // g), rhs_shape=kernel_shape, feature_group_count=1
     )
     kernels = lax.map(
-        lambda pair: gradient(pair[0][None], pair[1][None], one),
+        lambda pair: IM2COL_TILED.gradient(pair[0][None], pair[1][None], one),
         (layout.features_to_batch(image, g), layout.features_to_batch(cotangent, g)),
     )
     return jnp.moveaxis(kernels, 0, -2).reshape(spec.rhs_shape)
 
 
-IM2COL_TILED = Algorithm(
-    "im2col_tiled",
-    "im2col by tiles of output rows that stay in cache",
-    supports,
-    cost,
-    run,
-    gradient,
-    inaccurate=zeros_between,
-    doubt=pointwise.same_product,
-)
+class Im2colTiled(Algorithm):
+    name = "im2col_tiled"
+    summary = "im2col by tiles of output rows that stay in cache"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        return None if spec.spatial_ndim else "there is no spatial dimension to cut into tiles"
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        return pointwise.same_product(spec)
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        spec = spec.forward
+        groups, _, n, k = spec.gemm
+        rows = tile_rows(spec)
+        tiles = -(-spec.out_spatial[0] // rows)
+        tile_m = spec.positions // spec.out_spatial[0] * rows
+        tile = groups * tile_m * (k * spec.dtype.itemsize + n * spec.accumulator_dtype.itemsize)
+        steps = spec.out_shape[0] * tiles
+        dilated = layout.padded_bytes(spec) if any(d > 1 for d in spec.lhs_dilation) else 0
+        return Cost(
+            flops=spec.flops,
+            traffic=spec.operand_bytes + 2 * tile * steps,
+            workspace=dilated + 2 * tile,
+            gemm=(groups * steps, tile_m, n, k),
+            steps=steps,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        g = spec.groups
+        x = lhs
+        if any(d > 1 for d in spec.lhs_dilation):
+            x, spec = layout.pad_and_dilate(x, spec)
+        kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+        rows = tile_rows(spec)
+        height, *widths = spec.out_spatial
+        tiles = -(-height // rows)
+
+        def add_tile(i: Array, out: Array) -> Array:
+            # Where the rows don't divide, the last tile starts earlier and repeats some of them.
+            image, row = i // tiles, jnp.minimum(i % tiles * rows, height - rows)
+            tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
+            matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
+            matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
+            tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
+            tile = layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
+            starts = (image, row, *(0 for _ in range(len(widths) + 1)))
+            return lax.dynamic_update_slice(out, tile, [jnp.asarray(s, jnp.int32) for s in starts])
+
+        out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), x)
+        return lax.fori_loop(np.int32(0), np.int32(len(x) * tiles), add_tile, out)
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        g = spec.groups
+        if g > 1 and len(image) == 1:
+            return group_by_group(image, cotangent, spec)
+        if any(d > 1 for d in spec.lhs_dilation):
+            image, spec = layout.pad_and_dilate(image, spec)
+        rows = tile_rows(spec)
+        tiles, left = divmod(spec.out_spatial[0], rows)
+
+        def product(n: Any, row: Any, rows: int) -> Array:
+            tile, tile_spec = layout.rows_of(image, spec, n, 1, row, rows)
+            part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, n, 1), row, rows, 1)
+            part = layout.features_to_batch(part, g).reshape(g, -1, spec.out_channels // g)
+            matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
+            return gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
+
+        shape = (g, spec.gemm[3], spec.out_channels // g)
+        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+        total = loops.sum_over(
+            len(image) * tiles, total, lambda i: product(i // tiles, i % tiles * rows, rows)
+        )
+        if left:
+            total = loops.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
+        return kernel_of(total, spec)
+
+
+IM2COL_TILED = Im2colTiled()

@@ -9,14 +9,7 @@ from jax import Array
 
 from jaxconv import layout, loops
 from jaxconv.algorithms import pointwise
-from jaxconv.algorithms.base import (
-    Algorithm,
-    Convolve,
-    Cost,
-    largest_index,
-    no_reason,
-    zeros_between,
-)
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -34,46 +27,7 @@ def at_once(forward: ConvSpec) -> int:
     groups, m, _, k = forward.gemm
     few = groups * m * k * forward.dtype.itemsize <= VIEWS
     # Written out, slices need no index.
-    return loops.UNROLL if few or largest_index(forward) > loops.MAX_INDEX else 1
-
-
-def cost(spec: ConvSpec) -> Cost:
-    if spec.weight_gradient:
-        forward = layout.forward_of(spec)
-        groups, m, n, k = forward.gemm
-        view = groups * m * k // forward.taps * spec.dtype.itemsize
-        shape = (groups * forward.taps, k // forward.taps, n, m)
-        views = forward.taps if forward.taps <= at_once(forward) else 1
-        traffic, workspace = 2 * view * forward.taps, (views + 1) * view
-    else:
-        groups, m, n, k = spec.gemm
-        view = groups * m * k // spec.taps * spec.dtype.itemsize
-        output = groups * m * n * spec.accumulator_dtype.itemsize
-        shape = (groups * spec.taps, m, n, k // spec.taps)
-        traffic = (2 * view + 3 * output) * spec.taps
-        workspace = min(spec.taps, UNROLL) * (view + output)
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + traffic,
-        workspace=layout.padded_bytes(spec) + workspace,
-        gemm=shape,
-    )
-
-
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    g = spec.groups
-    x, spec = layout.pad_and_dilate(lhs, spec)
-    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-    kernel = kernel_matrix(rhs, g)  # kernel: (g, taps·c, o)
-    kernel = kernel.reshape(g, spec.taps, -1, kernel.shape[-1])
-
-    def product(tap: Any) -> Array:
-        matrix = view(x, tap, spec).reshape(g, -1, kernel.shape[2])
-        return gemm(matrix, kernel[:, tap], spec)
-
-    out = loops.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
-    out = out.reshape(x.shape[0], *spec.out_spatial, -1)
-    return layout.batch_groups_to_features(out, g)
+    return loops.UNROLL if few or forward.largest_size > loops.MAX_INDEX else 1
 
 
 def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
@@ -83,40 +37,68 @@ def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
     return loops.strided(x, starts, spec.out_spatial, spec.window_strides)
 
 
-def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    g = spec.groups
-    x, spec = layout.pad_and_dilate(image, spec)
-    x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-    cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+class Implicit(Algorithm):
+    name = "implicit"
+    summary = "one GEMM per kernel tap, no patch matrix"
 
-    def product(tap: Any) -> Array:
-        matrix = view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
-        return gradient_gemm(matrix, cotangent, spec)
+    def doubted(self, spec: ConvSpec) -> str | None:
+        if spec.rhs_shape[-2] == 1 < spec.groups and not spec.weight_gradient:
+            return "a product of single elements is a shift in another layout"
+        return pointwise.same_product(spec)
 
-    out = loops.stack_of(spec.taps, product, 1, at_once(spec))  # out: (g, taps, c, o)
-    return kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
+    def cost(self, spec: ConvSpec) -> Cost:
+        if spec.weight_gradient:
+            forward = spec.forward
+            groups, m, n, k = forward.gemm
+            view = groups * m * k // forward.taps * spec.dtype.itemsize
+            shape = (groups * forward.taps, k // forward.taps, n, m)
+            views = forward.taps if forward.taps <= at_once(forward) else 1
+            traffic, workspace = 2 * view * forward.taps, (views + 1) * view
+        else:
+            groups, m, n, k = spec.gemm
+            view = groups * m * k // spec.taps * spec.dtype.itemsize
+            output = groups * m * n * spec.accumulator_dtype.itemsize
+            shape = (groups * spec.taps, m, n, k // spec.taps)
+            traffic = (2 * view + 3 * output) * spec.taps
+            workspace = min(spec.taps, UNROLL) * (view + output)
+        return Cost(
+            flops=spec.flops,
+            traffic=spec.operand_bytes + traffic,
+            workspace=layout.padded_bytes(spec) + workspace,
+            gemm=shape,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        g = spec.groups
+        x, spec = layout.pad_and_dilate(lhs, spec)
+        x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
+        kernel = kernel_matrix(rhs, g)  # kernel: (g, taps·c, o)
+        kernel = kernel.reshape(g, spec.taps, -1, kernel.shape[-1])
+
+        def product(tap: Any) -> Array:
+            matrix = view(x, tap, spec).reshape(g, -1, kernel.shape[2])
+            return gemm(matrix, kernel[:, tap], spec)
+
+        out = loops.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
+        out = out.reshape(x.shape[0], *spec.out_spatial, -1)
+        return layout.batch_groups_to_features(out, g)
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        g = spec.groups
+        x, spec = layout.pad_and_dilate(image, spec)
+        x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
+        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+
+        def product(tap: Any) -> Array:
+            matrix = view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
+            return gradient_gemm(matrix, cotangent, spec)
+
+        out = loops.stack_of(spec.taps, product, 1, at_once(spec))  # out: (g, taps, c, o)
+        return kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        taps, unroll = spec.forward.taps, at_once(spec.forward) if spec.weight_gradient else UNROLL
+        return max(taps, super().largest_index(spec)) if taps > unroll else 0
 
 
-def doubt(spec: ConvSpec) -> str | None:
-    if spec.rhs_shape[-2] == 1 < spec.groups and not spec.weight_gradient:
-        return "a product of single elements is a shift in another layout"
-    return pointwise.same_product(spec)
-
-
-def indices(spec: ConvSpec) -> int:
-    gradient, spec = spec.weight_gradient, layout.forward_of(spec) if spec.weight_gradient else spec
-    unroll = at_once(spec) if gradient else UNROLL
-    return max(spec.taps, largest_index(spec)) if spec.taps > unroll else 0
-
-
-IMPLICIT = Algorithm(
-    "implicit",
-    "one GEMM per kernel tap, no patch matrix",
-    no_reason,
-    cost,
-    run,
-    gradient,
-    inaccurate=zeros_between,
-    doubt=doubt,
-    largest_index=indices,
-)
+IMPLICIT = Implicit()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
 # Each phase is compiled as a convolution of its own.
@@ -26,14 +26,6 @@ def periods(spec: ConvSpec) -> tuple[int, ...]:
         d // math.gcd(d, stride)
         for d, stride in zip(spec.lhs_dilation, spec.window_strides, strict=True)
     )
-
-
-def supports(spec: ConvSpec) -> str | None:
-    if all(d == 1 for d in spec.lhs_dilation):
-        return "lhs is not dilated, so there are no phases"
-    if math.prod(periods(spec)) > MAX_PHASES:
-        return f"{math.prod(periods(spec))} phases to compile; it takes at most {MAX_PHASES}"
-    return None
 
 
 def split_axis(spec: ConvSpec, axis: int, phase: int) -> tuple[slice, int, int, tuple[int, int]]:
@@ -90,63 +82,74 @@ def together(spec: ConvSpec) -> ConvSpec | None:
     return part.replace(rhs_shape=(*kernel, math.prod(periods(spec)) * o))
 
 
-def parts(spec: ConvSpec) -> list[ConvSpec]:
-    one = together(spec)
-    return [one] if one else [part for _, part in split(spec) if part is not None]
-
-
-def cost(spec: ConvSpec) -> Cost:
-    todo = parts(spec)
-    output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
-    m, n, k = map(max, zip(*(part.gemm[1:] for part in todo), strict=True)) if todo else (0, 0, 0)
-    return Cost(
-        flops=sum(part.flops for part in todo),
-        traffic=sum(part.operand_bytes for part in todo) + 2 * output,
-        workspace=output + max((layout.padded_bytes(part) for part in todo), default=0),
-        gemm=(spec.groups * len(todo), m, n, k),
-    )
-
-
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    ndim = spec.spatial_ndim
-    counts = [-(-out // p) for out, p in zip(spec.out_spatial, periods(spec), strict=True)]
-    shape = (spec.out_shape[0], *counts, spec.out_channels)
-    one = together(spec)
-    if one:
-        kernel = jnp.stack([rhs[taps] for taps, _ in split(spec)], -2)  # (kernel…, c, phases, o)
-        out = convolve(lhs, kernel.reshape(one.rhs_shape), one)
-    else:
-        outputs: list[Array | None] = [
-            part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
-        ]
-        zeros = jnp.zeros(shape, spec.out_dtype)
-        out = jnp.stack([zeros if output is None else output for output in outputs], -2)
-    out = out.reshape(*shape[:-1], *periods(spec), -1)
-    # (n, counts…, phases…, o) → (n, count, phase, count, phase, …, o): neighbours side by side.
-    pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-    out = out.transpose(0, *pairs, 2 * ndim + 1)
-    out = out.reshape(shape[0], *(c * p for c, p in zip(counts, periods(spec), strict=True)), -1)
-    return out[(slice(None), *(slice(size) for size in spec.out_spatial))]
-
-
 # Input channels per group from which XLA sums to one output channel at memory bandwidth: the input
 # gradient of 10 taps stride 5, 1×16000×1 to 512 channels, takes 0.6 ms, by phases 1.2 to 2.6.
 MANY_CHANNELS = 16
 
 
-def doubt(spec: ConvSpec) -> str | None:
-    if spec.out_channels == 1 and spec.rhs_shape[-2] >= MANY_CHANNELS:
-        return "XLA sums many channels to one output at memory bandwidth"
-    return None
+class Phase(Algorithm):
+    name = "phase"
+    summary = "a dilated image by phases, each a convolution without holes"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if all(d == 1 for d in spec.lhs_dilation):
+            return "lhs is not dilated, so there are no phases"
+        if math.prod(periods(spec)) > MAX_PHASES:
+            return f"{math.prod(periods(spec))} phases to compile; it takes at most {MAX_PHASES}"
+        return None
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        if spec.out_channels == 1 and spec.rhs_shape[-2] >= MANY_CHANNELS:
+            return "XLA sums many channels to one output at memory bandwidth"
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        todo = self.parts(spec)
+        output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
+        m, n, k = (
+            map(max, zip(*(part.gemm[1:] for part in todo), strict=True)) if todo else (0, 0, 0)
+        )
+        return Cost(
+            flops=sum(part.flops for part in todo),
+            traffic=sum(part.operand_bytes for part in todo) + 2 * output,
+            workspace=output + max((layout.padded_bytes(part) for part in todo), default=0),
+            gemm=(spec.groups * len(todo), m, n, k),
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        ndim = spec.spatial_ndim
+        counts = [-(-out // p) for out, p in zip(spec.out_spatial, periods(spec), strict=True)]
+        shape = (spec.out_shape[0], *counts, spec.out_channels)
+        one = together(spec)
+        if one:
+            kernel = jnp.stack(
+                [rhs[taps] for taps, _ in split(spec)], -2
+            )  # (kernel…, c, phases, o)
+            out = convolve(lhs, kernel.reshape(one.rhs_shape), one)
+        else:
+            outputs: list[Array | None] = [
+                part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
+            ]
+            zeros = jnp.zeros(shape, spec.out_dtype)
+            out = jnp.stack([zeros if output is None else output for output in outputs], -2)
+        out = out.reshape(*shape[:-1], *periods(spec), -1)
+        # (n, counts…, phases…, o) → (n, count, phase, count, phase, …, o): neighbours side by side.
+        pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
+        out = out.transpose(0, *pairs, 2 * ndim + 1)
+        out = out.reshape(
+            shape[0], *(c * p for c, p in zip(counts, periods(spec), strict=True)), -1
+        )
+        return out[(slice(None), *(slice(size) for size in spec.out_spatial))]
+
+    def parts(self, spec: ConvSpec) -> list[ConvSpec]:
+        one = together(spec)
+        return [one] if one else [part for _, part in split(spec) if part is not None]
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        return 0
 
 
-PHASE = Algorithm(
-    "phase",
-    "a dilated image by phases, each a convolution without holes",
-    supports,
-    cost,
-    run,
-    parts=parts,
-    doubt=doubt,
-    largest_index=nothing,
-)
+PHASE = Phase()

@@ -12,14 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import (
-    Algorithm,
-    Convolve,
-    Cost,
-    moved_kernel,
-    nothing,
-    zeros_between,
-)
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, moved_kernel
 from jaxconv.algorithms.gemm import contract, gemm, gemm_transposed, gradient_gemm, kernel_of
 from jaxconv.spec import ConvSpec
 
@@ -34,52 +27,16 @@ def spreads(spec: ConvSpec) -> bool:
     )
 
 
-def supports(spec: ConvSpec) -> str | None:
-    if spreads(spec):
-        return None
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    for k, stride, d, out in zip(
-        spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
-    ):
-        if not (k == 1 or out == 1 or (k == stride and d == 1)):
-            return f"windows overlap: kernel {spec.kernel_shape}, strides {spec.window_strides}"
-    return None
-
-
 def same_product(spec: ConvSpec) -> str | None:
     """Why an algorithm that gathers patches is redundant for a prepared ``spec``.
 
     A tiled product of one tap is fast in isolation, but XLA fuses nothing into its loop: with two
     of them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
     """
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    if forward.taps == 1 and supports(spec) is None:
+    forward = spec.forward
+    if forward.taps == 1 and POINTWISE.unsupported(spec) is None:
         return "it would compute the same product as pointwise"
     return None
-
-
-def cost(spec: ConvSpec) -> Cost:
-    if spreads(spec):
-        groups, _, n, k = spec.gemm
-        m = spec.lhs_shape[0] * math.prod(spec.lhs_spatial)
-        output = groups * m * n * spec.taps * spec.accumulator_dtype.itemsize
-        return Cost(
-            flops=2 * groups * m * n * k,
-            traffic=spec.operand_bytes + 4 * output,
-            workspace=2 * output,
-            gemm=(groups, m, n * spec.taps, k // spec.taps),
-        )
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    # Any other axes are transposed first, at the speed of the product.
-    moves = forward.taps > 1 or spec.groups > 1
-    moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
-        workspace=layout.padded_bytes(forward) + moved,
-        gemm=spec.gemm,
-    )
 
 
 def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
@@ -107,28 +64,6 @@ def in_order(spec: ConvSpec) -> bool:
     return layout.taps_last(spec) or (spec.taps == 1 and spec.kernel_order == "xOI")
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    if spreads(spec):
-        return spread(lhs, rhs, spec)
-    x, kernel_axes = windows(lhs, spec)
-    if in_order(spec):
-        x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
-        kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
-        out = gemm_transposed(x.reshape(-1, kernel.shape[1]), kernel, spec)
-        return out.reshape(-1, *spec.out_spatial, spec.out_channels)
-    kernel = [k for k in spec.kernel_shape if k > 1]
-    groups = [spec.groups] if spec.groups > 1 else []
-    c = spec.rhs_shape[-2]
-    x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
-    rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
-    contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
-    batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
-    # out: (g, n, out spatial…, o), without g where there is one group
-    out = contract(x, rhs, (contracting, batch), spec)
-    out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
-    return layout.batch_groups_to_features(out, spec.groups)
-
-
 def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     g, ndim = spec.groups, spec.spatial_ndim
     x = layout.features_to_batch(lhs, g).reshape(g, -1, spec.rhs_shape[-2])
@@ -150,24 +85,6 @@ def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     return layout.batch_groups_to_features(out, g)
 
 
-def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    g = spec.groups
-    x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
-    cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
-    out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
-    channels = [x.ndim - 1]
-    columns = channels + kernel_axes if layout.taps_last(spec) else kernel_axes + channels
-    x = x.transpose(*out_axes, *columns)
-    matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
-    if in_order(spec):
-        return layout.from_memory(gradient_gemm(cotangent, matrix, spec), spec)
-    if not turned(spec):
-        return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
-    out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
-    # Without the barrier XLA folds the transpose into the product.
-    return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
-
-
 # Positions from which computing the transpose of a kernel's gradient is faster.
 MANY_POSITIONS = 128
 
@@ -184,23 +101,89 @@ def turned(spec: ConvSpec) -> bool:
     return spec.groups == 1 and many and k > o and k % layout.LANES == 0
 
 
-def inaccurate(spec: ConvSpec) -> str | None:
-    return None if spreads(spec) else zeros_between(spec)
+class Pointwise(Algorithm):
+    name = "pointwise"
+    summary = "one contraction: windows don't overlap, nothing to gather"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if spreads(spec):
+            return None
+        spec = spec.forward
+        for k, stride, d, out in zip(
+            spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
+        ):
+            if not (k == 1 or out == 1 or (k == stride and d == 1)):
+                return f"windows overlap: kernel {spec.kernel_shape}, strides {spec.window_strides}"
+        return None
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        return None if spreads(spec) else super().excluded(spec)
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        if spreads(spec):
+            groups, _, n, k = spec.gemm
+            m = spec.lhs_shape[0] * math.prod(spec.lhs_spatial)
+            output = groups * m * n * spec.taps * spec.accumulator_dtype.itemsize
+            return Cost(
+                flops=2 * groups * m * n * k,
+                traffic=spec.operand_bytes + 4 * output,
+                workspace=2 * output,
+                gemm=(groups, m, n * spec.taps, k // spec.taps),
+            )
+        forward = spec.forward
+        # Any other axes are transposed first, at the speed of the product.
+        moves = forward.taps > 1 or spec.groups > 1
+        moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
+        return Cost(
+            flops=spec.flops,
+            traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
+            workspace=layout.padded_bytes(forward) + moved,
+            gemm=spec.gemm,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        if spreads(spec):
+            return spread(lhs, rhs, spec)
+        x, kernel_axes = windows(lhs, spec)
+        if in_order(spec):
+            x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
+            kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
+            out = gemm_transposed(x.reshape(-1, kernel.shape[1]), kernel, spec)
+            return out.reshape(-1, *spec.out_spatial, spec.out_channels)
+        kernel = [k for k in spec.kernel_shape if k > 1]
+        groups = [spec.groups] if spec.groups > 1 else []
+        c = spec.rhs_shape[-2]
+        x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
+        rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
+        contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
+        batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
+        # out: (g, n, out spatial…, o), without g where there is one group
+        out = contract(x, rhs, (contracting, batch), spec)
+        out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
+        return layout.batch_groups_to_features(out, spec.groups)
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        g = spec.groups
+        x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
+        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+        out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
+        channels = [x.ndim - 1]
+        columns = channels + kernel_axes if layout.taps_last(spec) else kernel_axes + channels
+        x = x.transpose(*out_axes, *columns)
+        matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
+        if in_order(spec):
+            return layout.from_memory(gradient_gemm(cotangent, matrix, spec), spec)
+        if not turned(spec):
+            return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
+        out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
+        # Without the barrier XLA folds the transpose into the product.
+        return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
+
+    def moving(self, spec: ConvSpec) -> float:
+        return 0.0 if in_order(spec.forward) else moved_kernel(spec)
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        return 0
 
 
-def moving(spec: ConvSpec) -> float:
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    return 0.0 if in_order(forward) else moved_kernel(spec)
-
-
-POINTWISE = Algorithm(
-    "pointwise",
-    "one contraction: windows don't overlap, nothing to gather",
-    supports,
-    cost,
-    run,
-    gradient,
-    inaccurate=inaccurate,
-    moving=moving,
-    largest_index=nothing,
-)
+POINTWISE = Pointwise()

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, largest_index, zeros_between
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec, dilate
 
 # Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
@@ -32,38 +32,8 @@ ROWS, PRODUCTS = 14, 100
 IMAGE_BYTES = 5 << 20
 
 
-def supports(spec: ConvSpec) -> str | None:
-    channels = spec.rhs_shape[-2]
-    if spec.weight_gradient:
-        forward = layout.forward_of(spec)
-        channels = forward.rhs_shape[-2] * forward.out_channels // forward.groups
-        if channels > MAX_CHANNELS:
-            return f"{channels} products per group and tap; it sums at most {MAX_CHANNELS}"
-        return None if spec.spatial_ndim else "there is no spatial dimension to sum over"
-    if channels > MAX_CHANNELS:
-        return f"{channels} input channels per group; it sums at most {MAX_CHANNELS}"
-    return None
-
-
-def cost(spec: ConvSpec) -> Cost:
-    if spec.weight_gradient:
-        return gradient_cost(spec)
-    terms = spec.taps * spec.rhs_shape[-2]
-    steps = 1 if terms <= UNROLL else -(-terms // compat.TERMS_OF_BLOCK)
-    output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
-    padded = layout.padded_bytes(spec)
-    images = spec.lhs_shape[0] if image_by_image(spec) else 1
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * padded + 2 * output * (steps - 1),
-        workspace=padded // images,
-        gemm=None,
-        steps=images * steps,
-    )
-
-
 def gradient_cost(spec: ConvSpec) -> Cost:
-    forward = layout.forward_of(spec)
+    forward = spec.forward
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
     if compat.SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
         elements = math.prod(forward.lhs_shape) + math.prod(forward.out_shape)
@@ -84,19 +54,6 @@ def gradient_cost(spec: ConvSpec) -> Cost:
         gemm=None,
         steps=steps,
     )
-
-
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    first = by_planes(spec)
-    if first:  # as it lies in memory: this undoes a transposition, which XLA then leaves out
-        lhs = jnp.moveaxis(lhs, -1, 1)
-    one = spec.replace(lhs_shape=(1, *spec.lhs_shape[1:]))
-    at_once = planes_at_once if first else run_at_once
-    if image_by_image(spec):
-        out = lax.map(lambda image: at_once(image[None], rhs, one)[0], lhs)
-    else:
-        out = at_once(lhs, rhs, spec)
-    return jnp.moveaxis(out, 1, -1) if first else out
 
 
 def by_planes(spec: ConvSpec) -> bool:
@@ -209,39 +166,6 @@ def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]
     return axis, [block for block in blocks if 0 not in (block[1], block[2][axis])]
 
 
-def gradient(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """Sums products of shifted rows, by blocks of rows that stay in cache."""
-    if any(d > 1 for d in spec.lhs_dilation):
-        image, spec = layout.pad_and_dilate(image, spec)
-    if compat.SLICES_WIDEN:
-        image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
-    g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
-    rows, images = block_of(spec)
-    blocks, left = divmod(spec.out_spatial[0], rows)
-
-    def sums(first: Any, row: Any, rows: int) -> Array:
-        x, part = layout.rows_of(image, spec, first, images, row, rows)
-        y = lax.dynamic_slice_in_dim(
-            lax.dynamic_slice_in_dim(cotangent, first, images), row, rows, 1
-        )
-        return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
-
-    steps = len(image) // images * blocks
-    if steps == 1:
-        total = sums(0, 0, rows)
-    else:
-        shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
-        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-        total = loops.sum_over(
-            steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
-        )
-    if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
-        total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
-    # total: (columns of taps, kernel rows, lanes…)
-    out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
-    return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
-
-
 def block_of(spec: ConvSpec) -> tuple[int, int]:
     """Output rows and images of a block: a divisor of all rows close to ``ROWS``, if there is one;
     several images only where the block has all their rows."""
@@ -309,35 +233,102 @@ FEW_PRODUCTS = 9
 SOME_PRODUCTS, FEW_TERMS = 64, 72
 
 
-def doubt(spec: ConvSpec) -> str | None:
-    channels, n = spec.rhs_shape[-2], spec.gemm[2]
-    if spec.weight_gradient:
-        # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
-        if spec.spatial_ndim == layout.forward_of(spec).taps == 1:
-            return "a single tap along one axis is not compiled to one loop"
-    elif not n == 1 < spec.groups:
-        few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
-        if channels * n > few:
-            return f"in a network more than {few} products per tap and group take long to compile"
-    return None
+class Shift(Algorithm):
+    name = "shift"
+    summary = "multiply-add of shifted views, no GEMM"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        channels = spec.rhs_shape[-2]
+        if spec.weight_gradient:
+            forward = spec.forward
+            channels = forward.rhs_shape[-2] * forward.out_channels // forward.groups
+            if channels > MAX_CHANNELS:
+                return f"{channels} products per group and tap; it sums at most {MAX_CHANNELS}"
+            return None if spec.spatial_ndim else "there is no spatial dimension to sum over"
+        if channels > MAX_CHANNELS:
+            return f"{channels} input channels per group; it sums at most {MAX_CHANNELS}"
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        channels, n = spec.rhs_shape[-2], spec.gemm[2]
+        if spec.weight_gradient:
+            # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
+            if spec.spatial_ndim == spec.forward.taps == 1:
+                return "a single tap along one axis is not compiled to one loop"
+        elif not n == 1 < spec.groups:
+            few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
+            if channels * n > few:
+                return (
+                    f"in a network more than {few} products per tap and group take long to compile"
+                )
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        if spec.weight_gradient:
+            return gradient_cost(spec)
+        terms = spec.taps * spec.rhs_shape[-2]
+        steps = 1 if terms <= UNROLL else -(-terms // compat.TERMS_OF_BLOCK)
+        output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
+        padded = layout.padded_bytes(spec)
+        images = spec.lhs_shape[0] if image_by_image(spec) else 1
+        return Cost(
+            flops=spec.flops,
+            traffic=spec.operand_bytes + 2 * padded + 2 * output * (steps - 1),
+            workspace=padded // images,
+            gemm=None,
+            steps=images * steps,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        first = by_planes(spec)
+        if first:  # as it lies in memory: this undoes a transposition, which XLA then leaves out
+            lhs = jnp.moveaxis(lhs, -1, 1)
+        one = spec.replace(lhs_shape=(1, *spec.lhs_shape[1:]))
+        at_once = planes_at_once if first else run_at_once
+        if image_by_image(spec):
+            out = lax.map(lambda image: at_once(image[None], rhs, one)[0], lhs)
+        else:
+            out = at_once(lhs, rhs, spec)
+        return jnp.moveaxis(out, 1, -1) if first else out
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        """Sums products of shifted rows, by blocks of rows that stay in cache."""
+        if any(d > 1 for d in spec.lhs_dilation):
+            image, spec = layout.pad_and_dilate(image, spec)
+        if compat.SLICES_WIDEN:
+            image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
+        g, (c, o) = spec.groups, (spec.rhs_shape[-2], spec.out_channels // spec.groups)
+        rows, images = block_of(spec)
+        blocks, left = divmod(spec.out_spatial[0], rows)
+
+        def sums(first: Any, row: Any, rows: int) -> Array:
+            x, part = layout.rows_of(image, spec, first, images, row, rows)
+            y = lax.dynamic_slice_in_dim(
+                lax.dynamic_slice_in_dim(cotangent, first, images), row, rows, 1
+            )
+            return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
+
+        steps = len(image) // images * blocks
+        if steps == 1:
+            total = sums(0, 0, rows)
+        else:
+            shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
+            total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+            total = loops.sum_over(
+                steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
+            )
+        if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
+            total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
+        # total: (columns of taps, kernel rows, lanes…)
+        out = jnp.swapaxes(total, 0, 1).reshape(-1, g, c, o)
+        return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        if spec.weight_gradient:
+            return super().largest_index(spec)
+        terms = spec.taps * spec.rhs_shape[-2]
+        looped = terms > UNROLL or image_by_image(spec)
+        return max(terms, super().largest_index(spec)) if looped else 0
 
 
-def indices(spec: ConvSpec) -> int:
-    if spec.weight_gradient:
-        return largest_index(spec)
-    terms = spec.taps * spec.rhs_shape[-2]
-    looped = terms > UNROLL or image_by_image(spec)
-    return max(terms, largest_index(spec)) if looped else 0
-
-
-SHIFT = Algorithm(
-    "shift",
-    "multiply-add of shifted views, no GEMM",
-    supports,
-    cost,
-    run,
-    gradient,
-    inaccurate=zeros_between,
-    doubt=doubt,
-    largest_index=indices,
-)
+SHIFT = Shift()

@@ -7,19 +7,11 @@ fast path, 3 to 6 times as fast as its 3-D loop.
 from jax import Array
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing, zeros_between
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
 # Each is compiled as a convolution of its own.
 MAX_SLICES = 16
-
-
-def supports(spec: ConvSpec) -> str | None:
-    if spec.spatial_ndim < 2:
-        return "there is no dimension left without the first"
-    if spec.kernel_shape[0] > MAX_SLICES:
-        return f"{spec.kernel_shape[0]} slices to compile; it takes at most {MAX_SLICES}"
-    return None
 
 
 def part(spec: ConvSpec) -> ConvSpec:
@@ -38,52 +30,53 @@ def part(spec: ConvSpec) -> ConvSpec:
     )
 
 
-def parts(spec: ConvSpec) -> list[ConvSpec]:
-    return [part(spec)] * spec.kernel_shape[0]
+class Slices(Algorithm):
+    name = "slices"
+    summary = "a sum of convolutions of one dimension less, one per tap"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        if spec.spatial_ndim < 2:
+            return "there is no dimension left without the first"
+        if spec.kernel_shape[0] > MAX_SLICES:
+            return f"{spec.kernel_shape[0]} slices to compile; it takes at most {MAX_SLICES}"
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        if spec.spatial_ndim < 3:
+            return "in fewer than three dimensions it only splits the same products"
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        one = part(spec)
+        return Cost(
+            flops=spec.flops,
+            traffic=spec.kernel_shape[0] * one.operand_bytes,
+            # XLA keeps every slice until the sum is computed.
+            workspace=spec.kernel_shape[0] * one.operand_bytes,
+            gemm=(spec.groups * spec.kernel_shape[0], *one.gemm[1:]),
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        one = part(spec)
+        first, *rest = zip(spec.padding, spec.lhs_dilation, strict=True)
+        untouched = [((0, 0), 1) for _ in rest]
+        padding, dilation = zip(first, *untouched, strict=True)
+        x, _ = layout.pad_and_dilate(lhs, spec.replace(padding=padding, lhs_dilation=dilation))
+        counts, steps = [spec.out_spatial[0], *spec.lhs_spatial[1:]], [spec.window_strides[0]]
+        steps += [1] * len(rest)
+
+        def term(tap: int) -> Array:
+            starts = [tap * spec.rhs_dilation[0], *(0 for _ in rest)]
+            view = loops.strided(x, starts, counts, steps).reshape(one.lhs_shape)
+            return convolve(view.astype(one.dtype), rhs[tap].astype(one.dtype), one)
+
+        return loops.sum_of(spec.kernel_shape[0], term, MAX_SLICES).reshape(spec.out_shape)
+
+    def parts(self, spec: ConvSpec) -> list[ConvSpec]:
+        return [part(spec)] * spec.kernel_shape[0]
+
+    def largest_index(self, spec: ConvSpec) -> int:
+        return 0
 
 
-def cost(spec: ConvSpec) -> Cost:
-    one = part(spec)
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.kernel_shape[0] * one.operand_bytes,
-        # XLA keeps every slice until the sum is computed.
-        workspace=spec.kernel_shape[0] * one.operand_bytes,
-        gemm=(spec.groups * spec.kernel_shape[0], *one.gemm[1:]),
-    )
-
-
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    one = part(spec)
-    first, *rest = zip(spec.padding, spec.lhs_dilation, strict=True)
-    untouched = [((0, 0), 1) for _ in rest]
-    padding, dilation = zip(first, *untouched, strict=True)
-    x, _ = layout.pad_and_dilate(lhs, spec.replace(padding=padding, lhs_dilation=dilation))
-    counts, steps = [spec.out_spatial[0], *spec.lhs_spatial[1:]], [spec.window_strides[0]]
-    steps += [1] * len(rest)
-
-    def term(tap: int) -> Array:
-        starts = [tap * spec.rhs_dilation[0], *(0 for _ in rest)]
-        view = loops.strided(x, starts, counts, steps).reshape(one.lhs_shape)
-        return convolve(view.astype(one.dtype), rhs[tap].astype(one.dtype), one)
-
-    return loops.sum_of(spec.kernel_shape[0], term, MAX_SLICES).reshape(spec.out_shape)
-
-
-def doubt(spec: ConvSpec) -> str | None:
-    if spec.spatial_ndim < 3:
-        return "in fewer than three dimensions it only splits the same products"
-    return None
-
-
-SLICES = Algorithm(
-    "slices",
-    "a sum of convolutions of one dimension less, one per tap",
-    supports,
-    cost,
-    run,
-    parts=parts,
-    inaccurate=zeros_between,
-    doubt=doubt,
-    largest_index=nothing,
-)
+SLICES = Slices()

@@ -8,15 +8,12 @@ along each spatial axis, with x a tile of m + r - 1 inputs, y its m outputs. Cha
 between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o). Sums of
 up to 2**dimensions elements may overflow close to the largest representable number.
 
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The matrices are
-Cook–Toom's: Blahut, "Fast Algorithms for Signal Processing" (2010), chapter 5.
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015).
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from fractions import Fraction
-from functools import cache, partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -24,16 +21,11 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat, layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, nothing
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
+from jaxconv.algorithms.cook_toom import POINTS, Matrix, combinations, transforms
 from jaxconv.algorithms.gemm import contract
 from jaxconv.spec import ConvSpec
 
-Matrix = tuple[tuple[Fraction, ...], ...]
-
-# Interpolation points, besides infinity. Barabasz, Anderson, Soodhalter & Gregg, "Error Analysis
-# and Improving the Accuracy of Winograd Convolution for Deep Neural Networks" (2020):
-# the error of F(4, 3) on 0, 1, -1, 1/2, -2 is two thirds of that on 0, 1, -1, 2, -2.
-POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
 # Bytes of a block's transformed inputs and products, which fit in cache and need no fresh memory
 # for each call. JAX 0.10.2 multiplies on one core where products are small (76 instead of 114
 # GFLOP/s for 392×128×128 instead of 784×128×128), so blocks of few channels have more tiles:
@@ -41,61 +33,6 @@ POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
 # nothing, and a kernel's gradient has longer sums (16×16×16×64→128: 2.3 times lax's error).
 BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
 BLOCK_CHANNELS = 200
-
-
-@cache
-def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Aᵀ (m, n), G (n, r) and Bᵀ (n, n) of F(m, r), n = m + r - 1, exact.
-
-    An axis of one tap saves nothing: F(1, 1) is a product.
-    """
-    points = POINTS[: m + r - 2]
-    zero, one = Fraction(0), Fraction(1)
-    a, g, b = [], [], []
-    for p in points:
-        others = [q for q in points if q != p]
-        scale = math.prod((p - q for q in others), start=one)
-        # The rows of Bᵀ are integers with a non-negative first coefficient, as in the paper.
-        row = _product_of(others)
-        factor = Fraction(math.lcm(*(c.denominator for c in row)))
-        factor *= -1 if next(c for c in row if c) < 0 else 1
-        a.append([p**i for i in range(m)])
-        g.append([p**k / scale / factor for k in range(r)])
-        b.append([c * factor for c in row] + [zero])
-    a.append([zero] * (m - 1) + [one])
-    g.append([zero] * (r - 1) + [one])
-    b.append(_product_of(points))
-    return tuple(zip(*a, strict=True)), tuple(map(tuple, g)), tuple(map(tuple, b))
-
-
-def _product_of(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of Π (x - root), the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [
-            high - root * low for high, low in zip(shifted, [*coefficients, 0], strict=True)
-        ]
-    return coefficients
-
-
-def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
-    """``matrix @ terms``, written out as sums: zeros and ones cost nothing."""
-    return [_combination(row, terms) for row in matrix]
-
-
-def _combination(row: Sequence[Fraction], terms: Sequence[Array]) -> Array:
-    total = None
-    for factor, term in zip(row, terms, strict=True):
-        if factor == 0:
-            continue
-        part = term if abs(factor) == 1 else term * np.asarray(float(abs(factor)), term.dtype)
-        if total is None:
-            total = part if factor > 0 else -part
-        else:
-            total = total + part if factor > 0 else total - part
-    assert total is not None
-    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,146 +213,142 @@ def outputs_first(spec: ConvSpec) -> bool:
     return spec.kernel_order.index("O") < spec.kernel_order.index("I")
 
 
-def run(m: int, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    cut = tiling(m, spec)
-    matrices = [transforms(m, r)[2] for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
-    kernel = transformed_kernel(rhs, cut)
-
-    def block(i: Any) -> tuple[Any, Any, Array]:
-        image, row, x = block_of(lhs, cut, i)
-        xs = to_frequencies(whole_tiles(x, cut), matrices, cut)
-        # XLA:CPU of JAX 0.10.2 computes the matrices of one batched product in turn, small ones on
-        # one core; separate products run in parallel. 51 convolutions gain 6 % on average,
-        # 8×28×28×128 20 to 60 %. A product for each of the 16 frequencies gains as much, but takes
-        # 0.8 s to compile instead of 0.3. JAX 0.12 needs a quarter less memory and is as fast.
-        numbers = (((2,), (1,)), ((0,), (0,)))
-        ys = [contract(x, k, numbers, spec) for x, k in zip(xs, kernel, strict=True)]
-        y = from_frequencies(ys, cut)
-        return image, row, layout.batch_groups_to_features(y, spec.groups).astype(spec.out_dtype)
-
-    def add_block(i: Array, out: Array) -> Array:
-        image, row, y = block(i)
-        starts = (image, row, *(0 for _ in y.shape[2:]))
-        return lax.dynamic_update_slice(out, y, [jnp.asarray(s, jnp.int32) for s in starts])
-
-    if cut.steps == 1:
-        return block(0)[2]
-    out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), lhs)
-    return lax.fori_loop(np.int32(0), np.int32(cut.steps), add_block, out)
-
-
-def gradient(m: int, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-    """The adjoint of ``run`` with respect to the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
-    cut = tiling(m, spec)
-    every = [transforms(m, r) for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
-    inputs = [b for _, _, b in every]
-    outputs = [tuple(zip(*a, strict=True)) for a, _, _ in every]
-
-    def block(i: Any) -> Array:
-        first, row, x = block_of(image, cut, i)
-        y = lax.dynamic_slice_in_dim(cotangent, first, cut.images)
-        y = lax.dynamic_slice_in_dim(y, row, cut.rows, 1)
-        if spec.out_spatial[0] % cut.rows:  # rows that the previous block covered
-            again = row + jnp.arange(cut.rows, dtype=jnp.int32) < i % cut.row_blocks * cut.rows
-            y = jnp.where(again.reshape(-1, *(1,) * (y.ndim - 2)), 0, y)
-        x = jnp.concatenate(to_frequencies(whole_tiles(x, cut), inputs, cut))
-        y = jnp.concatenate(to_frequencies(whole_tiles(y, cut), outputs, cut))
-        pair = (y, x) if outputs_first(spec) else (x, y)
-        return contract(*pair, (((1,), (1,)), ((0,), (0,))), spec)
-
-    if cut.steps == 1:
-        total = block(0)
-    else:
-        count, _, o, c = cut.gemm
-        shape = (count, o, c) if outputs_first(spec) else (count, c, o)
-        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-        total = lax.fori_loop(
-            np.int32(0), np.int32(cut.steps), lambda i, total: total + block(i), total
-        )
-    # total: (frequencies·g, c, o), or o before c
-    g = kernel_transform(cut).reshape(-1, spec.taps)
-    pairs, total = total.shape[1:], total.reshape(len(g), -1)
-    factors = (total.T, g) if taps_behind(spec) else (g.T, total)
-    w = jnp.matmul(*factors, precision="highest")
-    if spec.groups == 1:
-        return layout.from_memory(w, spec)
-    w = w.reshape(spec.taps, spec.groups, *pairs)
-    return jnp.moveaxis(w, 1, 2).reshape(spec.rhs_shape)
-
-
-def supports(m: int, spec: ConvSpec) -> str | None:
-    for dtype in (spec.dtype, spec.out_dtype):
-        if not jnp.issubdtype(dtype, np.floating):
-            return f"its transforms need real floating-point numbers, not {dtype.name}"
-    if lax.Precision.HIGHEST in spec.precision:
-        return "precision 'highest' rules out changing which products are formed"
-    if spec.weight_gradient:
-        spec = layout.forward_of(spec)
-    if any(x > 1 for x in (*spec.window_strides, *spec.lhs_dilation, *spec.rhs_dilation)):
-        return "tiles share products only where strides and dilations are 1"
-    taps = max(spec.kernel_shape, default=1)
-    if taps == 1:
-        return "a kernel of one tap has no products to save"
-    most = len(POINTS) + 2 - m
-    return f"{taps} taps along an axis, it rounds too much above {most}" if taps > most else None
-
-
-def cost(m: int, spec: ConvSpec) -> Cost:
-    gradient = spec.weight_gradient
-    cut = tiling(m, layout.forward_of(spec) if gradient else spec)
-    count, p, o, c = cut.gemm
-    kernel, block = cut.kernel_bytes, cut.block_bytes
-    # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into its loop.
-    looped = kernel if cut.steps > 1 else 0
-    return Cost(
-        flops=2 * count * p * o * c * cut.steps,
-        traffic=spec.operand_bytes + 2 * kernel + 3 * block * cut.steps,
-        workspace=kernel + (block + looped if gradient else max(block, looped)),
-        gemm=(count * cut.steps, c, o, p) if gradient else (count * cut.steps, p, o, c),
-        steps=cut.steps,
-    )
-
-
-def inaccurate(spec: ConvSpec) -> str | None:
-    # More points than three taps need round more: 5×5 on 64 channels has 3.7 times lax's error, 7×7
-    # 14 times, 5 taps along one axis 2.0 times, 3×3×3 2.4 times. With two taps it saves less and
-    # rounds as much: the phases of 4×4 stride 2, 256→128, had 2.06 times.
-    kernel = (layout.forward_of(spec) if spec.weight_gradient else spec).kernel_shape
-    if max(kernel, default=1) != 3 or kernel.count(3) > 2:
-        return "it rounds too much with other than 3 taps along one or two axes"
-    # lax computes a grouped kernel's gradient by a loop that rounds less than a product: 32 groups
-    # of 16 channels, 14×14, had 2.2 times its error.
-    if spec.weight_gradient and spec.groups > 1:
-        return "it rounds too much for a kernel's gradient in groups"
-    return None
-
-
 # Channels per group from which the transforms cost less than the products they save.
 MANY_CHANNELS = 16
 
 
-def doubt(spec: ConvSpec) -> str | None:
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
-    if min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
-        return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
-    return None
+class Winograd(Algorithm):
+    def __init__(self, name: str, m: int) -> None:
+        self.name, self.m = name, m
+        self.summary = f"fewer products for tiles of {m} outputs an axis, by transforms: F({m}, r)"
+
+    def unsupported(self, spec: ConvSpec) -> str | None:
+        for dtype in (spec.dtype, spec.out_dtype):
+            if not jnp.issubdtype(dtype, np.floating):
+                return f"its transforms need real floating-point numbers, not {dtype.name}"
+        if lax.Precision.HIGHEST in spec.precision:
+            return "precision 'highest' rules out changing which products are formed"
+        spec = spec.forward
+        if any(x > 1 for x in (*spec.window_strides, *spec.lhs_dilation, *spec.rhs_dilation)):
+            return "tiles share products only where strides and dilations are 1"
+        taps = max(spec.kernel_shape, default=1)
+        if taps == 1:
+            return "a kernel of one tap has no products to save"
+        most = len(POINTS) + 2 - self.m
+        return (
+            f"{taps} taps along an axis, it rounds too much above {most}" if taps > most else None
+        )
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        if self.m > 2:  # in float32 3 to 5 times lax's error, where F(2, 3) has 0.7 to 1.8 times it
+            return "it rounds more than 'auto' promises"
+        # More points than three taps need round more: 5×5 on 64 channels has 3.7 times lax's error,
+        # 7×7 14 times, 5 taps along one axis 2.0 times, 3×3×3 2.4 times. With two taps it saves
+        # less and rounds as much: the phases of 4×4 stride 2, 256→128, had 2.06 times.
+        kernel = spec.forward.kernel_shape
+        if max(kernel, default=1) != 3 or kernel.count(3) > 2:
+            return "it rounds too much with other than 3 taps along one or two axes"
+        # lax computes a grouped kernel's gradient by a loop that rounds less than a product: 32
+        # groups of 16 channels, 14×14, had 2.2 times its error.
+        if spec.weight_gradient and spec.groups > 1:
+            return "it rounds too much for a kernel's gradient in groups"
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        forward = spec.forward
+        if min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
+            return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        gradient = spec.weight_gradient
+        cut = tiling(self.m, spec.forward if gradient else spec)
+        count, p, o, c = cut.gemm
+        kernel, block = cut.kernel_bytes, cut.block_bytes
+        # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into its
+        # loop.
+        looped = kernel if cut.steps > 1 else 0
+        return Cost(
+            flops=2 * count * p * o * c * cut.steps,
+            traffic=spec.operand_bytes + 2 * kernel + 3 * block * cut.steps,
+            workspace=kernel + (block + looped if gradient else max(block, looped)),
+            gemm=(count * cut.steps, c, o, p) if gradient else (count * cut.steps, p, o, c),
+            steps=cut.steps,
+        )
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        cut = tiling(self.m, spec)
+        matrices = [transforms(m, r)[2] for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
+        kernel = transformed_kernel(rhs, cut)
+
+        def block(i: Any) -> tuple[Any, Any, Array]:
+            image, row, x = block_of(lhs, cut, i)
+            xs = to_frequencies(whole_tiles(x, cut), matrices, cut)
+            # XLA:CPU of JAX 0.10.2 computes the matrices of one batched product in turn, small ones
+            # on one core; separate products run in parallel. 51 convolutions gain 6 % on average,
+            # 8×28×28×128 20 to 60 %. A product for each of the 16 frequencies gains as much, but
+            # takes 0.8 s to compile instead of 0.3. JAX 0.12 needs a quarter less memory and is as
+            # fast.
+            numbers = (((2,), (1,)), ((0,), (0,)))
+            ys = [contract(x, k, numbers, spec) for x, k in zip(xs, kernel, strict=True)]
+            y = from_frequencies(ys, cut)
+            return (
+                image,
+                row,
+                layout.batch_groups_to_features(y, spec.groups).astype(spec.out_dtype),
+            )
+
+        def add_block(i: Array, out: Array) -> Array:
+            image, row, y = block(i)
+            starts = (image, row, *(0 for _ in y.shape[2:]))
+            return lax.dynamic_update_slice(out, y, [jnp.asarray(s, jnp.int32) for s in starts])
+
+        if cut.steps == 1:
+            return block(0)[2]
+        out, _ = compat.auto_insert_reshard(jnp.zeros(spec.out_shape, spec.out_dtype), lhs)
+        return lax.fori_loop(np.int32(0), np.int32(cut.steps), add_block, out)
+
+    def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
+        """The adjoint of ``run`` with respect to the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
+        cut = tiling(self.m, spec)
+        every = [transforms(m, r) for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
+        inputs = [b for _, _, b in every]
+        outputs = [tuple(zip(*a, strict=True)) for a, _, _ in every]
+
+        def block(i: Any) -> Array:
+            first, row, x = block_of(image, cut, i)
+            y = lax.dynamic_slice_in_dim(cotangent, first, cut.images)
+            y = lax.dynamic_slice_in_dim(y, row, cut.rows, 1)
+            if spec.out_spatial[0] % cut.rows:  # rows that the previous block covered
+                again = row + jnp.arange(cut.rows, dtype=jnp.int32) < i % cut.row_blocks * cut.rows
+                y = jnp.where(again.reshape(-1, *(1,) * (y.ndim - 2)), 0, y)
+            x = jnp.concatenate(to_frequencies(whole_tiles(x, cut), inputs, cut))
+            y = jnp.concatenate(to_frequencies(whole_tiles(y, cut), outputs, cut))
+            pair = (y, x) if outputs_first(spec) else (x, y)
+            return contract(*pair, (((1,), (1,)), ((0,), (0,))), spec)
+
+        if cut.steps == 1:
+            total = block(0)
+        else:
+            count, _, o, c = cut.gemm
+            shape = (count, o, c) if outputs_first(spec) else (count, c, o)
+            total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
+            total = lax.fori_loop(
+                np.int32(0), np.int32(cut.steps), lambda i, total: total + block(i), total
+            )
+        # total: (frequencies·g, c, o), or o before c
+        g = kernel_transform(cut).reshape(-1, spec.taps)
+        pairs, total = total.shape[1:], total.reshape(len(g), -1)
+        factors = (total.T, g) if taps_behind(spec) else (g.T, total)
+        w = jnp.matmul(*factors, precision="highest")
+        if spec.groups == 1:
+            return layout.from_memory(w, spec)
+        w = w.reshape(spec.taps, spec.groups, *pairs)
+        return jnp.moveaxis(w, 1, 2).reshape(spec.rhs_shape)
+
+    def moving(self, spec: ConvSpec) -> float:
+        return 0.0
 
 
-def _record(name: str, m: int, by_name_only: str | None = None) -> Algorithm:
-    return Algorithm(
-        name,
-        f"fewer products for tiles of {m} outputs an axis, by transforming them: F({m}, r)",
-        partial(supports, m),
-        partial(cost, m),
-        partial(run, m),
-        partial(gradient, m),
-        by_name_only=by_name_only,
-        inaccurate=inaccurate,
-        doubt=doubt,
-        moving=nothing,
-    )
-
-
-WINOGRAD = _record("winograd", 2)
-# In float32 3 to 5 times lax's error, where F(2, 3) has 0.7 to 1.8 times it.
-WINOGRAD4 = _record("winograd4", 4, "it rounds more than 'auto' promises")
+WINOGRAD = Winograd("winograd", 2)
+WINOGRAD4 = Winograd("winograd4", 4)

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, no_reason
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.compat import (
     PADDED_IS_FASTER,
     Primitive,
@@ -141,32 +141,6 @@ def swapped(spec: ConvSpec) -> bool:
     return taps > positions
 
 
-def cost(spec: ConvSpec) -> Cost:
-    return Cost(spec.flops, spec.operand_bytes, workspace=0, gemm=spec.gemm)
-
-
-def doubt(spec: ConvSpec) -> str | None:
-    if spec.spatial_ndim == 0:
-        # 512×512 by 512×512 takes 157 ms instead of 2.7 (JAX 0.12.0.1; on 0.10.2 both take 3).
-        return "without spatial axes it is a matrix product, which XLA may compute in a loop"
-    if np.issubdtype(spec.dtype, np.integer) and spec.dtype.itemsize > 1:
-        # 3×3 on 1×56×56×64 takes 70 to 81 ms in int32, by one product for each tap 9 to 11.
-        return "XLA convolves integers of more than 8 bits in a scalar loop"
-    if is_product(spec):
-        # Alone the product takes 0.67 to 0.86 times as long (medians of the rows of five machines).
-        # XLA fuses it with more, and it takes kernels in two orders: with all of its 1×1 kernels so
-        # ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of others 2 to 8.
-        return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
-    if spec.groups > 1:
-        # It also turns non-finite values into NaN.
-        if spec.dtype.name not in FAST:
-            return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
-        # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).
-        if spec.taps > spec.positions:
-            return "XLA is slow in groups with a kernel larger than the output"
-    return None
-
-
 # Channels from which a product is as fast as XLA's convolution: with 3 to 5 at 98×98 it takes three
 # times as long.
 PRODUCT_CHANNELS = 16
@@ -205,33 +179,65 @@ def cropped(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
     return lhs, spec.replace(lhs_shape=lhs.shape, padding=padding)
 
 
-def run(lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-    if any(pad < 0 for pads in spec.padding for pad in pads):
-        # XLA:CPU of JAX 0.10.2 gives wrong values for padding such as ((0, -2), (-1, 1)).
-        lhs, spec = cropped(lhs, spec)
-    last = spec.spatial_ndim + 1
-    spatial = tuple(range(1, last))
-    channels_last = (0, last, *spatial)
-    kernel = (last, last - 1, *range(last - 1))
-    lhs, rhs = auto_insert_reshard(lhs, rhs)
-    return xla_conv_p.bind(
-        lhs,
-        rhs,
-        window_strides=spec.window_strides,
-        padding=spec.padding,
-        lhs_dilation=spec.lhs_dilation,
-        rhs_dilation=spec.rhs_dilation,
-        dimension_numbers=lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
-        feature_group_count=spec.feature_group_count,
-        batch_group_count=1,
-        precision=spec.precision,
-        preferred_element_type=None if spec.out_dtype == spec.dtype else spec.out_dtype,
-        out_sharding=None,
-    )
+class Xla(Algorithm):
+    # Its indices are limited too: XLA:CPU gives zeros for axes beyond int32 (JAX 0.10.2) and wrong
+    # values for float32 padding beyond it (0.10.2 and 0.12).
+    name = "xla"
+    summary = "lax's own convolution, in the canonical layout"
+
+    def excluded(self, spec: ConvSpec) -> str | None:
+        return None
+
+    def doubted(self, spec: ConvSpec) -> str | None:
+        if spec.spatial_ndim == 0:
+            # 512×512 by 512×512 takes 157 ms instead of 2.7 (JAX 0.12.0.1; on 0.10.2 both take 3).
+            return "without spatial axes it is a matrix product, which XLA may compute in a loop"
+        if np.issubdtype(spec.dtype, np.integer) and spec.dtype.itemsize > 1:
+            # 3×3 on 1×56×56×64 takes 70 to 81 ms in int32, by one product for each tap 9 to 11.
+            return "XLA convolves integers of more than 8 bits in a scalar loop"
+        if is_product(spec):
+            # Alone the product takes 0.67 to 0.86 times as long (medians of the rows of five
+            # machines). XLA fuses it with more, and it takes kernels in two orders: with all of its
+            # 1×1 kernels so ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of
+            # others 2 to 8.
+            return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
+        if spec.groups > 1:
+            # It also turns non-finite values into NaN.
+            if spec.dtype.name not in FAST:
+                return (
+                    "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
+                )
+            # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).
+            if spec.taps > spec.positions:
+                return "XLA is slow in groups with a kernel larger than the output"
+        return None
+
+    def cost(self, spec: ConvSpec) -> Cost:
+        return Cost(spec.flops, spec.operand_bytes, workspace=0, gemm=spec.gemm)
+
+    def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        if any(pad < 0 for pads in spec.padding for pad in pads):
+            # XLA:CPU of JAX 0.10.2 gives wrong values for padding such as ((0, -2), (-1, 1)).
+            lhs, spec = cropped(lhs, spec)
+        last = spec.spatial_ndim + 1
+        spatial = tuple(range(1, last))
+        channels_last = (0, last, *spatial)
+        kernel = (last, last - 1, *range(last - 1))
+        lhs, rhs = auto_insert_reshard(lhs, rhs)
+        return xla_conv_p.bind(
+            lhs,
+            rhs,
+            window_strides=spec.window_strides,
+            padding=spec.padding,
+            lhs_dilation=spec.lhs_dilation,
+            rhs_dilation=spec.rhs_dilation,
+            dimension_numbers=lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
+            feature_group_count=spec.feature_group_count,
+            batch_group_count=1,
+            precision=spec.precision,
+            preferred_element_type=None if spec.out_dtype == spec.dtype else spec.out_dtype,
+            out_sharding=None,
+        )
 
 
-# Its largest index is limited too: XLA:CPU gives zeros for axes beyond int32 (JAX 0.10.2) and wrong
-# values for float32 padding beyond it (0.10.2 and 0.12).
-XLA = Algorithm(
-    "xla", "lax's own convolution, in the canonical layout", no_reason, cost, run, doubt=doubt
-)
+XLA = Xla()

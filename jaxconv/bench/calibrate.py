@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.errors import fail
 from jaxconv.bench.cases import FIELD, LAYERS
 from jaxconv.bench.networks import NETWORKS
@@ -82,7 +82,7 @@ def reasons(spec: ConvSpec) -> dict[str, str | None]:
     possible = [
         c
         for c in plan_spec(spec, jax.default_backend()).candidates
-        if c.reason is None and not ALGORITHMS[c.name].by_name_only
+        if c.reason is None and ALGORITHMS[c.name].excluded(prepared(spec)) is None
     ]
     possible.sort(key=lambda c: c.seconds)
     best = possible[0].seconds
@@ -265,7 +265,7 @@ def _sample() -> Iterator[ConvSpec]:
     for seed in itertools.count(TUNING_SEED):
         for spec in random_specs(seed, 50):
             small = spec.flops <= FLOPS and spec.dtype == np.float32
-            if small and refusal(ALGORITHMS["xla"], spec) is None:
+            if small and unsupported(ALGORITHMS["xla"], spec) is None:
                 yield spec
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from jax import lax
 
 import jaxconv
-from jaxconv import layout
 from jaxconv.bench.cases import arguments
 from jaxconv.bench.measure import Effort, Result, difference, largest
 from jaxconv.planning.choose import worthwhile
@@ -61,10 +60,10 @@ def relatives(specs: Sequence[ConvSpec], seed: int, count: int) -> list[ConvSpec
     for spec in itertools.cycle(specs):
         if len(found) == count:
             return found
-        forward = layout.forward_of(spec) if spec.weight_gradient else spec
+        forward = spec.forward
         relative = _relative(forward, rng)
         if not relative.is_empty and _bounded(relative):
-            found.append(layout.weight_gradient_of(relative) if spec.weight_gradient else relative)
+            found.append(relative.kernel_gradient if spec.weight_gradient else relative)
     return found
 
 
@@ -180,7 +179,7 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
     if spec.is_empty:
         return None
     if hole == 1 and dtype != "int8" and rng.random() < 0.3:
-        return layout.weight_gradient_of(spec)
+        return spec.kernel_gradient
     return spec
 
 

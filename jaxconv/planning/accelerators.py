@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv import layout
 from jaxconv.algorithms import pointwise
 from jaxconv.spec import ConvSpec
 
@@ -42,7 +41,7 @@ def side_by_side(spec: ConvSpec) -> bool:
     """Windows of several elements that neither overlap nor leave gaps, and their gradients."""
     if not _is_float(spec) or spec.groups > 1 or spec.spatial_ndim == 0:
         return False
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    forward = spec.forward
     abut = forward.window_strides == forward.kernel_shape and max(forward.rhs_dilation) == 1
     abut = abut and max(forward.lhs_dilation) == 1 < forward.taps
     return abut or pointwise.spreads(spec)
@@ -50,7 +49,7 @@ def side_by_side(spec: ConvSpec) -> bool:
 
 def depthwise(spec: ConvSpec) -> bool:
     """A filter for each channel, along one axis."""
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    forward = spec.forward
     steps = (*forward.window_strides, *forward.lhs_dilation)
     one_each = forward.rhs_shape[-2] == 1 < forward.groups == forward.out_channels
     return _is_float(spec) and forward.spatial_ndim == 1 and one_each and max(steps) == 1
@@ -60,7 +59,7 @@ def depthwise_gradient(spec: ConvSpec) -> bool:
     """Of a filter with holes; of a short one without, XLA's own is slow in 16 bits only."""
     if not spec.weight_gradient or not depthwise(spec):
         return False
-    forward = layout.forward_of(spec)
+    forward = spec.forward
     return max(forward.rhs_dilation) > 1 or (forward.taps <= 4 and spec.dtype.itemsize == 2)
 
 
@@ -68,7 +67,7 @@ def transposed_gradient(spec: ConvSpec) -> bool:
     """Of the kernel of a transposed convolution in 3-D."""
     if not spec.weight_gradient or not _is_float(spec):
         return False
-    forward = layout.forward_of(spec)
+    forward = spec.forward
     return forward.spatial_ndim == 3 and min(forward.lhs_dilation) > 1
 
 

@@ -8,7 +8,7 @@ import jax
 from jax import Array
 
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
-from jaxconv.algorithms.base import apply, prepared, refusal
+from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
 from jaxconv.config import listeners, over_limit
@@ -26,7 +26,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
       without: algorithms that must not be chosen.
     """
     spec = prepared(spec)
-    possible = [n for n, a in ALGORITHMS.items() if n not in without and a.breach(spec) is None]
+    possible = [n for n, a in ALGORITHMS.items() if n not in without and a.excluded(spec) is None]
     possible = [n for n in possible if rejection(ALGORITHMS[n], spec, platform) is None]
     row = own_rows(platform).get(spec)
     if row is not None and (names := [n for n in possible if n in row.seconds]):
@@ -35,7 +35,7 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
         return _on_accelerator(spec, platform, possible)
     if spec.is_empty and "xla" in possible:
         return "xla", "there is nothing to compute"
-    usual = [name for name in possible if ALGORITHMS[name].doubt(spec) is None] or possible
+    usual = [name for name in possible if ALGORITHMS[name].doubted(spec) is None] or possible
     if spec.is_empty or not usual:
         return _last_resort(spec)
     return decide({name: predicted(name, spec, platform) for name in usual}, platform)
@@ -83,7 +83,7 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
 
 def rejection(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
     """Why "auto" can't take ``algorithm`` for a prepared ``spec``; None where it can."""
-    reason = refusal(algorithm, spec)
+    reason = unsupported(algorithm, spec)
     if reason is not None or spec.is_empty or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
     return over_limit(workspace(algorithm, spec, platform))
@@ -95,7 +95,7 @@ def workspace(
     """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included; these
     are planned by any algorithm but those in ``without``."""
     total = algorithm.cost(spec).workspace
-    for part in map(prepared, algorithm.parts(spec) if algorithm.parts else ()):
+    for part in map(prepared, algorithm.parts(spec)):
         if not part.is_empty:
             name, _ = choose(part, platform, without)
             total += workspace(ALGORITHMS[name], part, platform, without)
@@ -104,7 +104,7 @@ def workspace(
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
     names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if refusal(ALGORITHMS[name], spec) is None)
+    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
     return next(possible, "im2col"), "no other can be taken"
 
 
@@ -163,9 +163,9 @@ def check_name(function: str, algorithm: str) -> None:
 def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     """Raises where ``algorithm`` is unknown or can't do ``spec``."""
     check_name(function, algorithm)
-    reason = None if algorithm == "auto" else refusal(ALGORITHMS[algorithm], spec)
+    reason = None if algorithm == "auto" else unsupported(ALGORITHMS[algorithm], spec)
     if reason is not None:
-        others = ", ".join(n for n, other in ALGORITHMS.items() if refusal(other, spec) is None)
+        others = ", ".join(n for n, other in ALGORITHMS.items() if unsupported(other, spec) is None)
         fail(
             function,
             f"algorithm {algorithm!r} can't do this convolution ({reason})",

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
-from jaxconv.algorithms.base import prepared, refusal
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.channels_last import Padding
 from jaxconv.config import listeners
 from jaxconv.planning.choose import checked_platform, choose, rejection, workspace
@@ -74,7 +74,7 @@ class Plan(tables.Report):
         """The candidates that "auto" takes if they are measured to be the fastest."""
         spec = prepared(self.spec)
         possible = (c for c in self.candidates if c.reason is None)
-        return tuple(c for c in possible if ALGORITHMS[c.name].breach(spec) is None)
+        return tuple(c for c in possible if ALGORITHMS[c.name].excluded(spec) is None)
 
     def _contents(self) -> tables.Table:
         groups, m, n, k = self.spec.gemm
@@ -172,11 +172,11 @@ def plan_spec(spec: ConvSpec, platform: str) -> Plan:
 
 
 def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str) -> Candidate:
-    if spec.is_empty or refusal(algorithm, spec) is not None:
+    if spec.is_empty or unsupported(algorithm, spec) is not None:
         return Candidate(algorithm.name, rejection(algorithm, spec, platform))
     name, cost = algorithm.name, algorithm.cost(spec)
     reason, memory = rejection(algorithm, spec, platform), workspace(algorithm, spec, platform)
-    doubted = algorithm.breach(spec) or (algorithm.doubt(spec) if platform == "cpu" else None)
+    doubted = algorithm.excluded(spec) or (algorithm.doubted(spec) if platform == "cpu" else None)
     time = time_of(name, spec, platform)
     times = time.seconds, time.sigma, time.measured
     return Candidate(name, reason, doubted, *times, cost.flops, memory, cost.gemm)

@@ -107,7 +107,7 @@ def position(spec: ConvSpec) -> tuple[float, ...]:
     The factors are those of the largest likelihood of the package's rows: the larger, the sooner
     two convolutions that differ in a coordinate behave differently.
     """
-    forward = layout.forward_of(spec) if spec.weight_gradient else spec
+    forward = spec.forward
     groups, m, n, k = forward.gemm
     c, size, dtype = forward.rhs_shape[-2], spec.dtype.itemsize, spec.dtype.name
     output = math.prod(spec.out_shape) * spec.accumulator_dtype.itemsize

@@ -15,7 +15,7 @@ from jax import Array
 
 from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.algorithms.base import refusal
+from jaxconv.algorithms.base import unsupported
 from jaxconv.arguments.parse import well_formed
 from jaxconv.compat import (
     Offloadable,
@@ -70,7 +70,7 @@ def planned_params(
         return None
     if algorithm != "auto":
         spec = ConvSpec.from_params(lhs, rhs, params)
-        algorithm = algorithm if refusal(ALGORITHMS[algorithm], spec) is None else "auto"
+        algorithm = algorithm if unsupported(ALGORITHMS[algorithm], spec) is None else "auto"
     return {**params, "algorithm": algorithm}
 
 
