@@ -104,12 +104,12 @@ def picture(ax: Axes, values: Any, title: str = "", **options: Any) -> None:
 
 
 def tidy(*axes: Axes) -> None:
-    """A light grid, no box, plain numbers on logarithmic axes."""
+    """A light grid, no box, plain numbers on logarithmic axes, powers of ten where they are small."""
     for ax in axes:
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
         for axis in (ax.xaxis, ax.yaxis):
-            if axis.get_scale() == "log":
+            if axis.get_scale() == "log" and axis.get_view_interval()[0] > 1e-4:
                 axis.set_major_formatter("{x:,g}")
