@@ -104,7 +104,7 @@ def picture(ax: Axes, values: Any, title: str = "", **options: Any) -> None:
 
 
 def tidy(*axes: Axes) -> None:
-    """A light grid, no box, plain numbers on logarithmic axes, powers of ten where they are small."""
+    """A light grid, no box, and on logarithmic axes plain numbers unless they are small."""
     for ax in axes:
         ax.minorticks_off()
         ax.grid(alpha=0.3)
