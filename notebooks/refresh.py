@@ -1,8 +1,8 @@
-"""Runs notebooks and stores them with what they print and draw: ``python notebooks/refresh.py``.
+"""Executes notebooks and stores their outputs: ``python notebooks/refresh.py``.
 
-Names or their beginnings, such as 2, refresh these only. A cell whose text tells times, what is
+Names or their beginnings, such as 2, refresh these only. A cell whose text shows times, what is
 planned by them, or last digits, has the tag "times" in its metadata: a run elsewhere must agree
-with it in the kinds of its outputs. With all others it must agree word for word, pictures aside.
+with it in the kinds of its outputs, with all other cells word for word, pictures aside.
 """
 
 import os
@@ -24,12 +24,12 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).parent
 LARGEST = 2 << 20  # bytes of a notebook
 CELL_SECONDS = 300  # until a cell counts as stuck
-# Folders that are on one computer only.
+# Folders of one computer.
 LOCAL = re.compile(rf"/(home|Users|root|tmp)/|[A-Z]:\\Users|{re.escape(str(FOLDER.parent))}")
 
 
 def paths(*names: str) -> list[Path]:
-    """The notebooks whose names begin so; without any, all."""
+    """The notebooks whose names begin with one of ``names``; without names, all."""
     return sorted(path for path in FOLDER.glob("*.ipynb") if path.name.startswith(names or ""))
 
 
@@ -42,7 +42,7 @@ def read(path: Path) -> NotebookNode:
 def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Fills in the outputs, by a kernel of this interpreter in ``folder``; returns ``notebook``.
 
-    Nothing of the user's takes part: no other kernel, no settings, no measured convolutions.
+    The user's kernels, settings and measured convolutions are not used.
     """
     metadata = notebook.metadata.copy()
     with TemporaryDirectory(prefix="notebook-") as own:
@@ -63,9 +63,9 @@ def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
             coalesce_streams=True,
             resources={"metadata": {"path": str(folder)}},
         )
-        # A manager from outside would else be left running.
+        # Without it, a manager that nbclient did not start keeps running.
         client.execute(cleanup_kc=True, env=os.environ | variables)
-    notebook.metadata = metadata  # it would name the version of Python
+    notebook.metadata = metadata  # else it names the version of Python
     return notebook
 
 
@@ -99,7 +99,7 @@ def problems(notebook: NotebookNode) -> Iterator[str]:
         for kind in {"error", "stderr"} & set(texts):
             yield f"{name} has an output of kind {kind}: {texts[kind]}"
         for text in filter(LOCAL.search, texts.values()):
-            yield f"{name} tells a path of one computer: {text}"
+            yield f"{name} shows a path of one computer: {text}"
 
 
 def differences(stored: NotebookNode, fresh: NotebookNode) -> Iterator[str]:

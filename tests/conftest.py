@@ -17,6 +17,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=sorted(PLATFORMS),
         help="run every test on this backend's devices (default: JAX's default backend)",
     )
+    parser.addoption(
+        "--every",
+        type=int,
+        default=1,
+        help="with -m exhaustive: of grids of more than 20 tests run every N-th only",
+    )
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every = config.getoption("--every")
+    grids: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if every > 1 and item.get_closest_marker("exhaustive"):
+            grids.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    large = (grid for grid in grids.values() if len(grid) > 20)
+    left_out = {item for grid in large for i, item in enumerate(grid) if i % every}
+    config.hook.pytest_deselected(items=sorted(left_out, key=lambda item: item.nodeid))
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -9,14 +9,18 @@ import jaxconv
 from jaxconv.config import Config
 
 PAGE = Path(jaxconv.__file__).parent / "README.md"
-HEADING = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Example):$", re.MULTILINE)
-ITEM = re.compile(r"^((?:\*{0,2}\w+)(?:, \w+)*|The others): ", re.MULTILINE)
+# A heading, and all indented lines after it.
+SECTION = re.compile(
+    r"^(Args|Attributes|Returns|Yields|Raises|Warns|Example):\n((?:(?: .*)?(?:\n|\Z))+)",
+    re.MULTILINE,
+)
+ITEM = re.compile(r"^(\*{0,2}\w+(?:, \w+)*|The others): ", re.MULTILINE)
 # In the order of a reader.
 GROUPS = {
     "Convolutions": ("conv", "conv_general_dilated", "conv_transpose", "pointwise"),
     "Patches": ("im2col", "col2im"),
     "Programs": ("accelerate", "enable", "disable", "enabled", "keep_memory"),
-    "What is chosen": ("plan", "explain", "autotune", "config"),
+    "Plans, measurements and settings": ("plan", "explain", "autotune", "config"),
     "Algorithms": ("ALGORITHMS", "UnsupportedConvError"),
 }
 
@@ -40,7 +44,9 @@ def _entry(name: str) -> str:
         settings = {n: p for n, p in vars(Config).items() if isinstance(p, property)}
         items = (f"- `{n}`: {_inline(inspect.getdoc(p))}" for n, p in settings.items())
         methods = (_function(f"config.{n}", getattr(Config, n)) for n in ("update", "set"))
-        return "\n".join([f"### `{name}`\n", _text(Config), *items, "", *methods])
+        return "\n".join(
+            [f"### `{name}`\n", markdown(inspect.getdoc(Config) or ""), *items, "", *methods]
+        )
     return _function(name, value)
 
 
@@ -50,24 +56,34 @@ def _function(name: str, value: object) -> str:
         parameters = [p for p in inspect.signature(value).parameters.values() if p.name != "self"]
         shown = str(inspect.Signature([p.replace(annotation=p.empty) for p in parameters]))
     code = f"```python\n{name}{shown}\n```\n\n" if shown else ""
-    return f"### `{name}`\n\n{code}{_text(value)}"
+    return f"### `{name}`\n\n{code}{markdown(inspect.getdoc(value) or '')}"
 
 
-def _text(value: object) -> str:
-    """A docstring in Markdown: its sections as lists, its example as code."""
-    first, *sections = HEADING.split(inspect.getdoc(value) or "")
-    parts = [_plain(first.strip())]
-    for heading, body in zip(sections[::2], sections[1::2], strict=True):
-        body = inspect.cleandoc("\n" + body)
-        if heading == "Example":
-            parts.append(f"```pycon\n{body}\n```")
-        elif ITEM.match(body):
-            names, texts = (ITEM.split(body)[i::2] for i in (1, 2))
-            items = (f"- `{n}`: {_inline(t)}" for n, t in zip(names, texts, strict=True))
-            parts.append(f"**{heading}**\n\n" + "\n".join(items))
-        else:
-            parts.append(f"**{heading}**: {_inline(body)}")
-    return "\n\n".join(parts) + "\n"
+def markdown(docstring: str) -> str:
+    """A docstring in Markdown: its sections as lists, its examples as code."""
+    first, *rest = SECTION.split(docstring)
+    parts = [_plain(first)]
+    for heading, body, prose in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+        parts += [_section(heading, inspect.cleandoc("\n" + body)), _plain(prose)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _section(heading: str, body: str) -> str:
+    if heading == "Example":
+        return "\n\n".join(map(_fenced, re.split(r"\n{2,}", body)))
+    if not ITEM.match(body):
+        return f"**{heading}**: {_inline(body)}"
+    names, texts = (ITEM.split(body)[i::2] for i in (1, 2))
+    items = (f"- {_code(n)}: {_inline(t)}" for n, t in zip(names, texts, strict=True))
+    return f"**{heading}**\n\n" + "\n".join(items)
+
+
+def _fenced(paragraph: str) -> str:
+    return f"```pycon\n{paragraph}\n```" if paragraph.startswith(">>>") else _plain(paragraph)
+
+
+def _code(names: str) -> str:
+    return names if " " in names.replace(", ", "") else f"`{names.replace(', ', '`, `')}`"
 
 
 def _inline(text: str | None) -> str:
@@ -75,7 +91,7 @@ def _inline(text: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    return text.replace("``", "`")
+    return text.strip().replace("``", "`")
 
 
 if __name__ == "__main__":

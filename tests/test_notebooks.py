@@ -1,6 +1,12 @@
-"""Every notebook is stored with its outputs, which are those that it has today."""
+"""Every notebook is stored with its outputs, which are those that it has today.
 
+What it says is checked always, what it computes by ``pytest -m exhaustive``.
+"""
+
+import ast
+import re
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import nbformat
@@ -8,12 +14,15 @@ import pytest
 import refresh
 from nbformat import NotebookNode, v4
 
+import jaxconv
+
 NOTEBOOKS = refresh.paths()
+INNER = {"5": {"algorithms", "planning"}}  # notebooks that look inside, and where
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
-def test_there_are_notebooks() -> None:
-    assert NOTEBOOKS
+def test_notebooks_are_found_by_their_beginnings() -> None:
+    assert len(NOTEBOOKS) == 5
     assert [path.name[0] for path in refresh.paths("2", "1")] == ["1", "2"]
 
 
@@ -22,6 +31,27 @@ def test_is_stored_with_outputs(path: Path) -> None:
     assert not list(refresh.problems(refresh.read(path)))
 
 
+@every_notebook
+def test_names_that_exist_and_are_public(path: Path) -> None:
+    notebook = refresh.read(path)
+    text = "\n".join(cell.source for cell in notebook.cells)
+    public = {*jaxconv.__all__, *INNER.get(path.name[0], ())}
+    assert set(re.findall(r"\bjaxconv\.(\w+)", text)) <= public
+    for target in re.findall(r"\]\((\S+\.ipynb)\)", text):
+        assert (path.parent / target).is_file(), target
+
+    tree = ast.parse("\n".join(cell.source for cell in refresh.code_cells(notebook)))
+    ours: dict[str, object] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and re.match(r"jaxconv|helpers", node.module or ""):
+            exec(ast.unparse(node), ours)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = ours.get(node.value.id)
+            assert not isinstance(module, ModuleType) or hasattr(module, node.attr), node.attr
+
+
+@pytest.mark.exhaustive
 @every_notebook
 def test_runs_and_agrees(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if jax.config.jax_platforms:  # pytest --backend=…
@@ -66,7 +96,7 @@ OLD.nbformat_minor = 4
         (notebook(PICTURE, printed("W: …", "stderr")), "cell has an output of kind stderr: W: …"),
         (
             notebook(PICTURE, printed("in /home/me/jaxconv")),
-            "cell tells a path of one computer: in /home/me/jaxconv",
+            "cell shows a path of one computer: in /home/me/jaxconv",
         ),
         (notebook(LARGE), "bytes, more than 2,097,152"),
         (OLD, "its format is not 4.5"),

@@ -96,6 +96,26 @@ def test_page_of_functions_is_up_to_date() -> None:
     assert [name for name in PUBLIC if f"\n### `{name}`\n" not in text] == []
 
 
+@pytest.mark.parametrize(
+    ("docstring", "shown"),
+    [
+        ("Returns:\n  Yes.\n\nWarns:\n  UserWarning: late.", "**Warns**\n\n- `UserWarning`: late."),
+        (
+            "Raises:\n  A, B: why.\n\nSource: Lee (1990).",
+            "- `A`, `B`: why.\n\nSource: Lee (1990).\n",
+        ),
+        ("Args:\n  x: one.\n  The others: as in ``f``.", "- `x`: one.\n- The others: as in `f`.\n"),
+        (
+            "Example:\n  >>> 1\n  1\n\n  In ``f``:\n\n  >>> 2\n  2",
+            "```pycon\n>>> 1\n1\n```\n\nIn `f`:\n\n```pycon\n>>> 2\n2\n```\n",
+        ),
+    ],
+    ids=["Warns", "text after a section", "The others", "prose between examples"],
+)
+def test_docstrings_in_markdown(docstring: str, shown: str) -> None:
+    assert shown in reference.markdown("Does it.\n\n" + docstring)
+
+
 def test_config_is_documented() -> None:
     settings = {n: p for n, p in vars(Config).items() if isinstance(p, property)}
     assert set(settings) == set(SETTINGS)
@@ -209,23 +229,14 @@ def test_there_is_no_circle_of_imports() -> None:
     assert order.index("jaxconv.spec") < order.index("jaxconv.planning.plan")
 
 
+INTERNAL = re.compile(r"^\s*(?:from|import) (jax\.(?:_src|extend|interpreters)\b.*)", re.MULTILINE)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_what_depends_on_the_version_of_jax_is_in_compat(module: str) -> None:
-    text = MODULES[module].read_text(encoding="utf-8")
-    names = {
-        name
-        for node in ast.walk(ast.parse(text))
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [str(node.module)]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    internal = {n for n in names if re.match(r"jax\.(extend|interpreters)\b", n)}
-    assert not internal or module == "jaxconv.compat", f"{module} imports {internal}"
-    private = {n for n in names if n.startswith("jax._src")}
+    found = INTERNAL.findall(MODULES[module].read_text(encoding="utf-8"))
+    assert not found or module == "jaxconv.compat", f"{module} imports {found}"
+    private = [name for name in found if name.startswith("jax._src")]
     assert not private, f"{module} imports {private}: look it up by compat.NAMES"
 
 
@@ -244,14 +255,10 @@ print(tried)
 
 
 def test_docstring_examples_run(tmp_path: Path) -> None:
-    modules = sorted({getattr(jaxconv, name).__module__ for name in FUNCTIONS})
-    names = ("api", "patches", "planning.plan", "tools.autotune", "tools.explain")
-    names += ("tools.memory", "transforms.accelerate", "transforms.enable")
-    assert modules == [f"jaxconv.{name}" for name in names]
-    modules.append("jaxconv.config")
-    modules.sort(key=lambda name: name != "jaxconv.tools.memory")  # before JAX computes anything
+    modules = {"jaxconv.config", *(getattr(jaxconv, name).__module__ for name in FUNCTIONS)}
+    first = "jaxconv.tools.memory"  # before JAX computes anything
     # Each function's example has an import and at least one line more.
-    assert int(run(DOCTEST, *modules, cwd=tmp_path)) >= 2 * len(FUNCTIONS)
+    assert int(run(DOCTEST, first, *sorted(modules - {first}), cwd=tmp_path)) >= 2 * len(FUNCTIONS)
 
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
