@@ -21,11 +21,8 @@ from jaxconv.spec import ConvSpec
 
 @lru_cache(maxsize=4096)
 def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """The algorithm for ``spec`` on ``platform``, measured or else predicted, and the reason.
-
-    Args:
-      without: algorithms that must not be chosen.
-    """
+    """The algorithm for ``spec`` on ``platform``, measured or else predicted, but none of
+    ``without``; and the reason."""
     spec = prepared(spec)
     if spec.is_empty:
         return "im2col" if "xla" in without else "xla", "there is nothing to compute"
@@ -57,10 +54,10 @@ def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
         how = "measured" if times[best].measured else "predicted"
         figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
         return best, f"{how} fastest ({figures})"
-    others = [name for name in times if name != "xla"]
+    others = times.keys() - {"xla"}
     if not others:
         return "xla", "no other algorithm applies"
-    second = min(others, key=lambda name: times[name].seconds)
+    second = min((times[name].seconds, name) for name in others)[1]
     how = "measured clearly" if times[second].measured else "likely to be"
     return "xla", f"no other is {how} faster ({lax}, {second} {times[second]})"
 
@@ -131,12 +128,10 @@ def workspace(
 def run(
     lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
 ) -> Array:
-    """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
+    """Computes ``spec`` on canonical arrays by ``algorithm``, or by the one that "auto" chooses.
 
-    ``moved``: an image channels first was channels last before, and still is in memory.
-
-    The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
-    asked for by name never go to XLA, so that a measurement is of the named algorithm.
+    The convolutions that an algorithm asked for by name delegates never go to XLA, so that a
+    measurement is of that algorithm. ``moved``: an image channels first still is last in memory.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":

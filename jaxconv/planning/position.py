@@ -30,11 +30,8 @@ def place(spec: ConvSpec) -> tuple[float, ...]:
 
 
 def position(spec: ConvSpec) -> tuple[float, ...]:
-    """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one.
-
-    The factors are those of the largest likelihood of the package's rows: the larger, the sooner
-    two convolutions that differ in a coordinate behave differently.
-    """
+    """Coordinates of a prepared ``spec``, of a weight gradient by its forward convolution. Factors
+    are those of the largest likelihood of the package's rows."""
     forward = spec.forward
     groups, m, n, k = forward.gemm
     c, size, dtype = forward.rhs_shape[-2], spec.dtype.itemsize, spec.dtype.name
