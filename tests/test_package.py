@@ -77,26 +77,6 @@ def test_page_of_functions_is_up_to_date() -> None:
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
 
 
-@pytest.mark.parametrize(
-    ("docstring", "shown"),
-    [
-        ("Returns:\n  Yes.\n\nWarns:\n  UserWarning: late.", "**Warns**\n\n- `UserWarning`: late."),
-        (
-            "Raises:\n  A, B: why.\n\nSource: Lee (1990).",
-            "- `A`, `B`: why.\n\nSource: Lee (1990).\n",
-        ),
-        ("Args:\n  x: one.\n  The others: as in ``f``.", "- `x`: one.\n- The others: as in `f`.\n"),
-        (
-            "Example:\n  >>> 1\n  1\n\n  In ``f``:\n\n  >>> 2\n  2",
-            "```pycon\n>>> 1\n1\n```\n\nIn `f`:\n\n```pycon\n>>> 2\n2\n```\n",
-        ),
-    ],
-    ids=["Warns", "text after a section", "The others", "prose between examples"],
-)
-def test_docstrings_in_markdown(docstring: str, shown: str) -> None:
-    assert shown in reference.markdown("Does it.\n\n" + docstring)
-
-
 def test_config_is_documented() -> None:
     settings = {n: p for n, p in vars(Config).items() if isinstance(p, property)}
     assert set(settings) == set(SETTINGS)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import jax
 import numpy as np
 import pytest
-from cases import CASES, LAST, Case, make_case
+from cases import CASES, Case, make_case
 from jax import lax
 
 import jaxconv
@@ -414,9 +414,7 @@ LONG = {  # lhs shape, rhs shape, stride, padding, dtype: more elements than int
 @pytest.mark.parametrize("name", LONG)
 def test_nothing_indexes_beyond_int32(name: str, gradient: bool) -> None:
     lhs, rhs, stride, padding, dtype = LONG[name]
-    ndim = len(padding)
-    arguments = {"window_strides": (stride,) * ndim, "padding": padding}
-    case = Case(name, lhs, rhs, arguments | {"dimension_numbers": LAST[ndim]})
+    case = make_case(name, lhs, rhs, (stride,) * len(padding), padding)
     spec = case.spec(np.dtype(dtype))
     if gradient:
         spec = spec.kernel_gradient

@@ -87,14 +87,12 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
 
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
-    return next(possible, "im2col"), "no other algorithm applies"
+    names = (n for n in ("im2col_tiled", "pointwise") if unsupported(ALGORITHMS[n], spec) is None)
+    return next(names, "im2col"), "no other algorithm applies"
 
 
 def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
-    """Why "auto" never takes ``algorithm`` for a prepared ``spec`` that is not empty; None where it
-    may."""
+    """Why "auto" never takes ``algorithm`` for a prepared, not empty ``spec``; None if it may."""
     reason = unsupported(algorithm, spec) or algorithm.excluded(spec)
     if reason is not None or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
@@ -115,8 +113,8 @@ def workspace_limit() -> int:
 def workspace(
     algorithm: Algorithm, spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()
 ) -> int:
-    """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included; these
-    are planned by any algorithm but those in ``without``."""
+    """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included, which
+    go to any algorithm but those in ``without``."""
     total = algorithm.cost(spec).workspace
     for part in map(prepared, algorithm.parts(spec)):
         if not part.is_empty:

@@ -144,7 +144,7 @@ def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 def _smallest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
     """The indices ``among`` which ``values`` are the ``count`` smallest."""
-    # The same on every processor: they differ in the last digits and in how they partition equals.
+    # Rounded and stable, as processors differ in the last digits and in how they order equals.
     return among[np.argsort(values[among].round(9), kind="stable")[:count]]
 
 
@@ -159,8 +159,8 @@ VARIANCE = SMOOTH**2 + ALONE**2  # of a correction, before there are rows
 
 @lru_cache(maxsize=64)
 def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
-    """The nearest rows, the covariances between them, those with ``spec`` itself, and a place
-    for the weights of those in which an algorithm was measured; for all algorithms the same."""
+    """For all algorithms: the nearest rows, the covariances between them and with ``spec``, and a
+    place for the weights of those in which an algorithm was measured."""
     x = np.array(position(spec))
     related = model._to_here[model._machine]
     distances = np.sqrt(((model.points - x) ** 2).sum(1))
@@ -184,11 +184,9 @@ def model(platform: str) -> Model:
 
 
 def known_rows(platform: str) -> list[Timed]:
-    """The rows that predictions rest on: the package's for ``platform``, and the user's.
-
-    Of the package's rows only those of one version of JAX: the newest that is not newer than the
-    installed one, else the oldest. Others are of the same convolutions and would take time to read.
-    """
+    """The rows that predictions rest on: the user's, and the package's for ``platform`` of one
+    version of JAX, the newest that is not newer than the installed one, else the oldest. Others are
+    of the same convolutions and would take time to read."""
     machines = [m for m in package_machines() if m.platform == platform]
     versions = sorted({m.jax for m in machines}, key=release)
     older = [v for v in versions if release(v) <= release(here(platform).jax)]

@@ -160,8 +160,8 @@ _lock = threading.Lock()
 
 @lru_cache
 def own_rows(platform: str) -> Mapping[ConvSpec, Timed]:
-    """The user's rows for this device and these versions, by their prepared specs; empty if
-    ``use_cache`` is off, and where there are several processes, each of which has its own."""
+    """The user's rows for this device and these versions, by their prepared specs; none if
+    ``use_cache`` is off or there are several processes, which may have different ones."""
     path = _path(platform) if config.use_cache and not several_processes() else None
     return {} if path is None else _rows(path, here(platform))
 
@@ -186,7 +186,7 @@ def _rows(path: Path, machine: Machine) -> dict[ConvSpec, Timed]:
         pass
     except OSError as error:
         _warn(path, f"{str(path)!r} can't be read ({error.strerror}), and is ignored")
-    # What follows the last newline, another process may not have written to its end yet.
+    # Another process may still be writing what follows the last newline.
     for number, line in enumerate([*text.split("\n")[:-1], *_unwritten.get(path, ())], 1):
         try:
             row = _own_row(line, machine)
