@@ -1,8 +1,8 @@
 """Would the tests notice? Changes a line of the package at a time and runs the tests of its file.
 
-``pip install cosmic-ray``, then ``python tests/mutants.py [--count 20] [--seed 0] FILE…``, on a clean
-checkout: each mutant is written to its file while the tests run. Survivors are printed with their
-diffs; one that changes a value lacks a test. Not collected by pytest: a file takes 5 to 15 minutes.
+``pip install cosmic-ray``, then ``python tests/mutants.py [--count 20] [--seed 0] FILE…``, on a
+clean checkout: each mutant is written to its file while the tests run. Survivors are printed with
+their diffs; one that changes a value lacks a test. A file takes 5 to 15 minutes.
 """
 
 import argparse
