@@ -194,7 +194,7 @@ class Config:
 
 def _parsed(function: str, name: str, value: Any, called: str) -> Any:
     if name not in SETTINGS:
-        constraint = f"a setting's name must be one of {', '.join(SETTINGS)}"
+        constraint = f"name must be one of {', '.join(SETTINGS)}"
         fail(function, constraint, repr(name), hints.of_name(name, SETTINGS))
     parsed = SETTINGS[name].parse(value)
     if parsed is None:
