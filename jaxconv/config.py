@@ -6,8 +6,8 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,27 +17,23 @@ from jaxconv import tables
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
 
-# Share of physical memory that one convolution may take besides operands and output: a program
-# holds its own arrays, and XLA may run several convolutions at a time.
+# The share of memory that one convolution may take: a program holds its own arrays, and XLA may run
+# several convolutions at a time.
 MEMORY_SHARE = 8
 UNKNOWN_MEMORY = 8 * 2**30  # bytes assumed where the system does not report it
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
-# Called when settings or measurements have changed.
-listeners: list[Callable[[], None]] = []
+listeners: list[Callable[[], None]] = []  # called when settings or measurements have changed
 
 
 def _size(value: Any) -> int | None:
-    """Bytes, from a number or a string such as "512MiB"; None for other values."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", value.strip().lower())
-        if match is None:
-            return None
-        number, prefix, binary = match.groups()
-        unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
-        return math.floor(float(number) * unit)
-    is_size = isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 0
-    return int(value) if is_size else None
+    text = str(value).strip().lower() if isinstance(value, (str, int, np.integer)) else ""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:(?:([kmgt])(i?))?b)?", text)
+    if match is None:
+        return None
+    number, prefix, binary = match.groups()
+    unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
+    return math.floor(Fraction(number) * unit)
 
 
 def _folder(value: Any) -> Path | None:
@@ -72,15 +68,12 @@ class Setting(NamedTuple):
     expects: str  # what a value must be
 
 
-SETTINGS: Mapping[str, Setting] = MappingProxyType(
-    {
-        "workspace_limit": Setting(
-            _size, _memory_share, "a number of bytes such as 536870912, '512MiB' or '2GB'"
-        ),
-        "cache_dir": Setting(_folder, _user_cache, "a folder's path"),
-        "use_cache": Setting(_boolean, lambda: True, f"a boolean ({', '.join(TRUE + FALSE)})"),
-    }
-)
+SIZE = "a number of bytes such as 536870912, '512MiB' or '2GB'"
+SETTINGS = {
+    "workspace_limit": Setting(_size, _memory_share, SIZE),
+    "cache_dir": Setting(_folder, _user_cache, "a folder's path"),
+    "use_cache": Setting(_boolean, lambda: True, f"a boolean ({', '.join(TRUE + FALSE)})"),
+}
 
 
 def variable(name: str) -> str:
@@ -145,10 +138,10 @@ class Config:
         Raises:
           ValueError: there is no such setting, or the value is invalid.
         """
-        checked = _checked("update", "name", {name: value})
+        parsed = _parsed("config.update", name, value, name)
         with _lock:
             block = next((b for b in reversed(self._blocks) if name in b), self._blocks[0])
-            block.update(checked)
+            block[name] = parsed
         notify()
 
     @contextlib.contextmanager
@@ -162,7 +155,7 @@ class Config:
         Raises:
           ValueError: as ``update``.
         """
-        block = _checked("set", "each name", values)
+        block = {name: _parsed("config.set", name, value, name) for name, value in values.items()}
         with _lock:
             self._blocks = (*self._blocks, block)
         notify()
@@ -199,15 +192,10 @@ class Config:
         return tables.Table(rows=rows, detail=True).text(tables.terminal_width())
 
 
-def _checked(method: str, called: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    for name in values:
-        if name not in SETTINGS:
-            constraint = f"{called} must be one of {', '.join(SETTINGS)}"
-            fail(f"config.{method}", constraint, repr(name), hints.of_name(name, SETTINGS))
-    return {name: _parsed(f"config.{method}", name, v, name) for name, v in values.items()}
-
-
 def _parsed(function: str, name: str, value: Any, called: str) -> Any:
+    if name not in SETTINGS:
+        constraint = f"name must be one of {', '.join(SETTINGS)}"
+        fail(function, constraint, repr(name), hints.of_name(name, SETTINGS))
     parsed = SETTINGS[name].parse(value)
     if parsed is None:
         fail(function, f"{called} must be {SETTINGS[name].expects}", repr(value), "pass one")

@@ -506,7 +506,7 @@ def bad_settings() -> dict[str, Callable[[], Any]]:
         "config.update: name must be one of workspace_limit, .*, got 'limits'; use one of these": (
             lambda: jaxconv.config.update("limits", 1)
         ),
-        "config.set: each name must be one of .*, got 'cachedir'; did you mean 'cache_dir'": (
+        "config.set: name must be one of .*, got 'cachedir'; did you mean 'cache_dir'": (
             lambda: jaxconv.config.set(cachedir="cache").__enter__()
         ),
         r"config.update: workspace_limit must be a number of bytes .*, got 'lots'; \w+ one": (

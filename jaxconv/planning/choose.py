@@ -21,11 +21,8 @@ from jaxconv.spec import ConvSpec
 
 @lru_cache(maxsize=4096)
 def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()) -> tuple[str, str]:
-    """The algorithm for ``spec`` on ``platform``, measured or else predicted, and the reason.
-
-    Args:
-      without: algorithms that must not be chosen.
-    """
+    """The algorithm for ``spec`` on ``platform``, measured or else predicted, but none of
+    ``without``; and the reason."""
     spec = prepared(spec)
     if spec.is_empty:
         return "im2col" if "xla" in without else "xla", "there is nothing to compute"
@@ -57,10 +54,10 @@ def decide(times: Mapping[str, Time], platform: str) -> tuple[str, str]:
         how = "measured" if times[best].measured else "predicted"
         figures = f"{times[best]}" if lax is None else f"{times[best]}, XLA's own {lax}"
         return best, f"{how} fastest ({figures})"
-    others = [name for name in times if name != "xla"]
+    others = times.keys() - {"xla"}
     if not others:
         return "xla", "no other algorithm applies"
-    second = min(others, key=lambda name: times[name].seconds)
+    second = min((times[name].seconds, name) for name in others)[1]
     how = "measured clearly" if times[second].measured else "likely to be"
     return "xla", f"no other is {how} faster ({lax}, {second} {times[second]})"
 
@@ -90,14 +87,12 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
 
 
 def _last_resort(spec: ConvSpec) -> tuple[str, str]:
-    names = ("im2col_tiled", "pointwise", "im2col")
-    possible = (name for name in names if unsupported(ALGORITHMS[name], spec) is None)
-    return next(possible, "im2col"), "no other algorithm applies"
+    names = (n for n in ("im2col_tiled", "pointwise") if unsupported(ALGORITHMS[n], spec) is None)
+    return next(names, "im2col"), "no other algorithm applies"
 
 
 def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
-    """Why "auto" never takes ``algorithm`` for a prepared ``spec`` that is not empty; None where it
-    may."""
+    """Why "auto" never takes ``algorithm`` for a prepared, not empty ``spec``; None if it may."""
     reason = unsupported(algorithm, spec) or algorithm.excluded(spec)
     if reason is not None or algorithm.name == "xla":
         return reason  # XLA's own convolution is the fallback, whatever its workspace
@@ -118,8 +113,8 @@ def workspace_limit() -> int:
 def workspace(
     algorithm: Algorithm, spec: ConvSpec, platform: str, without: frozenset[str] = frozenset()
 ) -> int:
-    """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included; these
-    are planned by any algorithm but those in ``without``."""
+    """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included, which
+    go to any algorithm but those in ``without``."""
     total = algorithm.cost(spec).workspace
     for part in map(prepared, algorithm.parts(spec)):
         if not part.is_empty:
@@ -131,12 +126,10 @@ def workspace(
 def run(
     lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
 ) -> Array:
-    """Computes ``spec`` on canonical arrays by ``algorithm`` or by the one that "auto" chooses.
+    """Computes ``spec`` on canonical arrays by ``algorithm``, or by the one that "auto" chooses.
 
-    ``moved``: an image channels first was channels last before, and still is in memory.
-
-    The smaller convolutions that an algorithm delegates are planned in turn. Those of an algorithm
-    asked for by name never go to XLA, so that a measurement is of the named algorithm.
+    The convolutions that an algorithm asked for by name delegates never go to XLA, so that a
+    measurement is of that algorithm. ``moved``: an image channels first still is last in memory.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":

@@ -15,23 +15,14 @@ from jaxconv.config import several_processes
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where convolutions were timed.
+    """Where convolutions were timed."""
 
-    Attributes:
-      platform: "cpu", "gpu", "tpu", …
-      processor: its class: architecture, vendor, family, and whether it has AVX-512.
-      cores: that each device of the process could use while all were busy.
-      jax: the version.
-      own: whether it is the user's, this very one.
-      note: date and command; the same for machines that are otherwise equal.
-    """
-
-    platform: str
-    processor: str
-    cores: int
-    jax: str
-    own: bool = False
-    note: str = dataclasses.field(default="", compare=False)
+    platform: str  # "cpu", "gpu", "tpu", …
+    processor: str  # its class, see ``processor_class``
+    cores: int  # that each device of the process could use while all were busy
+    jax: str  # the version
+    own: bool = False  # whether it is the user's, this very one
+    note: str = dataclasses.field(default="", compare=False)  # date and command
 
 
 @lru_cache
@@ -62,8 +53,8 @@ def processor() -> str:
 
 
 def processor_class() -> str:
-    """What decides which algorithm is fast: architecture, vendor and family of the processor, where
-    the system reports them, and whether it has AVX-512 and XLA may use it."""
+    """Architecture, vendor and family of the processor, where the system reports them, and whether
+    it has AVX-512 and XLA may use it: what decides which algorithm is fast."""
     facts = _cpuinfo()
     known = [facts[name] for name in ("vendor_id", "cpu family") if name in facts]
     has = "avx512f" in facts.get("flags", "").split()

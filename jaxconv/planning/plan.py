@@ -93,9 +93,9 @@ class Plan(tables.Report):
         above.append(f"on {self.platform}, {self.algorithm}: {self.why}")
         rows = [HEADER, *map(_cells, self.candidates)]
         bold = [i for i, row in enumerate(rows) if row[0]]
-        known = self.spec.is_empty or any(c.seconds is not None for c in self.candidates)
-        reason = f"No times: nothing was measured on {self.platform}; jaxconv.autotune measures."
-        below = [] if known else [reason]
+        below = [f"No times: nothing was measured on {self.platform}; jaxconv.autotune measures."]
+        if self.spec.is_empty or any(c.seconds is not None for c in self.candidates):
+            below = []
         return tables.Table(above, rows, range(2, 6), bold, below, spare=SPARE, detail=True)
 
 
@@ -103,10 +103,8 @@ def _cells(c: Candidate) -> tuple[str, ...]:
     chosen = "▸" if c.status == "chosen" else ""
     if c.status == "unsupported":
         return chosen, c.name, "", "", "", "", f"can't: {c.reason}"
-    gemm = "–" if c.gemm is None else "{} × {}×{}×{}".format(*c.gemm)
-    time = "–"
-    if c.seconds is not None and c.sigma is not None:
-        time = str(Time(c.seconds, c.sigma, c.measured))
+    gemm = "{} × {}×{}×{}".format(*c.gemm) if c.gemm else "–"
+    time = str(Time(c.seconds, c.sigma or 0.0, c.measured)) if c.seconds is not None else "–"
     summary = ALGORITHMS[c.name].summary + (f" (left out: {c.reason})" if c.reason else "")
     mflop, workspace = f"{c.flops / 1e6:,.1f}", tables.mebibytes(c.workspace)
     return chosen, c.name, gemm, mflop, workspace, time, summary
@@ -127,10 +125,9 @@ def plan(
 ) -> Plan:
     """Plans a convolution by the arguments of ``conv``, without running anything.
 
-    A call of lax's function is planned by ``explain(lax.conv_general_dilated, lhs, rhs, …)``: each
-    of its rows has a ``plan``.
-
-    In a program of several processes all plan alike: without measurements, for a common machine.
+    Each row of ``explain(lax.conv_general_dilated, lhs, rhs, …)`` has the ``plan`` of a call by
+    lax's arguments. In a program of several processes all plan alike: without measurements, for a
+    common machine.
 
     Args:
       x, w: image and kernel: arrays, ``jax.ShapeDtypeStruct``s, or shapes.

@@ -30,11 +30,8 @@ def place(spec: ConvSpec) -> tuple[float, ...]:
 
 
 def position(spec: ConvSpec) -> tuple[float, ...]:
-    """Coordinates of a prepared ``spec``; a weight gradient's are those of its forward one.
-
-    The factors are those of the largest likelihood of the package's rows: the larger, the sooner
-    two convolutions that differ in a coordinate behave differently.
-    """
+    """Coordinates of a prepared ``spec``, of a weight gradient by its forward convolution. Factors
+    are those of the largest likelihood of the package's rows."""
     forward = spec.forward
     groups, m, n, k = forward.gemm
     c, size, dtype = forward.rhs_shape[-2], spec.dtype.itemsize, spec.dtype.name
@@ -92,12 +89,11 @@ def _padding(spec: ConvSpec) -> float:
 
 
 def xla_path(spec: ConvSpec) -> str:
-    """The XLA:CPU code path that a prepared ``spec`` takes.
+    """The XLA:CPU code path of a prepared ``spec``.
 
-    "packed": a library that packs patches in cache; "eigen": the older library; "dilated",
-    "volume": its slower paths for a dilated image and for three dimensions; "grouped": a product
-    for each group; "multiply": one product for each element; "depthwise", "loop", "loop in groups":
-    a scalar loop; "swapped": a scalar loop too, over the image as if it were the kernel.
+    "packed": a library that packs patches in cache; "eigen": the older one; "dilated", "volume":
+    its slower paths for dilated images and volumes; "grouped": a product for each group;
+    "multiply": one for each element; the others are scalar loops, "swapped" over the image.
     """
     if swapped(spec):
         return "swapped"

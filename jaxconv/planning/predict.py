@@ -2,34 +2,25 @@
 
     log seconds = log roofline + correction
 
-The roofline is what the work takes at least on a common machine: a call, FLOPs over their rate and
-bytes over a bandwidth, the same for all algorithms. How far above it an algorithm stays is not
-modelled but interpolated between measured convolutions; that is all there is to a prediction.
-
-**Position.** Each convolution has a position: logarithms of its sizes, strides and dilations, its
-dtype, and which of XLA's code paths it takes; see ``position``. Convolutions that behave alike are
-near each other, and their corrections are alike.
-
-**Interpolation.** The correction is a Gaussian process: a weighted sum of the corrections of the
-nearest measured convolutions, with the weights that minimise the expected error, where two
-corrections at distance d of each other have the covariance
+The roofline, what the work takes at least on a common machine, is the same for all algorithms. How
+far above it an algorithm stays is interpolated between measured convolutions by a Gaussian process:
+a weighted sum of the corrections of the nearest, by their positions (see ``position``), with the
+weights that minimise the expected error if two corrections at distance d have the covariance
 
     relation · (SMOOTH² · matern(d / DISTANCE) + ALONE² · [d = 0])
 
-Matérn's function lets them become independent with distance, and ALONE is what a convolution does
-not share with its neighbours. A measurement has an error of NOISE.
+Matérn's function lets them become independent with distance, ALONE is what a convolution does not
+share with its neighbours, and a measurement has an error of NOISE.
 Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), chapters 2 and 4.
 
-**Machines.** ``relation`` says how much a row from one machine says about another: what all
-machines share, and what only those share that have the same class of processor, the same version
-of JAX, or are the user's own. Cores enter as a gain: a correction proportional to the logarithm of
-their number, learned for each shape from rows on one core and on two. A loop that runs block after
-block gains nothing, a large matrix product all of it.
+``relation`` is how much a row from one machine says about another: a share for all machines, and
+more for the same class of processor, the same version of JAX, and the user's own. Cores enter as a
+gain, a correction proportional to the logarithm of their number, learned for each shape from rows
+on one core and on two.
 
-**Uncertainty.** The process also gives its standard deviation, ``sigma``, of the logarithm: small
-near rows of this machine, larger away from all rows, on a processor or a version of JAX without
-rows, and with more cores than were measured. ``choose`` departs from XLA only where the gain is
-likely. A row of exactly this convolution on this machine, from ``autotune``, decides.
+The process also gives ``sigma``, the standard deviation of the logarithm: small near rows of this
+machine, larger away from rows, on processors and versions without rows, and with more cores than
+were measured. A row of exactly this convolution on this machine, from ``autotune``, decides.
 
 The constants but OWN, the same for all algorithms and machines, are those of the largest
 likelihood of the package's rows. In cross-validation half of the predictions were off by a factor
@@ -66,14 +57,8 @@ REPEATED = 0.03  # sigma of a measurement that is repeated
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """The time of an algorithm.
-
-    Attributes:
-      seconds: the median.
-      sigma: standard deviation of its logarithm: it is likely between ``seconds / exp(sigma)`` and
-        ``seconds * exp(sigma)``.
-      measured: whether exactly this convolution was measured on this machine.
-    """
+    """The time of an algorithm: the median, the standard deviation of its logarithm, and whether
+    exactly this convolution was measured on this machine."""
 
     seconds: float
     sigma: float
@@ -104,17 +89,13 @@ Weights = dict[bytes, np.ndarray]
 class Model:
     """Predictions for one machine from measured rows.
 
-    Attributes:
-      points: positions of the rows, (rows, coordinates).
-      corrections: by algorithm, how far each row is above the roofline, less ``levels``, (rows,);
-        NaN where it was not measured.
-      levels: by algorithm, the median of the logarithm above the roofline.
-      compile_seconds: by algorithm, the median of one convolution's.
+    By algorithm: ``levels``, the median of the logarithm above the roofline; ``corrections``, how
+    far each row is above that, NaN where it was not measured; and median ``compile_seconds``.
     """
 
     def __init__(self, rows: Sequence[Timed], machine: Machine) -> None:
         places = [row.place or place(row.spec) for row in rows]
-        floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)
+        floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)  # (rows, coordinates)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
         self._machine = np.array([machines[row.machine] for row in rows], int)
         own = np.array([row.machine.own for row in rows], bool)
@@ -151,8 +132,7 @@ def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
     """As ``np.linalg.solve`` of a positive definite matrix, by halves.
 
     From 100 rows on OpenBLAS would take several threads: on busy cores 50 ms instead of 0.3, and
-    always 2.7 MB of stack. In JAX 0.10.2 a program for several devices is planned on a stack of 2,
-    and whatever lies beside that was overwritten.
+    2.7 MB of stack. JAX 0.10.2 plans a program for several devices on 2 MB: memory was overwritten.
     """
     half = len(vector) // 2
     upper, lower = matrix[:half, half:], matrix[half:, half:]
@@ -164,7 +144,7 @@ def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
 
 def _smallest(values: np.ndarray, among: np.ndarray, count: int) -> np.ndarray:
     """The indices ``among`` which ``values`` are the ``count`` smallest."""
-    # The same on every processor: they differ in the last digits and in how they partition equals.
+    # Rounded and stable, as processors differ in the last digits and in how they order equals.
     return among[np.argsort(values[among].round(9), kind="stable")[:count]]
 
 
@@ -179,8 +159,8 @@ VARIANCE = SMOOTH**2 + ALONE**2  # of a correction, before there are rows
 
 @lru_cache(maxsize=64)
 def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
-    """The nearest rows, the covariances between them, those with ``spec`` itself, and a place
-    for the weights of those in which an algorithm was measured; for all algorithms the same."""
+    """For all algorithms: the nearest rows, the covariances between them and with ``spec``, and a
+    place for the weights of those in which an algorithm was measured."""
     x = np.array(position(spec))
     related = model._to_here[model._machine]
     distances = np.sqrt(((model.points - x) ** 2).sum(1))
@@ -204,11 +184,9 @@ def model(platform: str) -> Model:
 
 
 def known_rows(platform: str) -> list[Timed]:
-    """The rows that predictions rest on: the package's for ``platform``, and the user's.
-
-    Of the package's rows only those of one version of JAX: the newest that is not newer than the
-    installed one, else the oldest. Others are of the same convolutions and would take time to read.
-    """
+    """The rows that predictions rest on: the user's, and the package's for ``platform`` of one
+    version of JAX, the newest that is not newer than the installed one, else the oldest. Others are
+    of the same convolutions and would take time to read."""
     machines = [m for m in package_machines() if m.platform == platform]
     versions = sorted({m.jax for m in machines}, key=release)
     older = [v for v in versions if release(v) <= release(here(platform).jax)]

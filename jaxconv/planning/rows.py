@@ -1,14 +1,12 @@
 """Timed convolutions: how long each algorithm took, on which machine. Predictions rest on them.
 
 A line of JSON for each convolution: what is unusual about it, its place (see ``position``), and for
-each machine milliseconds and seconds to compile by algorithm.
-
-The package's are in ``data/rows.jsonl.gz``, readable by ``zcat``, after a line of machines;
-``python -m jaxconv.bench.calibrate`` adds to them. The user's own, from ``autotune`` and ``jaxconv
-tune``, are appended to a file in ``config.cache_dir``, one for each device, version of JAX and
-version of jaxconv. Of several lines of one convolution there the last counts. Nothing about that
-file raises an error: a bad line is skipped, an unreadable file ignored, and what can't be written
-is known to this process only, with one warning for each file.
+each machine milliseconds and seconds to compile by algorithm. The package's are in
+``data/rows.jsonl.gz``, after a line of machines; ``python -m jaxconv.bench.calibrate`` adds to
+them. The user's, from ``autotune`` and ``jaxconv tune``, are appended to a file in
+``config.cache_dir`` for this device and these versions of JAX and jaxconv; the last line of a
+convolution counts. Faults of that file raise no error: a bad line is skipped, an unreadable file
+ignored, what can't be written known to this process only, with one warning for each file.
 """
 
 import dataclasses
@@ -44,19 +42,13 @@ LOCK_SECONDS = 10  # to wait for another process, which holds the lock for a few
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """One convolution, timed on one machine.
-
-    Attributes:
-      spec: the convolution, in the canonical layout.
-      seconds: of each algorithm that was measured, the median.
-      compile_seconds: likewise.
-      place: where it is among others, see ``position``; None where it was not computed yet.
-    """
+    """One convolution, timed on one machine."""
 
     spec: ConvSpec
     machine: Machine
-    seconds: Mapping[str, float]
+    seconds: Mapping[str, float]  # the median, by algorithm
     compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    # Where it is among others, see ``position``; None where it was not computed yet.
     place: Sequence[float] | None = dataclasses.field(default=None, compare=False)
 
 
@@ -102,12 +94,8 @@ _dtype = cache(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does no
 
 def _entry(which: int, row: Timed) -> list[Any]:
     """What was measured on machine number ``which``."""
-    times = {name: _rounded(1e3 * time, 4) for name, time in row.seconds.items()}
-    return [which, times, {name: _rounded(t, 2) for name, t in row.compile_seconds.items()}]
-
-
-def _rounded(value: float, digits: int) -> float:
-    return float(f"{value:.{digits}g}")
+    times = {name: float(f"{1e3 * t:.4g}") for name, t in row.seconds.items()}
+    return [which, times, {name: float(f"{t:.2g}") for name, t in row.compile_seconds.items()}]
 
 
 def _seconds(times: Mapping[str, float]) -> dict[str, float]:
@@ -119,17 +107,12 @@ def _seconds(times: Mapping[str, float]) -> dict[str, float]:
 
 def read(lines: Sequence[str], wanted: Collection[Machine] | None = None) -> Iterator[Timed]:
     """The rows in a file of the package, of the ``wanted`` machines only."""
-    machines = read_machines(lines)
+    machines = [Machine(**fields) for fields in json.loads(lines[0])]
     for fields, position, *entries in map(json.loads, lines[1:]):
-        taken = [entry for entry in entries if wanted is None or machines[entry[0]] in wanted]
         spec = spec_of(fields)
-        for which, times, compiling in taken:
-            yield Timed(spec, machines[which], _seconds(times), compiling, position)
-
-
-def read_machines(lines: Sequence[str]) -> list[Machine]:
-    """The machines in a file of the package."""
-    return [Machine(**fields) for fields in json.loads(lines[0])]
+        for which, times, compiling in entries:
+            if wanted is None or machines[which] in wanted:
+                yield Timed(spec, machines[which], _seconds(times), compiling, position)
 
 
 def written(rows: Sequence[Timed]) -> Iterator[str]:
@@ -153,7 +136,7 @@ def _package_lines() -> list[str]:
 
 def package_machines() -> list[Machine]:
     """The machines that the package has rows of."""
-    return read_machines(_package_lines())
+    return [Machine(**fields) for fields in json.loads(_package_lines()[0])]
 
 
 @lru_cache
@@ -169,9 +152,7 @@ def package_rows(wanted: tuple[Machine, ...] | None = None) -> tuple[Timed, ...]
             gc.enable()
 
 
-# The user's rows
-
-# Lines that could not be written, by file: they count for this process.
+# The user's rows: lines that could not be written, by file: they count for this process.
 _unwritten: dict[Path, list[str]] = {}
 _warned: set[Path] = set()
 _lock = threading.Lock()
@@ -179,8 +160,8 @@ _lock = threading.Lock()
 
 @lru_cache
 def own_rows(platform: str) -> Mapping[ConvSpec, Timed]:
-    """The user's rows for this device and these versions, by their prepared specs; empty if
-    ``use_cache`` is off, and where there are several processes, each of which has its own."""
+    """The user's rows for this device and these versions, by their prepared specs; none if
+    ``use_cache`` is off or there are several processes, which may have different ones."""
     path = _path(platform) if config.use_cache and not several_processes() else None
     return {} if path is None else _rows(path, here(platform))
 
@@ -205,7 +186,7 @@ def _rows(path: Path, machine: Machine) -> dict[ConvSpec, Timed]:
         pass
     except OSError as error:
         _warn(path, f"{str(path)!r} can't be read ({error.strerror}), and is ignored")
-    # What follows the last newline, another process may not have written to its end yet.
+    # Another process may still be writing what follows the last newline.
     for number, line in enumerate([*text.split("\n")[:-1], *_unwritten.get(path, ())], 1):
         try:
             row = _own_row(line, machine)

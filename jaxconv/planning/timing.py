@@ -25,20 +25,15 @@ class Subject(Protocol):
 
 
 class Compiled:
-    """A function compiled for its arguments, ready to be called and timed.
-
-    Attributes:
-      compile_seconds: of tracing, lowering and compiling.
-      output: of the last call; None before it.
-      workspace: bytes of intermediate arrays; None where the backend doesn't report them.
-    """
+    """A function compiled for its arguments, ready to be called and timed."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.args = args
-        self.output: Any = None
+        self.output: Any = None  # of the last call
         start = time.perf_counter()
         self.compiled = jax.jit(function).lower(*args).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.compile_seconds = time.perf_counter() - start  # tracing and lowering included
+        # Bytes of intermediate arrays; None where the backend doesn't report them.
         analysis = self.compiled.memory_analysis()
         self.workspace: int | None = getattr(analysis, "temp_size_in_bytes", None)
 
@@ -68,8 +63,8 @@ def alternate(
       seconds: after which no further round is begun.
       precision: measuring ends once the ratios of the first subject to the others are this precise:
         the interquartile range over the median and the square root of the number of rounds.
-      settle: each is called for this many seconds before it is timed, for subjects of several
-        runtimes, whose threads keep spinning for a while and disturb the next.
+      settle: seconds for which each is called before it is timed: threads of other runtimes keep
+        spinning for a while.
       fewest: the minimum of rounds.
     """
     start = time.perf_counter()
