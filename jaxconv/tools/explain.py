@@ -112,12 +112,8 @@ class Explanation(tables.Report):
 
 
 def _total(times: Iterable[tuple[float | None, int]]) -> float | None:
-    total = 0.0
-    for seconds, count in times:
-        if seconds is None:
-            return None
-        total += count * seconds
-    return total
+    products = [None if seconds is None else count * seconds for seconds, count in times]
+    return None if None in products else sum(filter(None, products))
 
 
 def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()) -> tables.Table:
@@ -159,9 +155,9 @@ def explain(
     them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and the objects
     themselves stay as they are. JAX or Flax raises an error where ``fn`` changes any other.
 
-    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices
-    (arrays, or ``jax.ShapeDtypeStruct`` with a sharding), the program is compiled, as XLA decides
-    how the arrays within lie; the convolutions are then a device's parts.
+    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices,
+    the program is compiled, as XLA decides how the arrays within lie; the convolutions are then a
+    device's parts.
 
     Args:
       fn: any function, including jitted and accelerated ones.
@@ -260,6 +256,8 @@ def _row(
     candidates = {candidate.name: candidate for candidate in plan.candidates}
     cost, by_lax = candidates[algorithm], candidates["xla"].seconds
     costs = cost.seconds, cost.sigma, cost.measured, by_lax, cost.workspace
+    if spec.is_empty:
+        costs = 0.0, None, False, 0.0, 0
     return Row(spec, where, direction, algorithm, why, *costs, plan, 1, within, exchanged)
 
 
