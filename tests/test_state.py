@@ -1,5 +1,6 @@
 """What a function leaves in its arguments counts as results; the arguments stay as they are."""
 
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -104,23 +105,14 @@ def test_a_ref_that_nothing_reads_is_dead() -> None:
 # Python's objects
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
 class Model:
-    def __init__(self) -> None:
-        self.w = jnp.asarray(W)
+    w: Any = dataclasses.field(default_factory=lambda: jnp.asarray(W))
 
     def step(self, x: Any) -> None:
         self.w = self.w - gradient(self.w, x)
         conv(x, self.w)  # dead
-
-    def tree_flatten(self) -> Any:
-        return (self.w,), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, leaves: Any) -> Any:
-        self = object.__new__(cls)
-        (self.w,) = leaves
-        return self
 
 
 def item(held: Any, x: Any) -> None:
@@ -187,9 +179,7 @@ model = Model()
 
 def rebinds_a_global(x: Any) -> None:
     global model
-    changed = Model()
-    changed.w = model.w - gradient(model.w, x)
-    model = changed
+    model = Model(model.w - gradient(model.w, x))
 
 
 def closing(kind: str) -> Callable[..., Any]:

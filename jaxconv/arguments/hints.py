@@ -265,11 +265,6 @@ def of_platform(given: Any) -> str:
     return of_name(given, ("cpu", "gpu", "tpu"))
 
 
-def of_dtype(given: Any) -> str:
-    """Which dtype is most likely meant by ``given``, such as 'bf16'."""
-    return of_name(given, DTYPES, "use one such as jnp.float32", 0.5)
-
-
 def of_precision(given: Any) -> str:
     """Which precision is most likely meant by ``given``."""
     if isinstance(given, (tuple, list)):

@@ -122,7 +122,8 @@ def parse_out_dtype(
     try:
         dtype = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, call.function))
     except (TypeError, ValueError):
-        given, remedy = repr(preferred), hints.of_dtype(preferred)
+        given = repr(preferred)
+        remedy = hints.of_name(preferred, hints.DTYPES, "use one such as jnp.float32", 0.5)
         if hasattr(preferred, "dtype"):
             given, remedy = type(preferred).__name__, "use its .dtype"
         call.fail("preferred_element_type must be a dtype of numbers", given, remedy, TypeError)

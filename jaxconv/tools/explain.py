@@ -223,18 +223,17 @@ class Compiled:
     """Observes compiled convolutions. ``str()`` is a table: each convolution once."""
 
     def __init__(self) -> None:
-        self._counts = Counter[tuple[ConvSpec, str, str]]()
-        self._where: dict[tuple[ConvSpec, str, str], str] = {}
+        self._lines: dict[tuple[ConvSpec, str, str], list[str]] = {}
 
     def __call__(self, lowered: Lowered) -> None:
         key = lowered.spec, lowered.algorithm, lowered.platform
-        self._counts[key] += 1
-        self._where.setdefault(key, source_line(compat.source_info_util.current().traceback))
+        line = source_line(compat.source_info_util.current().traceback)
+        self._lines.setdefault(key, []).append(line)
 
     def __str__(self) -> str:
         rows: dict[str, list[Row]] = {}
-        for key, count in self._counts.items():
-            row = dataclasses.replace(_row(*key, self._where[key]), count=count)
+        for key, lines in self._lines.items():
+            row = dataclasses.replace(_row(*key, lines[0]), count=len(lines))
             rows.setdefault(key[-1], []).append(row)
         width = tables.terminal_width()
         found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
