@@ -1,12 +1,10 @@
 """The functions that users call."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -17,7 +15,6 @@ from jaxconv.algorithms import UnsupportedConvError
 from jaxconv.arguments import hints
 from jaxconv.arguments.channels_last import NAMES, Padding, lax_arguments
 from jaxconv.arguments.errors import Call, fail, operand
-from jaxconv.arguments.padding import fail_padding, parse_pairs, transpose_pads
 from jaxconv.arguments.parse import (
     check_axes,
     parameters,
@@ -25,9 +22,10 @@ from jaxconv.arguments.parse import (
     parse_out_dtype,
     parse_precision,
     positive,
+    transpose_padding,
 )
 from jaxconv.planning.choose import check_algorithm
-from jaxconv.sharding.borders import MeshLine, cut_axis, window
+from jaxconv.sharding.borders import with_borders
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.primitive import conv_p
 
@@ -194,8 +192,8 @@ def conv(
         w,
         strides,
         padding,
-        dilation=dilation,
-        groups=groups,
+        dilation,
+        groups,
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
@@ -204,48 +202,9 @@ def conv(
     if spatial_axes is None:
         out = _convolve(call, x, w, algorithm, **arguments)
     else:
-        x, params = _with_borders(call, x, w, spatial_axes, arguments)
+        x, params = with_borders(call, x, w, spatial_axes, arguments)
         out = _bind(call, x, w, algorithm, params)
     return out if batched else out[0]
-
-
-def _with_borders(
-    call: Call, x: Array, w: Array, names: Any, arguments: Mapping[str, Any]
-) -> tuple[Array, dict[str, Any]]:
-    """A device's part of the image with its neighbours' borders, and the parameters for that."""
-    ndim = w.ndim - 2
-    named = isinstance(names, Sequence) and all(isinstance(n, str | tuple | None) for n in names)
-    if not named or isinstance(names, str) or len(names) != ndim:
-        must = f"must be {ndim} mesh axes or None, one for each spatial dimension"
-        remedy = "pass one for each, such as ('rows', None)"
-        fail("conv", f"spatial_axes {must}", repr(names), remedy)
-    lines = [MeshLine((n,) if isinstance(n, str) else n or ()) for n in names]
-    try:
-        counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
-    except NameError:
-        constraint = "spatial_axes must name axes of the mesh of a jax.shard_map around it"
-        remedy = "call it inside one, or leave spatial_axes out: under jit it is not needed"
-        fail("conv", constraint, repr(names), remedy)
-    sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
-    whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
-    params = parameters(call, whole, w, **arguments)
-    spec = ConvSpec.from_params(whole, w, params)
-    padding = list(spec.padding)
-    for d, (line, count) in enumerate(zip(lines, counts, strict=True)):
-        if count == 1:
-            continue
-        if spec.out_spatial[d] % count:
-            fail(
-                "conv",
-                f"the devices along spatial_axes[{d}] must divide the output's size",
-                f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}",
-                "pad the image or take another mesh",
-            )
-        cut = cut_axis(spec, d, count)
-        assert cut is not None  # the image is not dilated
-        x = window(x, 1 + d, cut, line)
-        padding[d] = cut.padding
-    return x, {**params, "padding": tuple(padding)}
 
 
 def conv_transpose(
@@ -307,25 +266,10 @@ def conv_transpose(
     channels = f"axis {dnums.lhs_spec[1]}", f"axis {inputs}"
     call = dataclasses.replace(call, channels=channels, guesses=guesses)
     strides = positive(call, "window_strides", strides, ndim, TypeError)
-    if rhs_dilation is None:
-        rhs_dilation = (1,) * ndim
+    rhs_dilation = (1,) * ndim if rhs_dilation is None else rhs_dilation
     rhs_dilation = positive(call, "rhs_dilation", rhs_dilation, ndim, TypeError)
-    pads: Any = padding
-    if isinstance(padding, str):
-        transposed = padding in ("SAME", "VALID")
-        if not transposed and (use_consistent_padding or max(strides, default=1) > 1):
-            fail_padding(call, padding)
-        pads = [padding] * ndim
-    else:
-        transposed = use_consistent_padding
-        pads = parse_pairs(call, padding, ndim)
-    if transposed:
-        kernel_shape = [rhs.shape[d] for d in dnums.rhs_spec[2:]]
-        windows = map(dilate, kernel_shape, rhs_dilation)
-        padding = [
-            transpose_pads(k, stride, pad)
-            for k, stride, pad in zip(windows, strides, pads, strict=True)
-        ]
+    window = map(dilate, [rhs.shape[d] for d in dnums.rhs_spec[2:]], rhs_dilation)
+    padding = transpose_padding(call, padding, window, strides, use_consistent_padding)
     if transpose_kernel:
         rhs = jnp.flip(rhs, dnums.rhs_spec[2:]).swapaxes(*dnums.rhs_spec[:2])
     return _convolve(

@@ -8,7 +8,8 @@ import numpy as np
 import oracles
 from jax import lax
 
-from jaxconv.arguments.parse import parse
+from jaxconv.arguments.errors import Call
+from jaxconv.arguments.parse import parameters
 from jaxconv.spec import ConvSpec
 
 LAST = {
@@ -17,6 +18,12 @@ LAST = {
     2: ("NHWC", "HWIO", "NHWC"),
     3: ("NHWDC", "HWDIO", "NHWDC"),
 }
+
+
+def params_of(lhs: Any, rhs: Any, **arguments: Any) -> dict[str, Any]:
+    """The primitive's parameters for these arguments of lax's function."""
+    call = Call("conv_general_dilated", {"lhs": lhs.shape, "rhs": rhs.shape})
+    return parameters(call, lhs, rhs, **arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Case:
 
     def spec(self, dtype: Any = np.float64) -> ConvSpec:
         lhs, rhs = (jax.ShapeDtypeStruct(s, dtype) for s in (self.lhs_shape, self.rhs_shape))
-        return ConvSpec.from_params(lhs, rhs, parse("conv", lhs, rhs, **self.arguments))
+        return ConvSpec.from_params(lhs, rhs, params_of(lhs, rhs, **self.arguments))
 
     def lax(self, lhs: Any, rhs: Any) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, **self.arguments)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, LAST, Case, make_case
+from cases import CASES, LAST, Case, make_case, params_of
 from hypothesis import strategies as st
 from jax import Array, lax
 
@@ -25,7 +25,6 @@ import jaxconv
 from jaxconv import loops
 from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
 from jaxconv.algorithms.base import apply, prepared, unsupported
-from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.planning.choose import run
 from jaxconv.spec import ConvSpec
@@ -634,7 +633,7 @@ def test_narrow_dtypes(dtype: str, preferred: str | None, case: str) -> None:
         "preferred_element_type": preferred and jnp.dtype(preferred),
     }
     lhs, rhs = operands = operands_of(jnp.dtype(dtype), CASES[case], small=False)
-    params = parse("conv", lhs, rhs, **arguments)
+    params = params_of(lhs, rhs, **arguments)
     spec = ConvSpec.from_params(lhs, rhs, params)
     able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, spec) is None]
     if jax.default_backend() == "gpu" and accelerators.refused(prepared(spec)):

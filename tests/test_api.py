@@ -6,6 +6,7 @@ import inspect
 import itertools
 from typing import Any
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,7 @@ from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import unsupported
 from jaxconv.spec import ConvSpec
 
-LAST = {
-    0: ("NC", "IO", "NC"),
-    1: ("NWC", "WIO", "NWC"),
-    2: ("NHWC", "HWIO", "NHWC"),
-    3: ("NHWDC", "HWDIO", "NHWDC"),
-    4: ("NHWDTC", "HWDTIO", "NHWDTC"),
-}
+LAST = cases.LAST | {4: ("NHWDTC", "HWDTIO", "NHWDTC")}
 
 pytestmark = pytest.mark.usefixtures("compile_quickly")
 

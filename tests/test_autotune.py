@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from cases import CASES
 from jax import lax
+from test_plan import struct
 
 import jaxconv
 from jaxconv.algorithms.base import prepared
@@ -36,10 +37,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(autotuning, "ROUNDS", 2)
     with config.set(cache_dir=tmp_path / "cache", use_cache=True):
         yield tmp_path / "cache"
-
-
-def struct(*shape: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 X, W = struct(2, 6, 6, 4), struct(3, 3, 4, 5)
@@ -149,8 +146,8 @@ def test_memory_of_what_was_compiled_is_bounded(monkeypatch: pytest.MonkeyPatch)
     spec = CASES["3x3"].spec("float32")
     specs = [spec.replace(lhs_shape=(n, 9, 9, spec.lhs_shape[-1])) for n in range(1, 6)]
     for one in [*specs, specs[-1]]:
-        primitive._remember(one, "auto", "cpu")
-        primitive._remember(one, "im2col", "gpu")
+        primitive._remember(primitive.Lowered(one, "auto", "cpu"))
+        primitive._remember(primitive.Lowered(one, "im2col", "gpu"))
     assert planned_here("cpu") == specs[-3:]
     assert planned_here("gpu") == []
 
@@ -433,8 +430,7 @@ def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.M
     spec = jaxconv.explain(loss, X, W).rows[0].spec
     other = other_than_planned(spec)
     times[other] = 0.25
-    measured = timed
-    done: list[ConvSpec] = []
+    measured, done = timed, list[ConvSpec]()
 
     def interrupted(spec: ConvSpec, *args: Any) -> Any:
         if done:

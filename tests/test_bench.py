@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import params_of
 from jax import lax
 
 import jaxconv
 from jaxconv import app as cli
-from jaxconv.arguments.parse import parse
 from jaxconv.bench import cases, measure, networks, profile, programs, regret, report
 from jaxconv.bench.cases import DIRECTIONS, Layer
 from jaxconv.bench.measure import Effort, Result
@@ -324,7 +324,7 @@ def as_called(spec: ConvSpec) -> ConvSpec:
     """The convolution that the benchmark's arguments for ``spec`` describe."""
     operands = jax.eval_shape(lambda: autotuning.operands(spec))
     lhs, rhs = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands)
-    return ConvSpec.from_params(lhs, rhs, parse("conv", lhs, rhs, **cases.arguments(spec)))
+    return ConvSpec.from_params(lhs, rhs, params_of(lhs, rhs, **cases.arguments(spec)))
 
 
 def test_random_specs_are_those_of_their_seed() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from cases import params_of
 from jax import lax
 
-from jaxconv.arguments.parse import parse
 from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 
 DEVICES = 8
@@ -19,7 +19,7 @@ HALVES, QUARTERS = (0, 0, 0, 0, 1, 1, 1, 1), (0, 1, 2, 3, 0, 1, 2, 3)
 def found(lhs: Any, rhs: Any, numbers: Any = ("NHWC", "HWIO", "NHWC"), **arguments: Any) -> Any:
     arguments = {"window_strides": (1, 1), "padding": "SAME"} | arguments
     arrays = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (lhs, rhs)]
-    return dimensions(*arrays, parse("plan", *arrays, dimension_numbers=numbers, **arguments))
+    return dimensions(*arrays, params_of(*arrays, dimension_numbers=numbers, **arguments))
 
 
 def cut(of: Dimensions, *given: dict[int, Any]) -> Cut:

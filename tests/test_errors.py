@@ -347,7 +347,7 @@ REFUSED = {
             ((1, 1), ValueError, "pass one pair for each spatial dimension: "),
             (((1, 1, 0),) * 2, ValueError, "pass one pair for each spatial dimension"),
             (((0.5, 1),) * 2, ValueError, "pass one pair for each spatial dimension"),
-            (((1, 1),), TypeError, "pass one for each: "),
+            (((1, 1),), TypeError, "pass one for each spatial dimension: "),
         )
     },
     **{
@@ -468,6 +468,85 @@ def test_other_functions_refuse(name: str) -> None:
     checked(row.name, row, row.error, row.message)
 
 
+def explain_symbolic() -> None:
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32)
+    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}), x)
+
+
+def explain_malformed() -> None:
+    lhs, rhs = GOOD["lhs"], GOOD["rhs"]
+    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"), lhs)
+
+
+def where(target: Any, name: str, value: Any, call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` while an attribute has this value."""
+
+    def patched() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name, value)
+            call()
+
+    return patched
+
+
+def conv_of_parts() -> None:
+    """Two devices for five rows of output."""
+
+    def part(x: jax.Array) -> jax.Array:
+        return jaxconv.conv(x, np.ones((3, 3, 1, 1)), 2, "VALID", spatial_axes=("rows", None))
+
+    jax.vmap(part, axis_name="rows")(np.ones((2, 1, 6, 12, 1)))
+
+
+ONE_PROCESS = r"measurements are for .* one process, .*, got 2 processes; omit the call there"
+# By the function and what the message says.
+OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
+    ("explain", r"shapes must be numbers, got \(b, 4, 6, 6\) and .*; pass the sizes"): (
+        explain_symbolic
+    ),
+    (
+        "explain",
+        r"convolutions must have taps, positive strides .* by float32\[4,4,3,3\], window_strid",
+    ): explain_malformed,
+    (
+        "tune",
+        r"a platform with measured predictions, the CPU, got \w+; use jaxconv.autotune, .*",
+    ): where(calibrate, "package_machines", lambda: [], lambda: calibrate.tune(1)),
+    (
+        "autotune",
+        r"without fn, jaxconv must have planned .*, got none on \w+; run the program first, or ",
+    ): where(primitive, "_planned_here", {}, jaxconv.autotune),
+    ("autotune", ONE_PROCESS): where(jax, "process_count", lambda: 2, jaxconv.autotune),
+    ("tune", ONE_PROCESS): where(jax, "process_count", lambda: 2, calibrate.tune),
+    (
+        "conv",
+        r"the devices along spatial_axes\[0\] must divide the output's size, got 2 devices and an"
+        r" output of \(5, 5\) for an image of \[12, 12\]; pad the image",
+    ): conv_of_parts,
+    (
+        "config.update",
+        "name must be one of workspace_limit, .*, got 'limits'; use one of these",
+    ): lambda: jaxconv.config.update("limits", 1),
+    ("config.set", "each name must be one of .*, got 'cachedir'; did you mean 'cache_dir'"): (
+        lambda: jaxconv.config.set(cachedir="cache").__enter__()
+    ),
+    ("config.update", r"workspace_limit must be a number of bytes .*, got 'lots'; \w+ one"): (
+        lambda: jaxconv.config.update("workspace_limit", "lots")
+    ),
+    (
+        "config",
+        r"the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; \w+ one",
+    ): lambda: Config({"JAXCONV_USE_CACHE": "lots"}).use_cache,
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # lax's own rule of shape
+@pytest.mark.parametrize(("function", "match"), OTHERS)
+def test_refusals_in_special_places(function: str, match: str) -> None:
+    checked(function, OTHERS[function, match], ValueError, match)
+
+
 SYMBOLIC = "symbolic shapes are for algorithm 'auto' or 'xla', got 'im2col'; use one of these"
 
 
@@ -476,91 +555,6 @@ def test_symbolic_shapes_are_for_xla() -> None:
         "conv_general_dilated", lambda: symbolic("im2col"), UnsupportedConvError, f"{SYMBOLIC}\\."
     )
     assert symbolic("xla").out_avals[0].shape[1:] == (4, 6, 6)
-
-
-def explain_symbolic() -> None:
-    (batch,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32)
-    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}), x)
-
-
-def test_explain_refuses_symbolic_shapes() -> None:
-    match = r"shapes must be numbers, got \(b, 4, 6, 6\) and .*; give the sizes"
-    checked("explain", explain_symbolic, ValueError, match)
-
-
-def explain_malformed() -> None:
-    lhs, rhs = GOOD["lhs"], GOOD["rhs"]
-    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"), lhs)
-
-
-@pytest.mark.filterwarnings("ignore:divide by zero")  # lax's own rule of shape
-def test_explain_refuses_what_lax_cannot_compile() -> None:
-    match = r"convolutions must have taps, positive strides .* by float32\[4,4,3,3\], window_strid"
-    checked("explain", explain_malformed, ValueError, match)
-
-
-def bad_settings() -> dict[str, Callable[[], Any]]:
-    """By what the message says."""
-    return {
-        "config.update: name must be one of workspace_limit, .*, got 'limits'; use one of these": (
-            lambda: jaxconv.config.update("limits", 1)
-        ),
-        "config.set: name must be one of .*, got 'cachedir'; did you mean 'cache_dir'": (
-            lambda: jaxconv.config.set(cachedir="cache").__enter__()
-        ),
-        r"config.update: workspace_limit must be a number of bytes .*, got 'lots'; \w+ one": (
-            lambda: jaxconv.config.update("workspace_limit", "lots")
-        ),
-        r"the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; \w+ one": (
-            lambda: Config({"JAXCONV_USE_CACHE": "lots"}).use_cache
-        ),
-    }
-
-
-@pytest.mark.parametrize("match", bad_settings())
-def test_settings_refuse(match: str) -> None:
-    checked(r"config(\.\w+)?", bad_settings()[match], ValueError, match)
-
-
-def tune_without_predictions() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibrate, "package_machines", lambda: [])
-        calibrate.tune(1)
-
-
-def test_tune_refuses_platforms_without_predictions() -> None:
-    match = r"a platform with measured predictions, the CPU, got \w+; use jaxconv.autotune, .*"
-    checked("tune", tune_without_predictions, ValueError, match)
-
-
-def autotune_nothing() -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(primitive, "_planned_here", {})
-        jaxconv.autotune()
-
-
-def test_autotune_refuses_where_nothing_was_planned() -> None:
-    match = r"without fn, jaxconv must have planned .*, got none on \w+; run the program first, or "
-    checked("autotune", autotune_nothing, ValueError, match)
-
-
-def in_several_processes(measure: Callable[[], Any]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "process_count", lambda: 2)
-        measure()
-
-
-MEASURE = {
-    "autotune": lambda: in_several_processes(jaxconv.autotune),
-    "tune": lambda: in_several_processes(calibrate.tune),
-}
-
-
-@pytest.mark.parametrize("function", MEASURE)
-def test_several_processes_measure_nothing(function: str) -> None:
-    match = r"measurements are for .* one process, .*, got 2 processes; leave the call out there"
-    checked(function, MEASURE[function], ValueError, match)
 
 
 def apply_unsupported() -> None:
@@ -575,24 +569,6 @@ APPLY = "jaxconv: algorithm 'phase' can't do float64.*: lhs is not dilated.*; al
 def test_apply_refuses_what_the_algorithm_does_not_support() -> None:
     with pytest.raises(UnsupportedConvError, match=APPLY):
         apply_unsupported()
-
-
-def conv_of_parts() -> None:
-    """Two devices for five rows of output."""
-
-    def part(x: jax.Array) -> jax.Array:
-        return jaxconv.conv(x, np.ones((3, 3, 1, 1)), 2, "VALID", spatial_axes=("rows", None))
-
-    jax.vmap(part, axis_name="rows")(np.ones((2, 1, 6, 12, 1)))
-
-
-def test_devices_must_divide_the_output() -> None:
-    message = (
-        r"jaxconv\.conv: the devices along spatial_axes\[0\] must divide the output's size, got 2"
-        r" devices and an output of \(5, 5\) for an image of \[12, 12\]; pad the image"
-    )
-    with pytest.raises(ValueError, match=message):
-        conv_of_parts()
 
 
 def test_unsupported_conv_error_is_a_value_error() -> None:
@@ -644,12 +620,8 @@ def test_every_refusal_has_a_test() -> None:
     calls: list[Callable[[], Any]] = [
         partial(jaxconv.conv_general_dilated, **GOOD | bad.change) for bad in BAD.values()
     ]
-    calls += REFUSED.values()
-    calls += [lambda: symbolic("im2col"), explain_symbolic, explain_malformed, apply_unsupported]
-    calls += [conv_of_parts]
-    calls += [tune_without_predictions, autotune_nothing, *MEASURE.values()]
-    calls += bad_settings().values()
-    calls += MISTAKES.values()
+    calls += [*REFUSED.values(), *OTHERS.values(), *MISTAKES.values()]
+    calls += [lambda: symbolic("im2col"), apply_unsupported]
     tested = set().union(*map(raised, calls))
     root = Path(jaxconv.__file__).parent
     missing = [

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import params_of
 from jax import lax
 
 import jaxconv
 from jaxconv.algorithms.base import unsupported
-from jaxconv.arguments.parse import parse
 from jaxconv.planning import accelerators
 from jaxconv.spec import ConvSpec
 
@@ -136,7 +136,7 @@ def run_checks(seed: int) -> int:
     """Checks one sample by "auto" and by every algorithm that takes it; returns how many."""
     case = sample(seed)
     lhs, rhs = case.operands(seed)
-    params = parse("conv_general_dilated", lhs, rhs, **case.arguments)
+    params = params_of(lhs, rhs, **case.arguments)
     spec = ConvSpec.from_params(lhs, rhs, params)
     highest = spec.replace(precision=(lax.Precision.HIGHEST, lax.Precision.HIGHEST))
     able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, highest) is None]
@@ -205,7 +205,7 @@ def test_integers_with_the_batch_innermost(dtype: str, preferred: str | None, x6
     case = Sample((i, height + 8, 9, 2), (i, height, 6, o), dtype, arguments)
     lhs, rhs = case.operands(0)
     with jax.enable_x64(x64):
-        params = parse("conv_general_dilated", lhs, rhs, **arguments)
+        params = params_of(lhs, rhs, **arguments)
         spec = ConvSpec.from_params(lhs, rhs, params)
         algorithms = [a for a in jaxconv.ALGORITHMS.values() if a.gradient]
         names = ["auto", *(a.name for a in algorithms if unsupported(a, spec) is None)]

@@ -1,13 +1,11 @@
 """``keep_memory``: page faults stop, and where it can't help it says so."""
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import pytest
+from test_cli import python
 
 import jaxconv
 from jaxconv.tools import memory
@@ -37,19 +35,6 @@ print(sum(faults[10:]))
 LEAST = 10 * 16_384
 
 
-def python(*arguments: str, **variables: str) -> str:
-    variables |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(jaxconv.__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @glibc
 @pytest.mark.parametrize("way", ["function", "run", "run --no-keep-memory"])
 def test_memory_is_taken_from_the_system_once(way: str, tmp_path: Path) -> None:
@@ -57,10 +42,12 @@ def test_memory_is_taken_from_the_system_once(way: str, tmp_path: Path) -> None:
     if way == "function":
         keep = "import jaxconv\nassert jaxconv.keep_memory()\nassert jaxconv.keep_memory()\n"
         script.write_text(keep + FAULTS)
-        faults = int(python(str(script)))
+        done = python(str(script))
     else:
         script.write_text(FAULTS)
-        faults = int(python("-m", "jaxconv", *way.split(), str(script)))
+        done = python("-m", "jaxconv", *way.split(), str(script))
+    assert done.returncode == 0, done.stderr
+    faults = int(done.stdout)
     assert faults > LEAST if "no" in way else faults < LEAST / 3
 
 
@@ -73,21 +60,14 @@ def test_too_late_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert log[0].filename == __file__
 
 
-def _raise(error: Exception) -> Callable[..., None]:
-    def function(*_: object) -> None:
-        raise error
-
-    return function
-
-
 @pytest.mark.parametrize("system", ["Windows", "musl", "jemalloc"])
 def test_where_there_is_nothing_to_do(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = "nothing to do: memory is kept on Linux with glibc only"
     if system == "Windows":
         monkeypatch.delattr(os, "confstr", raising=False)
     elif system == "musl":
-        error = ValueError("unrecognized configuration name")
-        monkeypatch.setattr(os, "confstr", _raise(error), raising=False)
+        unknown = lambda name: int(name)  # noqa: E731  # a ValueError, as for an unknown name
+        monkeypatch.setattr(os, "confstr", unknown, raising=False)
     elif not GLIBC:
         pytest.skip("another allocator takes the place of glibc's")
     else:

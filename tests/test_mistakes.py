@@ -26,6 +26,8 @@ GIVEN = "for x of shape (2, 32, 32, 3) and w of shape (3, 3, 3, 8)"
 LAX_GIVEN = "for lhs of shape (2, 32, 32, 3) and rhs of shape (3, 3, 3, 8)"
 RANKS = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C), got"
 SAME_RANK = "lhs and rhs must have the same rank (batch, channels and the spatial dimensions), got"
+GRAY, ADD = "lhs has no channel axis: pass", "add the two axes,"
+SWAPPED = "look swapped: the image comes first"
 BESIDES = "lhs and rhs must have batch and channels besides the spatial dimensions of"
 LETTERS = (
     "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length {} such"
@@ -46,10 +48,13 @@ PRECISION = (
     "precision must be None, a name such as 'highest', a lax.Precision, two of either, or a"
     " lax.DotAlgorithmPreset, got"
 )
-STRIDES = "strides must be a positive integer or 2 of them, got"
+NUMBERS, NUMBER = "be a positive integer or 2 of them", "be a positive integer"
+EACH, PAIR = "pass one for each spatial dimension", "pass one pair for each spatial dimension"
+OTHERS = "leave out batch and channels"
 STATIC = "pass static Python integers; under jax.jit, name the argument in static_argnums."
 PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
-PAIRS = "padding must have one (low, high) pair for each of 2 spatial dimensions, got"
+INTEGERS = f"be {PADDINGS} of integers"
+PAIRS = "have one (low, high) pair for each of 2 spatial dimensions"
 AXES = "spatial_axes must be 2 mesh axes or None, one for each spatial dimension, got"
 ONLY = "fn must be the only argument by position, got"
 PASS_FN = "pass the function itself, not what it returns."
@@ -104,6 +109,14 @@ def of_lax_channels(
         f"the channels of lhs (axis {axes[0]}: {lhs.shape[axes[0]]}) must be feature_group_count"
         f" (1) times the input channels of rhs (axis {axes[1]}: {rhs.shape[axes[1]]}), got lhs of"
         f" shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
+    )
+
+
+def of_transpose_channels(lhs: Any, rhs: Any, remedy: str) -> Mistake:
+    return at("conv_transpose", lhs, rhs, (2, 2), "SAME")(
+        ValueError,
+        f"the channels of lhs (axis 3: {lhs.shape[3]}) must be the input channels of rhs (axis 2:"
+        f" {rhs.shape[2]}), got lhs of shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
     )
 
 
@@ -195,9 +208,6 @@ MISTAKES = {
         TypeError,
         "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it with .astype.",
     ),
-    "a list": at("conv", [1.0], W)(
-        TypeError, "x must be an array, got list; convert it with jnp.asarray."
-    ),
     "a shape": at("conv", X.shape, W)(
         TypeError,
         "x must be an array, got tuple; jaxconv.plan takes shapes; for values pass"
@@ -264,62 +274,48 @@ MISTAKES = {
         )
         for given in (("rows",), "rows", 1, (0, 1))
     },
-    # Strides, dilation, groups
-    "a fractional stride": at("conv", X, W, 1.5)(TypeError, f"{STRIDES} 1.5 {GIVEN}; {STATIC}"),
-    "fractional strides": at("conv", X, W, strides=(1.0, 2.0))(
-        TypeError, f"{STRIDES} (1.0, 2.0) {GIVEN}; {STATIC}"
-    ),
-    "padding in the place of strides": at("conv", X, W, "SAME")(
-        TypeError, f"{STRIDES} 'SAME' {GIVEN}; pass padding by name, padding='SAME'."
-    ),
-    "one stride for two axes": at("conv", X, W, strides=(2,))(
-        ValueError, f"{STRIDES} (2,) {GIVEN}; pass one for each spatial dimension: (2, 2)."
-    ),
-    "strides of TensorFlow": at("conv", X, W, strides=(1, 2, 2, 1))(
-        ValueError, f"{STRIDES} (1, 2, 2, 1) {GIVEN}; leave out batch and channels: (2, 2)."
-    ),
-    "a stride of 0": at("conv", X, W, strides=0)(ValueError, f"{STRIDES} 0 {GIVEN}; use 1."),
-    "dilations": at("conv", X, W, dilation=(1, 2, 3))(
-        ValueError,
-        f"dilation must be a positive integer or 2 of them, got (1, 2, 3) {GIVEN}; pass one for"
-        " each spatial dimension, or add the axes that the operands lack.",
-    ),
-    "no groups": at("conv", X, W, groups=0)(
-        ValueError, f"groups must be a positive integer, got 0 {GIVEN}; use 1 without groups."
-    ),
+    # Strides, dilation, groups, padding
+    **{
+        f"{argument} {given!r}": at("conv", X, W, **{argument: given})(
+            error, f"{argument} must {must}, got {given!r} {GIVEN}; {remedy}"
+        )
+        for (argument, error, must), remedies in {
+            ("strides", TypeError, NUMBERS): {
+                1.5: STATIC,
+                (1.0, 2.0): STATIC,
+                "SAME": "pass padding by name, padding='SAME'.",
+            },
+            ("strides", ValueError, NUMBERS): {
+                0: "use 1.",
+                (2,): f"{EACH}: (2, 2).",
+                (1, 2, 2, 1): f"{OTHERS}: (2, 2).",
+            },
+            ("dilation", ValueError, NUMBERS): {
+                (1, 2, 3): f"{EACH}, or add the axes that the operands lack."
+            },
+            ("groups", ValueError, NUMBER): {0: "use 1 without groups."},
+            ("groups", TypeError, NUMBER): {"depthwise": STATIC},
+            ("padding", ValueError, f"be {PADDINGS}"): {"SMAE": "did you mean 'SAME'?"},
+            ("padding", ValueError, INTEGERS): {
+                None: "use 'VALID' for none.",
+                (1, 2): f"{PAIR}: ((1, 1), (2, 2)).",
+            },
+            ("padding", TypeError, PAIRS): {
+                ((1, 1),): f"{EACH}: ((1, 1), (1, 1)).",
+                ((0, 0), (1, 1), (1, 1), (0, 0)): f"{OTHERS}: ((1, 1), (1, 1)).",
+            },
+        }.items()
+        for given, remedy in remedies.items()
+    },
     "groups that don't divide the outputs": at("conv", WIDE, kernel(3, 3, 32, 9), groups=2)(
         ValueError,
         "groups must divide the output channels of w, got 9 in 2 groups for x of shape"
         " (2, 32, 32, 64) and w of shape (3, 3, 32, 9); use a multiple of 2, or change groups.",
     ),
-    "a name for groups": at("conv", X, W, groups="depthwise")(
-        TypeError, f"groups must be a positive integer, got 'depthwise' {GIVEN}; {STATIC}"
-    ),
-    # Padding and algorithm
-    "no padding": at("conv", X, W, padding=None)(
-        ValueError,
-        f"padding must be {PADDINGS} of integers, got None {GIVEN}; use 'VALID' for none.",
-    ),
-    "misspelled padding": at("conv", X, W, padding="SMAE")(
-        ValueError, f"padding must be {PADDINGS}, got 'SMAE' {GIVEN}; did you mean 'SAME'?"
-    ),
-    "a pad for each axis": at("conv", X, W, padding=(1, 2))(
-        ValueError,
-        f"padding must be {PADDINGS} of integers, got (1, 2) {GIVEN}; pass one pair for each"
-        " spatial dimension: ((1, 1), (2, 2)).",
-    ),
-    "one pair": at("conv", X, W, padding=[(1, 1)])(
-        TypeError, f"{PAIRS} [(1, 1)] {GIVEN}; pass one for each: ((1, 1), (1, 1))."
-    ),
-    "pads of TensorFlow": at("conv", X, W, padding=((0, 0), (1, 1), (1, 1), (0, 0)))(
-        TypeError,
-        f"{PAIRS} ((0, 0), (1, 1), (1, 1), (0, 0)) {GIVEN}; leave out batch and channels: ((1, 1),"
-        " (1, 1)).",
-    ),
     "a pair in 1-D": at("conv", X[0], W[0], padding=(2, 0))(
         ValueError,
-        f"padding must be {PADDINGS} of integers, got (2, 0) for x of shape (32, 32, 3) and w of"
-        " shape (3, 3, 8); pass one pair for each spatial dimension: ((2, 0),).",
+        f"padding must {INTEGERS}, got (2, 0) for x of shape (32, 32, 3) and w of shape (3, 3, 8);"
+        f" {PAIR}: ((2, 0),).",
     ),
     "cropped away": at("conv", X, W, padding=-20)(
         ValueError,
@@ -437,97 +433,48 @@ MISTAKES = {
     **{
         name: at("conv_general_dilated", lhs, rhs, (1, 1), "SAME", dimension_numbers=numbers)(
             TypeError,
-            f"{SAME_RANK} lhs of shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}",
+            f"{SAME_RANK} lhs of shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
         )
-        for name, lhs, rhs, numbers, remedy in (
-            ("no batch", FIRST[0], OIHW, None, "lhs has no batch: pass lhs[None]."),
-            (
-                "gray images, channels first",
-                FIRST[:, 0],
-                OIHW[:, :1],
-                None,
-                "lhs has no channel axis: pass lhs[:, None].",
-            ),
-            (
-                "gray images, channels last",
-                X[..., 0],
-                W[:, :, :1],
-                LAST,
-                "lhs has no channel axis: pass lhs[..., None].",
-            ),
-            (
-                "a matrix, channels first",
-                FIRST[0, 0],
-                OIHW,
-                None,
-                "add the two axes, lhs[None, None].",
-            ),
-            (
-                "a matrix, channels last",
-                X[0, ..., 0],
-                W,
-                LAST,
-                "add the two axes, lhs[None, ..., None].",
-            ),
-            ("a filter", FIRST, OIHW[0, 0], None, "add the two axes, rhs[None, None]."),
-            (
-                "a filter, channels last",
-                X,
-                W[..., 0, 0],
-                LAST,
-                "add the two axes, rhs[..., None, None].",
-            ),
-            (
-                "an image without batch second",
-                OIHW,
-                FIRST[0],
-                None,
-                "lhs and rhs look swapped: the image comes first.",
-            ),
-            ("a batch of batches", X[None], OIHW, None, "make the leading axes of lhs one batch."),
-            ("a pixel", X[0, 0, 0], OIHW[..., None], None, "add the missing axes."),
+        for name, (lhs, rhs, numbers, remedy) in {
+            "no batch": (FIRST[0], OIHW, None, "lhs has no batch: pass lhs[None]"),
+            "gray images, channels first": (FIRST[:, 0], OIHW[:, :1], None, f"{GRAY} lhs[:, None]"),
+            "gray images, channels last": (X[..., 0], W[:, :, :1], LAST, f"{GRAY} lhs[..., None]"),
+            "a matrix, channels first": (FIRST[0, 0], OIHW, None, f"{ADD} lhs[None, None]"),
+            "a matrix, channels last": (X[0, ..., 0], W, LAST, f"{ADD} lhs[None, ..., None]"),
+            "a filter": (FIRST, OIHW[0, 0], None, f"{ADD} rhs[None, None]"),
+            "a filter, channels last": (X, W[..., 0, 0], LAST, f"{ADD} rhs[..., None, None]"),
+            "an image without batch second": (OIHW, FIRST[0], None, f"lhs and rhs {SWAPPED}"),
+            "a batch of batches": (X[None], OIHW, None, "make the leading axes of lhs one batch"),
+            "a pixel": (X[0, 0, 0], OIHW[..., None], None, "add the missing axes"),
+        }.items()
+    },
+    **{
+        f"padding {given} of a transpose": at("conv_transpose", X, W, (2, 2), given)(
+            ValueError,
+            "padding must be 'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high)"
+            f" pairs, got {given!r} {LAX_GIVEN}; {remedy}",
+        )
+        for given, remedy in (
+            ("SMAE", "did you mean 'SAME'?"),
+            ("SAME_LOWER", "use one of these."),
         )
     },
-    "misspelled padding of a transpose": at("conv_transpose", X, W, (2, 2), "SMAE")(
-        ValueError,
-        "padding must be 'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs,"
-        f" got 'SMAE' {LAX_GIVEN}; did you mean 'SAME'?",
+    "a transpose channels first": of_transpose_channels(
+        FIRST, W, "use dimension_numbers=('NCHW', 'HWIO', 'NCHW')"
     ),
-    "a transpose channels first": at("conv_transpose", FIRST, W, (2, 2), "SAME")(
-        ValueError,
-        "the channels of lhs (axis 3: 32) must be the input channels of rhs (axis 2: 3), got lhs"
-        " of shape (2, 3, 32, 32) and rhs of shape (3, 3, 3, 8); use dimension_numbers=('NCHW',"
-        " 'HWIO', 'NCHW').",
+    "a transpose by the forward kernel": of_transpose_channels(
+        WIDE, kernel(4, 4, 3, 64), "use transpose_kernel=True"
     ),
-    "a transpose by the forward kernel": at(
-        "conv_transpose", WIDE, kernel(4, 4, 3, 64), (2, 2), "SAME"
-    )(
-        ValueError,
-        "the channels of lhs (axis 3: 64) must be the input channels of rhs (axis 2: 3), got lhs"
-        " of shape (2, 32, 32, 64) and rhs of shape (4, 4, 3, 64); use transpose_kernel=True.",
+    "a transpose of PyTorch": of_transpose_channels(
+        WIDE,
+        kernel(64, 8, 4, 4),
+        "use dimension_numbers=('NHWC', 'OIHW', 'NHWC'); use transpose_kernel=True",
     ),
-    "a transpose of PyTorch": at("conv_transpose", WIDE, kernel(64, 8, 4, 4), (2, 2), "SAME")(
-        ValueError,
-        "the channels of lhs (axis 3: 64) must be the input channels of rhs (axis 2: 4), got lhs"
-        " of shape (2, 32, 32, 64) and rhs of shape (64, 8, 4, 4); use dimension_numbers=('NHWC',"
-        " 'OIHW', 'NHWC'); use transpose_kernel=True.",
+    "a transpose of too few channels": of_transpose_channels(
+        X, kernel(3, 3, 4, 8), "rhs needs 3 input channels for this lhs"
     ),
-    "a transpose of too few channels": at("conv_transpose", X, kernel(3, 3, 4, 8), (2, 2), "SAME")(
-        ValueError,
-        "the channels of lhs (axis 3: 3) must be the input channels of rhs (axis 2: 4), got lhs"
-        " of shape (2, 32, 32, 3) and rhs of shape (3, 3, 4, 8); rhs needs 3 input channels for"
-        " this lhs.",
-    ),
-    "SAME_LOWER of a transpose": at("conv_transpose", X, W, (2, 2), "SAME_LOWER")(
-        ValueError,
-        "padding must be 'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs, got"
-        f" 'SAME_LOWER' {LAX_GIVEN}; use one of these.",
-    ),
-    "a transpose of swapped operands": at("conv_transpose", W, X, (2, 2), "SAME")(
-        ValueError,
-        "the channels of lhs (axis 3: 8) must be the input channels of rhs (axis 2: 32), got lhs of"
-        " shape (3, 3, 3, 8) and rhs of shape (2, 32, 32, 3); lhs and rhs look swapped: the image"
-        " comes first.",
+    "a transpose of swapped operands": of_transpose_channels(
+        W, X, "lhs and rhs look swapped: the image comes first"
     ),
     # The channels-last others
     "a signal and a filter": at("conv", X[0, 0, :, 0], W[0, 0, :, 0])(
@@ -653,8 +600,8 @@ MISTAKES = {
     ),
     "autotune without arguments": at("autotune", jaxconv.conv)(
         TypeError,
-        "fn's arguments must be given too, got none (conv() missing 2 required positional"
-        " arguments: 'x' and 'w'); give them after it: jaxconv.autotune(fn, x, w).",
+        "fn's arguments must be passed too, got none (conv() missing 2 required positional"
+        " arguments: 'x' and 'w'); pass them after it: jaxconv.autotune(fn, x, w).",
     ),
     "enable on CUDA": at("enable", "cuda")(
         ValueError, "platforms must be among 'cpu', 'gpu' and 'tpu', got ('cuda',); use 'gpu'."
@@ -721,11 +668,11 @@ REMEDIES: dict[str, Remedy] = {
     "one gray image": lambda x, w: {"x": x[..., None]},
     "dtypes": lambda x, w: {"w": w.astype(x.dtype)},
     "an image of bytes": lambda x, w: {"x": x.astype(w.dtype)},
-    "one stride for two axes": lambda x, w: {"strides": (2, 2)},
-    "strides of TensorFlow": lambda x, w: {"strides": (2, 2)},
-    "a pad for each axis": lambda x, w: {"padding": ((1, 1), (2, 2))},
-    "one pair": lambda x, w: {"padding": ((1, 1), (1, 1))},
-    "pads of TensorFlow": lambda x, w: {"padding": ((1, 1), (1, 1))},
+    "strides (2,)": lambda x, w: {"strides": (2, 2)},
+    "strides (1, 2, 2, 1)": lambda x, w: {"strides": (2, 2)},
+    "padding (1, 2)": lambda x, w: {"padding": ((1, 1), (2, 2))},
+    "padding ((1, 1),)": lambda x, w: {"padding": ((1, 1), (1, 1))},
+    "padding ((0, 0), (1, 1), (1, 1), (0, 0))": lambda x, w: {"padding": ((1, 1), (1, 1))},
     "a pair in 1-D": lambda x, w: {"padding": ((2, 0),)},
     "complex and real": lambda x, w: {"x": x.astype(w.dtype)},
     "an image without batch swapped": lambda x, w: {"x": w, "w": x},

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
 
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import Call
@@ -32,22 +31,15 @@ def lax_arguments(
     function: str,
     x: Any,
     w: Any,
-    strides: int | Sequence[int] = 1,
-    padding: Padding = "SAME",
-    *,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    precision: lax.PrecisionLike = None,
-    preferred_element_type: DTypeLike | None = None,
+    strides: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+    **others: Any,
 ) -> tuple[Call, dict[str, Any]]:
-    """Arguments of ``conv`` as those of ``lax.conv_general_dilated`` for the same operands.
+    """Arguments of ``conv`` as those of ``lax.conv_general_dilated``, and the call for its errors.
 
-    Args:
-      function: the public function named in error messages.
-      x, w: anything with a shape; the batch of ``x``, where it has none, is to be added.
-
-    Returns:
-      The call, for the errors of ``parameters``; and the arguments besides the operands.
+    ``x`` and ``w`` are anything with a shape; a batch that ``x`` lacks is to be added.
     """
     call = Call(
         function,
@@ -69,8 +61,7 @@ def lax_arguments(
         "rhs_dilation": dilation,
         "dimension_numbers": lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
         "feature_group_count": groups,
-        "precision": precision,
-        "preferred_element_type": preferred_element_type,
+        **others,
     }
 
 
@@ -91,8 +82,8 @@ def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:
         remedy = "make the leading axes of x one batch, or add the missing axes of w"
     else:
         remedy = "add the missing axes, such as x[..., None] for one channel"
-    constraint = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)"
-    call.fail(constraint, None, remedy, TypeError)
+    must = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C)"
+    call.fail(must, None, remedy, TypeError)
 
 
 def resolve_padding(
@@ -103,10 +94,7 @@ def resolve_padding(
         return ((int(padding), int(padding)),) * len(kernel_shape)
     if isinstance(padding, str) and padding.upper() == "CAUSAL":
         if len(kernel_shape) != 1:
-            call.fail(
-                "padding 'CAUSAL' is for one spatial dimension",
-                f"{len(kernel_shape)} of them",
-                "pass (low, high) pairs",
-            )
+            constraint = "padding 'CAUSAL' is for one spatial dimension"
+            call.fail(constraint, f"{len(kernel_shape)} of them", "pass (low, high) pairs")
         return tuple(((k - 1) * d, 0) for k, d in zip(kernel_shape, dilation, strict=True))
     return padding

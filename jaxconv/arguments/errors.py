@@ -95,13 +95,11 @@ def check_function(function: str, fn: Any) -> None:
 
 
 def of_function(public: Callable[P, R]) -> Callable[P, R]:
-    """Lets a public function that makes one function of another refuse everything else."""
+    """Lets a public function whose one argument by position is ``fn`` say so."""
     name = public.__name__
 
     @functools.wraps(public)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if args or "fn" in kwargs:
-            check_function(name, args[0] if args else kwargs["fn"])
         if len(args) > 1:
             constraint = "fn must be the only argument by position"
             remedy = f"pass options by name, and arguments of fn to jaxconv.{name}(fn)"

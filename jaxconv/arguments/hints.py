@@ -11,6 +11,7 @@ Shape = tuple[int, ...]
 Shapes = Iterable[tuple[str, Shape]]
 # Letters of spatial dimensions, by their number.
 LETTERS = ("", "W", "HW", "DHW")
+SWAPPED = "look swapped: the image comes first"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int8", "int16")
 DTYPES += ("int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
 PRECISIONS = ("default", "high", "highest", "float32", "tensorfloat32", "bfloat16", "bfloat16_3x")
@@ -49,10 +50,7 @@ def likeliest(guesses: Iterable[Guess]) -> str | None:
 
 
 def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterator[Guess]:
-    """Each image with each kernel, by the groups passed and by those that the kernel speaks for.
-
-    A kernel of one input channel is most likely one of a depthwise convolution.
-    """
+    """Each image with each kernel, by the groups passed and by those that the kernel speaks for."""
     for (of_x, x), (of_w, w) in itertools.product(images, kernels):
         changes = [text for text in (of_x, of_w) if text]
         yield Guess(changes, x, w, groups)
@@ -68,19 +66,18 @@ def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterat
 def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
     """What a call of ``conv`` may be meant to be; ``x`` is without a batch where ``w`` says so."""
     ndim, batched = len(w) - 2, len(x) == len(w)
-    n, *spatial, channels = x if batched else (1, *x)
     *kernel, inputs, outputs = w
-    image = (n, *spatial, channels)
-    images: list[tuple[str, Shape]] = [("", image)]
+    images: list[tuple[str, Shape]] = [("", x if batched else (1, *x))]
     kernels: list[tuple[str, Shape]] = [("", w)]
     if groups == inputs > 1:
         text = "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
         reshaped = (*kernel, 1, inputs * outputs)
         kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", reshaped))
     elif inputs > 1:
-        kernels.append(("w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)", _swapped(w)))
+        text = "w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)"
+        kernels.append((text, (*kernel, outputs, inputs)))
     if ndim:
-        images += _channels_last("x", x, 1 if batched else 0)
+        images += _channels_last(x, 1 if batched else 0)
         order = (*range(2, ndim + 2), 1, 0)
         moved = tuple(w[axis] for axis in order)
         if _is_likely(moved[:-2], kernel):
@@ -89,7 +86,7 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
         images.append(("x has no channel axis: pass x[..., None]", (*x, 1)))
     yield from _combined(images, kernels, groups, "groups")
     if batched:
-        yield Guess(["x and w look swapped: the image comes first"], w, x, groups)
+        yield Guess([f"x and w {SWAPPED}"], w, x, groups)
     if batched and not ndim:  # a matrix as image, and one as kernel
         text = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
         guess = Guess([text], (1, *x, 1), (*w, 1, 1), groups)
@@ -102,9 +99,13 @@ def _image(shape: Shape, spec: Sequence[int]) -> Shape:
     return n, *spatial, c
 
 
-def _kernel(shape: Shape, spec: Sequence[int], swapped: bool = False) -> Shape:
+def _kernel(shape: Shape, spec: Sequence[int]) -> Shape:
     o, i, *spatial = (shape[axis] for axis in spec)
-    return (*spatial, o, i) if swapped else (*spatial, i, o)
+    return (*spatial, i, o)
+
+
+def _transposed(w: Shape, wanted: bool) -> Shape:
+    return (*w[:-2], *w[:-3:-1]) if wanted else w
 
 
 def of_lax(
@@ -116,13 +117,12 @@ def of_lax(
 ) -> Iterator[Guess]:
     """The operands of lax's functions swapped, or in another of the common layouts.
 
-    Args:
-      transpose_kernel: that of ``conv_transpose``; None for ``conv_general_dilated``.
+    ``transpose_kernel`` is that of ``conv_transpose``; None for ``conv_general_dilated``.
     """
     ndim, is_forward = len(lhs) - 2, transpose_kernel is None
     now_x, now_w = _image(lhs, dnums.lhs_spec), _kernel(rhs, dnums.rhs_spec)
-    swapped = _image(rhs, dnums.lhs_spec), _kernel(lhs, dnums.rhs_spec, bool(transpose_kernel))
-    yield Guess(["lhs and rhs look swapped: the image comes first"], *swapped, groups)
+    kernel = _transposed(_kernel(lhs, dnums.rhs_spec), bool(transpose_kernel))
+    yield Guess([f"lhs and rhs {SWAPPED}"], _image(rhs, dnums.lhs_spec), kernel, groups)
     if ndim >= len(LETTERS):
         return
     letters = LETTERS[ndim]
@@ -139,45 +139,37 @@ def of_lax(
         changes = [] if is_now else [f"use dimension_numbers={numbers}"]
         if other and not is_forward:
             changes.append(f"use transpose_kernel={not transpose_kernel}")
-        w = _swapped(w) if other != bool(transpose_kernel) else w
+        kernel = ("", _transposed(w, other != bool(transpose_kernel)))
         name = "feature_group_count" if is_forward else ""
-        yield from _combined([("; ".join(changes), x)], [("", w)], groups, name)
+        yield from _combined([("; ".join(changes), x)], [kernel], groups, name)
 
 
 def of_pointwise(x: Shape, w: Shape) -> Iterator[Guess]:
     """What a call of ``pointwise`` may be meant to be."""
-    images = [("", x), *(_channels_last("x", x, 1) if len(x) > 2 else ())]
-    kernels = [("", w), ("w looks like (O, C): pass w.T", _swapped(w))] if len(w) == 2 else []
+    images = [("", x), *(_channels_last(x, 1) if len(x) > 2 else ())]
+    kernels = [("", w), ("w looks like (O, C): pass w.T", w[::-1])] if len(w) == 2 else []
     if len(w) == 1:
         kernels.append(("w has no axis of output channels: pass w[:, None]", (*w, 1)))
     if len(w) > 2 and set(w[:-2]) == {1}:
         kernels.append(("w has the axes of a kernel too: pass w.reshape(w.shape[-2:])", w[-2:]))
     if len(w) > 2 and set(w[2:]) == {1}:
         kernels.append(("w looks like (O, C, kernel…): pass w.reshape(w.shape[:2]).T", w[1::-1]))
-    for (of_x, image), (of_w, kernel) in itertools.product(images, kernels):
-        changes = [text for text in (of_x, of_w) if text]
-        yield Guess(changes, (1, image[-1]), kernel, 1)
+    yield from _combined([(text, (1, image[-1])) for text, image in images], kernels, 1, "")
     if len(x) == 2:
-        yield Guess(["x and w look swapped: the image comes first"], (1, *w[-1:]), x, 1)
+        yield Guess([f"x and w {SWAPPED}"], (1, *w[-1:]), x, 1)
 
 
-def _channels_last(name: str, x: Shape, axis: int) -> Shapes:
+def _channels_last(x: Shape, axis: int) -> Shapes:
     """``x`` with its channels, which are at ``axis``, moved to the end, if they may be there."""
     n, channels, *spatial = x if axis == 1 else (1, *x)
-    moved = (n, *spatial, channels)
     if _is_likely(spatial, (channels, *spatial[:-1])):
-        text = f"move its channels to the end, jnp.moveaxis({name}, {axis}, -1)"
-        yield f"{name} looks channels-first: {text}", moved
+        text = f"move its channels to the end, jnp.moveaxis(x, {axis}, -1)"
+        yield f"x looks channels-first: {text}", (n, *spatial, channels)
 
 
 def _is_likely(spatial: Sequence[int], now: Sequence[int]) -> bool:
     """Whether these may be the spatial sizes rather than those read now, which may be all equal."""
     return len(set(spatial)) <= 1 or len(set(now)) > 1
-
-
-def _swapped(w: Shape) -> Shape:
-    *kernel, inputs, outputs = w
-    return *kernel, outputs, inputs
 
 
 # Ranks and dimension numbers
@@ -222,7 +214,7 @@ def of_axes(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> str:
         return f"{x} has no batch: pass {x}[None]"
     as_image, as_kernel = (*rhs[1:], *rhs[:1]), (*lhs[2:], *lhs[1::-1])
     if missing == -1 and look_swapped(as_image if image else rhs, as_kernel if kernel else lhs):
-        return f"{x} and {w} look swapped: the image comes first"
+        return f"{x} and {w} {SWAPPED}"
     remedies = {0: f"{of_x} and {of_w}", 2: of_x, -2: of_w}
     if missing in remedies:
         return f"add the two axes, {remedies[missing]}"
@@ -273,27 +265,20 @@ def of_platform(given: Any) -> str:
     return of_name(given, ("cpu", "gpu", "tpu"))
 
 
-def of_dtype(given: Any) -> str:
-    """Which dtype is most likely meant by ``given``, such as 'bf16'."""
-    given = given if isinstance(given, str) else ""
-    return of_name(given, DTYPES, "use one such as jnp.float32", 0.5)
-
-
 def of_precision(given: Any) -> str:
     """Which precision is most likely meant by ``given``."""
     if isinstance(given, (tuple, list)):
         return "pass one name, or one for each of the two operands"
-    given = given if isinstance(given, str) else ""
     return of_name(given, (*PRECISIONS, *lax.DotAlgorithmPreset.__members__), "use a name")
 
 
 def of_values(given: Sequence[Any], ndim: int) -> str:
-    """For integers, or what is given instead, which must be ``ndim`` positive ones."""
+    """For what must be ``ndim`` positive integers or pairs of padding."""
     if len(given) == ndim:
         return "use 1"
     if ndim == 0:
         return "without spatial dimensions use (), or else add the channel axes"
-    if len(given) == ndim + 2 and given[0] == given[-1] == 1:
+    if len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
         return f"leave out batch and channels: {tuple(given[1:-1])}"
     if len(given) == 1 and ndim > 1:
         return f"pass one for each spatial dimension: {tuple(given) * ndim}"
@@ -325,12 +310,3 @@ def of_pads(given: Any, ndim: int) -> str:
         if len(given) == ndim:
             return f"{remedy}: {tuple((pad, pad) for pad in given)}"
     return remedy
-
-
-def of_pairs(pads: Sequence[tuple[int, int]], ndim: int) -> str:
-    """For more or fewer pairs of padding than ``ndim``."""
-    if len(pads) == 1 and ndim > 1:
-        return f"pass one for each: {tuple(pads) * ndim}"
-    if len(pads) == ndim + 2 and pads[0] == pads[-1] == (0, 0):
-        return f"leave out batch and channels: {tuple(pads[1:-1])}"
-    return "add or drop pairs"

@@ -1,9 +1,8 @@
 """lax-style arguments, checked and normalised to the primitive's parameters."""
 
-import contextlib
 import operator
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,17 +11,8 @@ from jax.typing import DTypeLike
 
 from jaxconv import compat
 from jaxconv.arguments import hints
-from jaxconv.arguments.errors import Call, check_array
-from jaxconv.arguments.padding import to_pairs
-from jaxconv.spec import dilate
-
-
-def parse(function: str, lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """``parameters`` of operands that are checked too, for the errors of a public function."""
-    for name, x in (("lhs", lhs), ("rhs", rhs)):
-        check_array(function, name, x)
-    call = Call(function, {"lhs": lhs.shape, "rhs": rhs.shape})
-    return parameters(call, lhs, rhs, *args, **kwargs)
+from jaxconv.arguments.errors import Call
+from jaxconv.spec import Pads, dilate
 
 
 def parameters(
@@ -41,14 +31,9 @@ def parameters(
 ) -> dict[str, Any]:
     """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
 
-    Args:
-      call: the user's, for error messages.
-      lhs, rhs: arrays, or what stands for some.
-
-    Raises:
-      TypeError: operands of different rank or dtype, malformed ``dimension_numbers``, pads or
-        dilations, or an impossible ``preferred_element_type``.
-      ValueError: everything else that ``lax.conv_general_dilated`` refuses.
+    ``lhs`` and ``rhs`` are arrays or stand for some. TypeErrors: operands of different rank or
+    dtype, an impossible ``preferred_element_type``, malformed numbers, pads or dilations.
+    ValueErrors: everything else that lax refuses.
     """
     dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
     check_axes(call, lhs, rhs, dnums, window_strides, dimension_numbers)
@@ -65,11 +50,9 @@ def parameters(
     lhs_spatial = [lhs.shape[d] for d in dnums.lhs_spec[2:]]
     kernel_shape = tuple(rhs.shape[d] for d in dnums.rhs_spec[2:])
     if 0 in kernel_shape:
-        call.fail(
-            "the kernel must have at least one tap in each spatial dimension",
-            f"kernel shape {kernel_shape}",
-            "drop the convolution where there is no kernel",
-        )
+        constraint = "the kernel must have at least one tap in each spatial dimension"
+        remedy = "drop the convolution where there is no kernel"
+        call.fail(constraint, f"kernel shape {kernel_shape}", remedy)
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
     return {
         "window_strides": strides,
@@ -98,13 +81,10 @@ def parse_dimension_numbers(
     try:
         dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
     except TypeError:
-        call.fail(
-            "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length"
-            f" {rank} such as {hints.lettered(rank, given)}",
-            repr(given),
-            hints.of_dimension_numbers(*operands, given),
-            TypeError,
-        )
+        strings = f"three strings of length {rank} such as {hints.lettered(rank, given)}"
+        constraint = f"dimension_numbers must be None, a lax.ConvDimensionNumbers, or {strings}"
+        remedy = hints.of_dimension_numbers(*operands, given)
+        call.fail(constraint, repr(given), remedy, TypeError)
     error = ValueError
     try:
         specs = [tuple(map(operator.index, spec)) for spec in dnums]
@@ -119,10 +99,7 @@ def parse_dimension_numbers(
 def check_axes(
     call: Call, lhs: Any, rhs: Any, dnums: lax.ConvDimensionNumbers, strides: Any, given: Any
 ) -> None:
-    """Raises where there is a stride for each axis of operands that lack batch and channels.
-
-    ``given``: ``dimension_numbers`` as passed, whose layout the remedy follows.
-    """
+    """Raises where there is a stride for each axis of operands that lack batch and channels."""
     rank, count = len(lhs.shape), len(strides) if isinstance(strides, Sequence) else -1
     c, i = lhs.shape[dnums.lhs_spec[1]], rhs.shape[dnums.rhs_spec[1]]
     if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):
@@ -137,34 +114,27 @@ def parse_out_dtype(
 ) -> np.dtype | None:
     if lhs != rhs:
         x, w = call.name("lhs"), call.name("rhs")
-        call.fail(
-            f"{x} and {w} must have the same dtype",
-            f"{np.dtype(lhs).name} and {np.dtype(rhs).name}",
-            f"cast one of them with .astype, for example {_cast(x, w, lhs, rhs)}",
-            TypeError,
-        )
+        given = f"{np.dtype(lhs).name} and {np.dtype(rhs).name}"
+        remedy = f"cast one of them with .astype, for example {_cast(x, w, lhs, rhs)}"
+        call.fail(f"{x} and {w} must have the same dtype", given, remedy, TypeError)
     if preferred is None:
         return None
     try:
         dtype = np.dtype(compat.check_and_canonicalize_user_dtype(preferred, call.function))
     except (TypeError, ValueError):
-        given, remedy = repr(preferred), hints.of_dtype(preferred)
+        given = repr(preferred)
+        remedy = hints.of_name(preferred, hints.DTYPES, "use one such as jnp.float32", 0.5)
         if hasattr(preferred, "dtype"):
             given, remedy = type(preferred).__name__, "use its .dtype"
         call.fail("preferred_element_type must be a dtype of numbers", given, remedy, TypeError)
     issub = jnp.issubdtype
-    if issub(lhs, np.integer) and issub(dtype, np.floating):
-        compatible = True
-    elif issub(lhs, np.signedinteger):
-        compatible = issub(dtype, np.signedinteger)
-    else:
-        kinds = (np.integer, np.floating, np.complexfloating)
-        compatible = all(issub(dtype, kind) for kind in kinds if issub(lhs, kind))
+    kinds = (np.signedinteger, np.integer, np.floating, np.complexfloating)
+    compatible = all(issub(dtype, kind) for kind in kinds if issub(lhs, kind))
+    compatible |= issub(lhs, np.integer) and issub(dtype, np.floating)
     if dtype.itemsize < np.dtype(lhs).itemsize or not compatible:
-        constraint = (
-            "preferred_element_type must be as wide as the operands and of their kind (integers may"
-            " also become floats, unsigned integers signed ones)"
-        )
+        also = "integers may also become floats, unsigned integers signed ones"
+        must = f"must be as wide as the operands and of their kind ({also})"
+        constraint = f"preferred_element_type {must}"
         given = f"{dtype.name} with {np.dtype(lhs).name} operands"
         call.fail(constraint, given, "cast the operands before or the result after", TypeError)
     return dtype
@@ -187,10 +157,8 @@ def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
     except ValueError:
         if given is None:  # JAX's setting is wrong
             raise
-        constraint = (
-            "precision must be None, a name such as 'highest', a lax.Precision, two of either, or a"
-            " lax.DotAlgorithmPreset"
-        )
+        names = "None, a name such as 'highest', a lax.Precision, two of either"
+        constraint = f"precision must be {names}, or a lax.DotAlgorithmPreset"
         call.fail(constraint, repr(given), hints.of_precision(given))
 
 
@@ -202,16 +170,10 @@ def positive(
     error: type[Exception] = ValueError,
     or_one: bool = False,
 ) -> tuple[int, ...]:
-    """``given`` as ``length`` positive integers, else ``error``; TypeError for non-integers.
-
-    ``or_one``: an integer may stand for all of them.
-    """
-    values = given
-    if or_one:
-        with contextlib.suppress(TypeError):
-            values = (operator.index(given),) * length
+    """``given``, or ``or_one`` number for all, as ``length`` positive integers; else ``error``."""
     try:
-        values = tuple(map(operator.index, values))
+        is_one = or_one and hasattr(given, "__index__") and not np.ndim(given)
+        values = tuple(map(operator.index, (given,) * length if is_one else given))
         remedy = hints.of_values(values, length)
     except TypeError:
         values, error = (), TypeError
@@ -246,11 +208,9 @@ def _check_groups(
     o, i = (rhs_shape[d] for d in dnums.rhs_spec[:2])
     x, w, groups = map(call.name, ("lhs", "rhs", "feature_group_count"))
     if feature_groups > 1 and batch_groups > 1:
-        call.fail(
-            "at most one of feature_group_count and batch_group_count may be above 1",
-            f"{feature_groups} and {batch_groups}",
-            "split the batch by hand and use feature_group_count",
-        )
+        constraint = "at most one of feature_group_count and batch_group_count may be above 1"
+        remedy = "split the batch by hand and use feature_group_count"
+        call.fail(constraint, f"{feature_groups} and {batch_groups}", remedy)
     if c != feature_groups * i:
         of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {dnums.rhs_spec[1]}")
         guesses = ()
@@ -262,23 +222,17 @@ def _check_groups(
         needed = f"{w} needs {c // feature_groups} input channels for this {x}"
         if c % feature_groups:
             needed = f"{groups} must divide the channels of {x}"
-        call.fail(
-            f"the channels of {x} ({of_x}: {c}) must be {times}the input channels of {w}"
-            f" ({of_w}: {i})",
-            None,
-            hints.likeliest(guesses) or needed,
-        )
+        must = f"must be {times}the input channels of {w} ({of_w}: {i})"
+        remedy = hints.likeliest(guesses) or needed
+        call.fail(f"the channels of {x} ({of_x}: {c}) {must}", None, remedy)
     for name, count, whole, size in (
         (groups, feature_groups, f"output channels of {w}", o),
         ("batch_group_count", batch_groups, f"output channels of {w}", o),
         ("batch_group_count", batch_groups, f"batch of {x}", n),
     ):
         if size % count:
-            call.fail(
-                f"{name} must divide the {whole}",
-                f"{size} in {count} groups",
-                f"use a multiple of {count}, or change {name}",
-            )
+            given, remedy = f"{size} in {count} groups", f"use a multiple of {count}"
+            call.fail(f"{name} must divide the {whole}", given, f"{remedy}, or change {name}")
 
 
 def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
@@ -292,3 +246,77 @@ def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
     return all(
         len(values) == len(taps) and min(values, default=1) > 0 for values in (taps, *factors)
     )
+
+
+# Padding
+
+
+def to_pairs(
+    call: Call,
+    padding: Any,
+    lhs_spatial: Sequence[int],
+    window: Sequence[int],
+    strides: Sequence[int],
+    lhs_dilation: Sequence[int],
+) -> Pads:
+    """Padding as (low, high) pairs; strings are resolved against the dilated window."""
+    if isinstance(padding, str):
+        if any(d > 1 for d in lhs_dilation):
+            constraint = "padding must be explicit (low, high) pairs where lhs_dilation is above 1"
+            call.fail(constraint, repr(padding), "pass pairs, or use conv_transpose")
+        if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
+            fail_padding(call, padding)
+        return tuple(lax.padtype_to_pads(lhs_spatial, window, strides, padding))
+    pads = parse_pairs(call, padding, len(lhs_spatial))
+    for size, d, (lo, hi) in zip(lhs_spatial, lhs_dilation, pads, strict=True):
+        if dilate(size, d) + lo + hi < 0:
+            constraint = "negative padding must not be larger than the dimension that it crops"
+            given = f"padding {(lo, hi)} of {dilate(size, d)} elements"
+            call.fail(constraint, given, "crop less")
+    return pads
+
+
+def fail_padding(call: Call, padding: str) -> NoReturn:
+    """Raises for a string that is no padding."""
+    names = {"SAME", "SAME_LOWER", "VALID", "CAUSAL"} - {padding}  # it may be one for other strides
+    choices = [name for name in sorted(names) if repr(name) in call.paddings]
+    constraint = f"padding must be {call.paddings}"
+    call.fail(constraint, repr(padding), hints.of_name(padding, choices))
+
+
+def parse_pairs(call: Call, padding: Any, ndim: int) -> Pads:
+    """Explicit padding as ``ndim`` pairs of integers."""
+    try:
+        pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
+    except (TypeError, ValueError):
+        remedy = hints.of_pads(padding, ndim)
+        call.fail(f"padding must be {call.paddings} of integers", repr(padding), remedy)
+    if len(pads) != ndim:
+        must = f"must have one (low, high) pair for each of {ndim} spatial dimensions"
+        call.fail(f"padding {must}", repr(padding), hints.of_values(pads, ndim), TypeError)
+    return pads
+
+
+def transpose_padding(
+    call: Call, padding: Any, window: Iterable[int], strides: Sequence[int], consistent: bool
+) -> str | Pads:
+    """``padding`` of ``lax.conv_transpose`` as that of the convolution that it runs."""
+    if not isinstance(padding, str):
+        pairs = parse_pairs(call, padding, len(strides))
+        if not consistent:
+            return pairs
+        ends = zip(window, pairs, strict=True)
+        return tuple((k - 1 - low, k - 1 - high) for k, (low, high) in ends)
+    if padding not in ("SAME", "VALID"):
+        if consistent or max(strides, default=1) > 1:
+            fail_padding(call, padding)
+        return padding
+    pads = []
+    for k, stride in zip(window, strides, strict=True):
+        total, low = k + stride - 2, k - 1
+        if padding == "VALID":
+            total += max(k - stride, 0)
+        elif stride < k:
+            low = -(-total // 2)
+        pads.append((low, total - low))
+    return tuple(pads)

@@ -151,9 +151,7 @@ def plan(
     """
     x, w = _operands(x, w, dtype)
     options = {"precision": precision, "preferred_element_type": preferred_element_type}
-    call, others = lax_arguments(
-        "plan", x, w, strides, padding, dilation=dilation, groups=groups, **options
-    )
+    call, others = lax_arguments("plan", x, w, strides, padding, dilation, groups, **options)
     if len(x.shape) < len(w.shape):
         x = jax.ShapeDtypeStruct((1, *x.shape), x.dtype)
     spec = ConvSpec.from_params(x, w, parameters(call, x, w, **others))

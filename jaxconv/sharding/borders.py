@@ -6,12 +6,17 @@ halo), or less than its own part. With these, its part of the convolution is an 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv.arguments.errors import Call, fail
+from jaxconv.arguments.parse import parameters
 from jaxconv.spec import ConvSpec, dilate
 
 
@@ -164,3 +169,42 @@ def _slice(x: Array, axis: int, starts: Sequence[int], length: int, line: MeshLi
         return lax.slice_in_dim(x, starts[0], starts[0] + length, axis=axis)
     start = jnp.asarray(starts, np.int32)[line.index()]
     return lax.dynamic_slice_in_dim(x, start, length, axis)
+
+
+def with_borders(
+    call: Call, x: Array, w: Array, names: Any, arguments: Mapping[str, Any]
+) -> tuple[Array, dict[str, Any]]:
+    """A device's part of the image with its neighbours' borders, and the parameters for that."""
+    ndim = w.ndim - 2
+    named = isinstance(names, Sequence) and all(isinstance(n, str | tuple | None) for n in names)
+    if not named or isinstance(names, str) or len(names) != ndim:
+        must = f"must be {ndim} mesh axes or None, one for each spatial dimension"
+        remedy = "pass one for each, such as ('rows', None)"
+        fail("conv", f"spatial_axes {must}", repr(names), remedy)
+    lines = [MeshLine((n,) if isinstance(n, str) else n or ()) for n in names]
+    try:
+        counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
+    except NameError:
+        constraint = "spatial_axes must name axes of the mesh of a jax.shard_map around it"
+        remedy = "call it inside one, or leave spatial_axes out: under jit it is not needed"
+        fail("conv", constraint, repr(names), remedy)
+    sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
+    whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)
+    params = parameters(call, whole, w, **arguments)
+    spec = ConvSpec.from_params(whole, w, params)
+    padding = list(spec.padding)
+    for d, (line, count) in enumerate(zip(lines, counts, strict=True)):
+        if count == 1:
+            continue
+        if spec.out_spatial[d] % count:
+            fail(
+                "conv",
+                f"the devices along spatial_axes[{d}] must divide the output's size",
+                f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}",
+                "pad the image or take another mesh",
+            )
+        cut = cut_axis(spec, d, count)
+        assert cut is not None  # the image is not dilated
+        x = window(x, 1 + d, cut, line)
+        padding[d] = cut.padding
+    return x, {**params, "padding": tuple(padding)}

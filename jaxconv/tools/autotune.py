@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -95,11 +94,10 @@ def _cells(row: Measurement) -> tuple[str, ...]:
     time = seconds.get(row.chosen)
 
     def other(name: str) -> str:
-        text = f"{name} {tables.milliseconds(seconds[name])}"
-        if time is None or seconds[name] >= time:
-            return text
         margin = ALGORITHMS[name].margin
-        return f"{text} (not {'clearly' if margin == 1 else f'{1 / margin:g}×'} faster)"
+        lead = "clearly" if margin == 1 else f"{1 / margin:g}×"
+        lost = time is not None and seconds[name] < time
+        return f"{name} {tables.milliseconds(seconds[name])}" + f" (not {lead} faster)" * lost
 
     return (
         row.planned,
@@ -123,20 +121,18 @@ def autotune(
 
     From then on "auto" takes it, in this process and, from the folder ``config.cache_dir``, in
     later ones: for convolutions of the same shapes and dtypes, on this machine, with these versions
-    of JAX and jaxconv, wherever they occur. Predictions for similar ones become better too.
+    of JAX and jaxconv. Predictions for similar ones become better too.
 
     Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
     contains them. ``fn`` itself is only traced; objects that it changes must be its arguments, as
     for ``explain``. Without ``fn``, the convolutions are those that this process has compiled
-    through jaxconv so far, for JAX's default backend: call it at the end of a program, and the next
-    run is planned by what it measured. Functions that JAX has already compiled are unaffected: tune
-    first, or call ``jax.clear_caches()``.
+    through jaxconv so far, for JAX's default backend: call it at the end of a program. Functions
+    that JAX has already compiled are unaffected: tune first, or call ``jax.clear_caches()``.
 
-    Each convolution is measured in isolation, on random numbers, for a few seconds, alternating
-    between all algorithms that could be the fastest; "auto" departs from XLA's own only for one
-    that is clearly faster. Convolutions with an algorithm by name are skipped. Each measurement is
-    saved at once, so that an interrupt loses nothing; those known from an earlier call are listed,
-    and not measured again.
+    Each convolution is measured alone, on random numbers, for a few seconds, alternating between
+    all algorithms that could be the fastest; "auto" departs from XLA's own only for one that is
+    clearly faster. Convolutions with an algorithm by name are skipped. Each measurement is saved at
+    once; those known from an earlier call are listed, and not measured again.
 
     Measurements are for programs of one process. The processes of ``jax.distributed`` must plan
     alike, but each would measure other times: plans there are predictions only.
@@ -180,18 +176,15 @@ def autotune(
         specs = list(dict.fromkeys(spec for spec in by_auto if not spec.is_empty))
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     own = {} if force else own_rows(platform)
-    found = {spec: own.get(prepared(spec)) for spec in specs}
-    # It may be of another spec that is prepared to the same one.
-    known = {spec: dataclasses.replace(row, spec=spec) for spec, row in found.items() if row}
-    rows = dict(known)
-    todo = [spec for spec in specs if spec not in known]
+    rows = {s: dataclasses.replace(own[p], spec=s) for s in specs if (p := prepared(s)) in own}
+    todo = [spec for spec in specs if spec not in rows]
     try:
         for row in shown(_measured(todo, platform), len(todo), progress):
             rows[row.spec] = row
     finally:
         if todo:
             notify()
-    measured = (_measurement(rows[spec], planned[spec], spec in known, platform) for spec in specs)
+    measured = (_measurement(rows[s], planned[s], s not in todo, platform) for s in specs)
     return Tuning(platform, tuple(measured))
 
 
@@ -203,19 +196,17 @@ def check_alone(function: str) -> None:
 
 
 def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measurement:
-    """A row as ``autotune`` reports it."""
     todo = prepared(row.spec)
     chosen, why = choose(row.spec, platform)
     possible = {
         name: time
-        for name, time in row.seconds.items()
+        for name, time in sorted(row.seconds.items(), key=lambda item: item[1])
         # The limit of workspace may have changed since it was measured.
         if name in ALGORITHMS and unplannable(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
-    ranked = sorted(possible.items(), key=lambda item: item[1])
-    compiling = tuple(row.compile_seconds.items())
-    return Measurement(row.spec, planned, chosen, why, tuple(ranked), compiling, ratio, known)
+    times = tuple(possible.items()), tuple(row.compile_seconds.items())
+    return Measurement(row.spec, planned, chosen, why, *times, ratio, known)
 
 
 def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]:
@@ -230,19 +221,17 @@ def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]
 def candidates(spec: ConvSpec, platform: str) -> list[str]:
     """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
     plan = plan_spec(spec, platform)
-    times = [c.seconds for c in plan.eligible if c.seconds is not None]
-    hopeless = HOPELESS_PREDICTED * min(times, default=0.0)
-    names = [c.name for c in plan.eligible if c.seconds is None or c.seconds <= hopeless]
+    times = {c.name: c.seconds or 0.0 for c in plan.eligible}
+    hopeless = HOPELESS_PREDICTED * min(filter(None, times.values()), default=0.0)
+    names = [name for name, time in times.items() if time <= hopeless]
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 
 def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Timed:
     """Times algorithms for ``spec`` in turn, on random operands; stores nothing.
 
-    Args:
-      names: the algorithms. All but the first are left out where XLA refuses them or memory is
-        exhausted, and are timed no further than a few calls where these show them hopeless.
-      seconds: after which no further round is begun.
+    All but the first are left out where XLA refuses them or memory is exhausted, and are timed no
+    further than a few calls where these show them hopeless.
     """
     planned, *others = names
     with jax.enable_x64(jax.config.read("jax_enable_x64") or spec.dtype.name in WIDE):
@@ -250,7 +239,6 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
         subjects = {planned: _compiled(spec, planned, platform, arrays)}
         first = {planned: quickest(subjects[planned].call)}
         for name in others:
-            # XLA refuses the convolution, or memory is exhausted.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 subjects[name] = _compiled(spec, name, platform, arrays)
                 first[name] = quickest(subjects[name].call)
@@ -280,12 +268,8 @@ def operands(spec: ConvSpec) -> tuple[Array, Array]:
 
 
 def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:
-    """The axes of lhs and rhs in the order of memory.
-
-    The image and kernel of a weight gradient are channels last; only its dimension numbers exchange
-    channels and batch. An image's channels may come before its positions, and a kernel's axes in
-    another order.
-    """
+    """The axes of lhs and rhs in the order of memory: those of a weight gradient lie channels last,
+    only its dimension numbers exchange channels and batch."""
     *spatial, last = range(1, len(spec.lhs_shape))
     if spec.weight_gradient:
         return (last, *spatial, 0), (last - 1, *range(last - 1), last)
@@ -293,18 +277,18 @@ def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:
     return image, layout.memory_axes(spec)
 
 
-def as_it_arrives(spec: ConvSpec, algorithm: str, platform: str, lhs: Array, rhs: Array) -> Array:
-    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory, and
-    the result in it: what is moved is timed too, as in the program."""
-    lhs_axes, rhs_axes = _memory(spec)
-    lhs, rhs = lhs.transpose(np.argsort(lhs_axes)), rhs.transpose(np.argsort(rhs_axes))
-    out = execute(lhs, rhs, spec, algorithm, platform)
-    if spec.weight_gradient:
-        return layout.in_memory(jnp.moveaxis(out, 0, -2), spec)
-    return jnp.moveaxis(out, -1, 1) if spec.channels_first else out
-
-
 def _compiled(
     spec: ConvSpec, algorithm: str, platform: str, operands: tuple[Array, Array]
 ) -> Compiled:
-    return Compiled(partial(as_it_arrives, spec, algorithm, platform), *operands)
+    """``spec`` as "auto" would run it by ``algorithm``, on operands in the order of memory, and the
+    result in it: what is moved is timed too, as in the program."""
+    lhs_axes, rhs_axes = map(np.argsort, _memory(spec))
+
+    def as_it_arrives(lhs: Array, rhs: Array) -> Array:
+        lhs, rhs = lhs.transpose(lhs_axes), rhs.transpose(rhs_axes)
+        out = execute(lhs, rhs, spec, algorithm, platform)
+        if spec.weight_gradient:
+            return layout.in_memory(jnp.moveaxis(out, 0, -2), spec)
+        return jnp.moveaxis(out, -1, 1) if spec.channels_first else out
+
+    return Compiled(as_it_arrives, *operands)

@@ -112,12 +112,8 @@ class Explanation(tables.Report):
 
 
 def _total(times: Iterable[tuple[float | None, int]]) -> float | None:
-    total = 0.0
-    for seconds, count in times:
-        if seconds is None:
-            return None
-        total += count * seconds
-    return total
+    products = [None if seconds is None else count * seconds for seconds, count in times]
+    return None if None in products else sum(filter(None, products))
 
 
 def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()) -> tables.Table:
@@ -159,9 +155,9 @@ def explain(
     them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and the objects
     themselves stay as they are. JAX or Flax raises an error where ``fn`` changes any other.
 
-    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices
-    (arrays, or ``jax.ShapeDtypeStruct`` with a sharding), the program is compiled, as XLA decides
-    how the arrays within lie; the convolutions are then a device's parts.
+    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices,
+    the program is compiled, as XLA decides how the arrays within lie; the convolutions are then a
+    device's parts.
 
     Args:
       fn: any function, including jitted and accelerated ones.
@@ -227,18 +223,17 @@ class Compiled:
     """Observes compiled convolutions. ``str()`` is a table: each convolution once."""
 
     def __init__(self) -> None:
-        self._counts = Counter[tuple[ConvSpec, str, str]]()
-        self._where: dict[tuple[ConvSpec, str, str], str] = {}
+        self._lines: dict[tuple[ConvSpec, str, str], list[str]] = {}
 
     def __call__(self, lowered: Lowered) -> None:
         key = lowered.spec, lowered.algorithm, lowered.platform
-        self._counts[key] += 1
-        self._where.setdefault(key, source_line(compat.source_info_util.current().traceback))
+        line = source_line(compat.source_info_util.current().traceback)
+        self._lines.setdefault(key, []).append(line)
 
     def __str__(self) -> str:
         rows: dict[str, list[Row]] = {}
-        for key, count in self._counts.items():
-            row = dataclasses.replace(_row(*key, self._where[key]), count=count)
+        for key, lines in self._lines.items():
+            row = dataclasses.replace(_row(*key, lines[0]), count=len(lines))
             rows.setdefault(key[-1], []).append(row)
         width = tables.terminal_width()
         found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
@@ -260,6 +255,8 @@ def _row(
     candidates = {candidate.name: candidate for candidate in plan.candidates}
     cost, by_lax = candidates[algorithm], candidates["xla"].seconds
     costs = cost.seconds, cost.sigma, cost.measured, by_lax, cost.workspace
+    if spec.is_empty:
+        costs = 0.0, None, False, 0.0, 0
     return Row(spec, where, direction, algorithm, why, *costs, plan, 1, within, exchanged)
 
 

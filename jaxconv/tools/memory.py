@@ -17,11 +17,11 @@ def keep_memory() -> bool:
     JAX on CPU frees a program's intermediate arrays after each call, glibc returns them to the
     system, and the next call pays for every page anew: in MobileNetV2's training step a third of
     the time. Afterwards every array in this process, of any library, reuses what was freed before.
-    The process stays at its largest size, and fragmentation by arrays of varying sizes may add to
-    that; free memory at the end of the heap, beyond 2 GiB, is returned. It can't be undone.
+    The process stays at its largest size, and more where arrays of varying sizes fragment it; free
+    memory at the end of the heap, beyond 2 GiB, is returned. It can't be undone.
 
-    Call it first in a program, before JAX computes anything: it does not apply to threads that have
-    allocated memory already, and changes nothing once there are any.
+    Call it first in a program, before JAX computes anything: once other threads have allocated
+    memory, it changes nothing.
 
     Returns:
       Whether memory is kept from now on.

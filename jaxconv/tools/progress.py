@@ -12,13 +12,10 @@ T = TypeVar("T")
 def shown(
     steps: Iterable[str | T], total: float, wanted: bool | None = None, seconds: bool = False
 ) -> Iterator[T]:
-    """The results among ``steps``; the names between them are shown.
+    """The results among ``steps``; the names before them are shown, if rich is installed.
 
-    Args:
-      steps: a name before each piece of work, and results in between.
-      total: the number of names; or the seconds after which no further one comes.
-      wanted: whether to show anything, if rich is installed; default: if stderr is a terminal.
-      seconds: whether ``total`` is in seconds.
+    ``total`` is the number of names or, with ``seconds``, the time after which no further one
+    comes; ``wanted`` says whether to show anything, by default if stderr is a terminal.
     """
     wanted = sys.stderr.isatty() if wanted is None else wanted
     if not total or not wanted or importlib.util.find_spec("rich") is None:

@@ -46,13 +46,12 @@ def execute(script: str, module: bool) -> None:
 
 def measure() -> None:
     """Measures what this process has compiled; the table goes to stderr."""
-    if not planned_here(jax.default_backend()):
-        print("jaxconv: no convolution was compiled: there is nothing to measure", file=sys.stderr)
-        return
+    report: object = "jaxconv: no convolution was compiled: there is nothing to measure"
     if several_processes():
-        print("jaxconv: plans of several processes use no measurements", file=sys.stderr)
-        return
-    try:
-        print(autotune(), file=sys.stderr)
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        report = "jaxconv: plans of several processes use no measurements"
+    elif planned_here(jax.default_backend()):
+        try:
+            report = autotune()
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+    print(report, file=sys.stderr)

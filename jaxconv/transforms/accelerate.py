@@ -16,7 +16,7 @@ import jax
 from jax.core import Trace
 
 from jaxconv import compat
-from jaxconv.arguments.errors import of_function
+from jaxconv.arguments.errors import check_function, of_function
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
@@ -71,6 +71,7 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
       >>> step(jnp.ones((1, 3, 8, 8)), jnp.ones((4, 3, 3, 3))).shape
       (4, 3, 3, 3)
     """
+    check_function("accelerate", fn)
     check_name("accelerate", algorithm)
     return functools.wraps(fn, updated=())(_under(fn, algorithm))
 
