@@ -1,10 +1,10 @@
 """Measurements behind predictions: the package's rows, and those of one machine.
 
-``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, relatives of users'
-ones, those of the suite ``layers`` and of the networks' training steps on this machine, in an order
-that makes an interrupted run a fair sample. FILE has each row as soon as it is measured; called
-again, it goes on where it ended. ``python -m jaxconv.bench.calibrate FILE… --into
-jaxconv/planning/data/rows.jsonl.gz`` merges such files into the package's rows.
+``python -m jaxconv.bench.calibrate FILE`` measures on this machine the convolutions of the
+package's rows, those of the suite ``layers`` and random ones, in an order that makes an interrupted
+run a fair sample. FILE has each row as soon as it is measured; called again, it goes on where it
+ended. ``python -m jaxconv.bench.calibrate FILE… --into jaxconv/planning/data/rows.jsonl.gz`` merges
+such files into the package's rows.
 
 ``tune`` measures random convolutions on the user's machine for a minute.
 """
@@ -27,16 +27,15 @@ from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.errors import fail
-from jaxconv.bench.cases import FIELD, LAYERS
-from jaxconv.bench.networks import NETWORKS
-from jaxconv.bench.programs import convolutions, convolutions_of
-from jaxconv.bench.regret import random_specs, relatives
+from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.programs import convolutions_of
+from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify
 from jaxconv.planning import rows as stored
 from jaxconv.planning.machine import Machine, here
 from jaxconv.planning.plan import Candidate, plan_spec
 from jaxconv.planning.predict import Model, known_rows
-from jaxconv.planning.rows import Timed, own_rows, package_machines, record
+from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows, record
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import check_alone, timed
 from jaxconv.tools.progress import shown
@@ -53,25 +52,12 @@ FASTEST = 4  # algorithms timed for each convolution of ``tune``, besides XLA's
 # The package's rows
 
 
-def well_known() -> list[ConvSpec]:
-    """The most common convolutions: those of well-known networks, forward and backward."""
-    specs = convolutions_of(LAYERS)
-    for network in NETWORKS:
-        for batch in (1, 8):
-            params = jax.eval_shape(network.init)
-            specs += convolutions(network.step, params, *network.data(batch))
-    return list(dict.fromkeys(specs))
-
-
 def in_order(count: int) -> list[ConvSpec]:
-    """``count`` random convolutions, half as many relatives of users' ones, and the known ones,
-    shuffled: two, one, one."""
-    drawn, known = random_specs(SEED, count), well_known()
-    users = convolutions_of(FIELD)
-    users += relatives(users, SEED, max(0, count // 2 - len(users)))
-    np.random.default_rng(SEED).shuffle(known)
-    fourths = itertools.zip_longest(drawn[::2], drawn[1::2], users, known)
-    return list(dict.fromkeys(spec for fourth in fourths for spec in fourth if spec is not None))
+    """The convolutions to measure, shuffled; ``count`` of them are random."""
+    package = [row.spec for row in package_rows()]
+    specs = list(dict.fromkeys(package + convolutions_of(LAYERS) + random_specs(SEED, count)))
+    np.random.default_rng(SEED).shuffle(specs)
+    return specs
 
 
 def _candidates(spec: ConvSpec) -> list[str]:
@@ -109,11 +95,7 @@ def save(path: Path, rows: Iterable[Timed]) -> None:
 
 
 def measure_all(path: Path, count: int) -> None:
-    """Measures ``count`` random and the known convolutions, those that ``path`` does not have yet.
-
-    Raises:
-      ValueError: the file is of another machine.
-    """
+    """Measures those that ``path`` does not have yet. Raises where it is of another machine."""
     machine, rows = origin(), load(path)
     for other in {row.machine for row in rows} - {machine}:
         raise ValueError(f"{path} is of another machine, {other}; this is {machine}")
@@ -142,21 +124,15 @@ def merge(into: Path, files: Iterable[Path]) -> None:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tuned(tables.Report):
-    """What ``tune`` measured. ``str()`` is a table.
-
-    Attributes:
-      platform: "cpu", …
-      convolutions: how many were timed.
-      before: measured over predicted times by algorithm, as predicted without them.
-      after: as predicted from one half of them for the other half, and the reverse.
-      file: where they are kept; None where they are known to this process only.
-    """
+    """What ``tune`` measured. ``str()`` is a table."""
 
     platform: str
     convolutions: int
+    # Measured over predicted times by algorithm: as predicted without what was measured, and as
+    # predicted from one half of it for the other half, and the reverse.
     before: Mapping[str, Sequence[float]]
     after: Mapping[str, Sequence[float]]
-    file: Path | None
+    file: Path | None  # None where they are known to this process only
 
     def _contents(self) -> tables.Table:
         above = [

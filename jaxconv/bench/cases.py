@@ -39,13 +39,9 @@ class Layer:
     directions: tuple[str, ...] = DIRECTIONS
 
     @property
-    def ndim(self) -> int:
-        return len(self.lhs_shape) - 2
-
-    @property
     def spec(self) -> ConvSpec:
-        """The spec of the forward convolution."""
-        ndim = self.ndim
+        """The forward convolution."""
+        ndim = len(self.lhs_shape) - 2
         return ConvSpec(
             self.lhs_shape,
             self.rhs_shape,
@@ -227,23 +223,4 @@ LAYERS = FLOAT32 + tuple(
         layer_of("ResNet-50", 1, 28, (128, 512), 1),
         layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
-)
-
-# From programs of users; LAYERS has the common networks'.
-FIELD = (
-    layer_of("AlexNet", 2, 227, (3, 96), 11, 4, padding=(0, 0)),
-    layer_of("upsampling", 1, 128, (64, 64), 4, up=True),
-    layer_of("small filter", 1, (85, 128), (1, 2), 3),
-    layer_of("filter", 1, 256, (1, 1), 15),
-    layer_of("patches", 1, 256, (3, 147), 7, 2, 3, padding=(0, 0)),
-    layer_of("multiplier", 1, 66, (16, 48), 3, 1, 16),
-    layer_of("2-D CNN", 8, 28, (1, 16), 5),
-    layer_of("DeepLab", 1, 33, (256, 256), 3, padding=(12, 12), rhs_dilation=12),
-    _signal("STFT", 1, 51200, (1, 1026), 1024, 256, padding=(0, 0)),
-    _signal("inverse STFT", 1, 200, (513, 1), 1024, padding=(1023, 1023), lhs_dilation=256),
-    _signal("HiFi-GAN", 1, 256, (256, 128), 16, padding=(11, 11), lhs_dilation=8),
-    _signal("filter", 1, 16000, (1, 1), 512, padding=(511, 511)),
-    _signal("TCN", 8, 1024, (128, 128), 8, 1, 128, causal=16),
-    _volume("3-D CNN", 1, 22, (8, 8), 3, padding=(0, 0)),
-    _volume("3-D CNN", 1, 16, (3, 32), 5, 2),
 )

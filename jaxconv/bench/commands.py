@@ -16,9 +16,8 @@ import jaxconv
 from jaxconv import tables
 from jaxconv.bench import compare as engine
 from jaxconv.bench import draw, report
-from jaxconv.bench import profile as trace
-from jaxconv.bench.measure import TITLES, Result
-from jaxconv.bench.report import PROFILED, SUITES, Selected, Selection, name_of
+from jaxconv.bench.measure import Result
+from jaxconv.bench.report import SUITES, Selected, Selection, name_of
 from jaxconv.tools.progress import shown
 
 
@@ -34,11 +33,11 @@ LEGEND = (
 
 
 def _print(*lines: str) -> None:
-    """Prints them at once, no wider than the terminal."""
-    print_table(tables.Table(lines))
+    _print_table(tables.Table(lines))
 
 
-def print_table(table: tables.Table) -> None:
+def _print_table(table: tables.Table) -> None:
+    """Prints it at once, no wider than the terminal."""
     print(table.text(tables.terminal_width()), flush=True)
 
 
@@ -59,7 +58,7 @@ def compare(
     steps = engine.compare(convolutions, algorithms, repeats)
     for comparison in shown(steps, len(convolutions) * (1 + len(algorithms))):
         comparisons.append(comparison)
-        print_table(engine.table(comparison))
+        _print_table(engine.table(comparison))
     figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)
     try:
         figure.savefig(output, dpi=110)
@@ -79,10 +78,10 @@ def bench(
     start = time.perf_counter()
     cases = _selected(suites, selection)
     _check_files(file, folder)
-    machine = report.machine(selection.against)
-    peers = (f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
+    machine = report.machine(selection.torch)
+    torch = f"PyTorch {machine['torch']}, " if selection.torch else ""
     _print(
-        f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {''.join(peers)}{machine['cpu']},"
+        f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {torch}{machine['cpu']},"
         f" {machine['cores']} cores, float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
     )
     results: dict[str, list[Result]] = {}
@@ -95,7 +94,7 @@ def bench(
         finally:  # also of those before an interrupt
             if suite in results:
                 table = report.contents(results[suite])
-                print_table(dataclasses.replace(table, above=["", suite, ""]))
+                _print_table(dataclasses.replace(table, above=["", suite, ""]))
     written = [file] if file is not None else []
     if folder is not None:
         written += draw.draw(folder, results)
@@ -114,20 +113,6 @@ def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]
     document = json.dumps({"machine": machine, "results": rows}, indent=1, ensure_ascii=False)
     partial.write_text(document, encoding="utf-8")
     os.replace(partial, file)
-
-
-def profile(suites: Sequence[str], selection: Selection) -> None:
-    """Prints the profile of each selected case."""
-    for name in suites:
-        if name not in PROFILED:
-            raise CommandError(
-                f"can't profile the suite {name!r}; possible are {', '.join(PROFILED)}"
-            )
-    for selected in _selected(suites, selection).values():
-        for name, case, direction in selected:
-            function = jaxconv.accelerate(case.function(direction))
-            print_table(trace.profile(name, function, *case.operands(direction)))
-            _print("")
 
 
 def names(suites: Sequence[str], selection: Selection) -> None:

@@ -117,13 +117,12 @@ def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
 
 def ratios(results: Sequence[Result]) -> Figure:
     """A bar for each result and peer: jaxconv's speed over the peer's."""
-    peers = [peer for peer in TITLES if peer == "lax" or any(peer in r.peers for r in results)]
+    peers = [peer for peer in TITLES if any(getattr(r, peer) for r in results)]
     figure = Figure(figsize=(6 + 4 * len(peers), 1.5 + 0.22 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
     labels = [r.label if r.direction else f"{r.name}, {r.how}" for r in results]
     for panel, peer in zip(panels, peers, strict=True):
-        nothing = (np.nan, np.nan, np.nan)
-        bars = [r.quartiles(peer) if peer in ("lax", *r.peers) else nothing for r in results]
+        bars = [r.quartiles(peer) if getattr(r, peer) else (np.nan,) * 3 for r in results]
         _bars(panel, labels, bars, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in bars])
         panel.set_title(f"times as fast as {TITLES[peer]}")
     return figure

@@ -4,9 +4,8 @@ https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_me
 same for SciPy's choice, as a yardstick.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -50,59 +49,6 @@ def random_specs(seed: int, count: int) -> list[ConvSpec]:
         if spec is not None and _bounded(spec):
             specs.append(spec)
     return specs
-
-
-def relatives(specs: Sequence[ConvSpec], seed: int, count: int) -> list[ConvSpec]:
-    """``count`` random relatives of ``specs``, each of them in turn: about half to twice as large
-    in each respect, with other strides, dilations and dtypes."""
-    rng = np.random.default_rng(seed)
-    found: list[ConvSpec] = []
-    for spec in itertools.cycle(specs):
-        if len(found) == count:
-            return found
-        forward = spec.forward
-        relative = _relative(forward, rng)
-        if not relative.is_empty and _bounded(relative):
-            found.append(relative.kernel_gradient if spec.weight_gradient else relative)
-    return found
-
-
-def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
-    def scaled(value: int, octaves: float = 1.0) -> int:
-        return max(1, round(value * 2 ** rng.uniform(-octaves, octaves)))
-
-    size, channels = 2 ** rng.uniform(-0.7, 0.7), 2 ** int(rng.integers(-1, 2))
-    kernel = [k if k == 1 else max(2, scaled(k, 0.6)) for k in spec.kernel_shape[:1]]
-    kernel *= spec.spatial_ndim
-    sizes = [max(2, round(n * size)) for n in spec.lhs_spatial]
-    groups, (c, o) = spec.groups, spec.rhs_shape[-2:]
-    o //= groups
-    if groups > 4:
-        groups = max(1, round(groups * channels))
-    else:
-        c, o = (n if n < 5 else max(1, round(n * channels)) for n in (c, o))
-    steps = [spec.window_strides, spec.lhs_dilation, spec.rhs_dilation]
-    strides, up, dilations = ((s[0] if s[0] == 1 else scaled(s[0]),) * len(s) for s in steps)
-    extents = map(dilate, kernel, dilations)
-    before = map(dilate, spec.kernel_shape, spec.rhs_dilation)
-    ratios = [new / old for new, old in zip(extents, before, strict=True)]
-    pads = [
-        (round(lo * r), round(hi * r)) for (lo, hi), r in zip(spec.padding, ratios, strict=True)
-    ]
-    dtype = spec.dtype
-    if dtype == np.float32 and rng.random() < 0.15:
-        dtype = np.dtype(jnp.bfloat16)
-    return spec.replace(
-        lhs_shape=(scaled(spec.lhs_shape[0]), *sizes, c * groups),
-        rhs_shape=(*kernel, c, groups * o),
-        window_strides=strides,
-        lhs_dilation=up,
-        rhs_dilation=dilations,
-        padding=tuple(pads),
-        feature_group_count=groups,
-        dtype=dtype,
-        out_dtype=dtype if spec.out_dtype == spec.dtype else spec.out_dtype,
-    )
 
 
 # Probabilities or relative weights of what is drawn, and limits of sizes.
