@@ -17,18 +17,11 @@ DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution to time, channels last, the same along each spatial axis except for sizes.
-
-    Attributes:
-      lhs_shape: (N, spatial…, C).
-      rhs_shape: (spatial…, C / groups, O).
-      padding: (before, after) of each spatial axis; for transposed layers, of the dilated image.
-      directions: the subset of ``DIRECTIONS`` to measure.
-    """
+    """One convolution to time, channels last, the same along each spatial axis except for sizes."""
 
     name: str
-    lhs_shape: tuple[int, ...]
-    rhs_shape: tuple[int, ...]
+    lhs_shape: tuple[int, ...]  # (N, spatial…, C)
+    rhs_shape: tuple[int, ...]  # (spatial…, C / groups, O)
     padding: tuple[int, int] = (0, 0)
     stride: int = 1
     groups: int = 1
@@ -60,23 +53,22 @@ class Layer:
         """The function of ``operands()`` to time; it calls ``conv`` as lax's, with ``options``."""
         forward = partial(conv, **arguments(self.spec), **options)
 
-        def gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+        def run(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+            if direction == "forward":
+                return forward(lhs, rhs)
             if direction == "input gradient":
                 return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
             return jax.linear_transpose(lambda rhs: forward(lhs, rhs), rhs)(cotangent)[0]
 
-        return gradient if direction != "forward" else lambda lhs, rhs, _: forward(lhs, rhs)
+        return run
 
     def operands(self) -> tuple[Array, Array, Array]:
         """Image, kernel, and cotangent of the output."""
         rng = np.random.default_rng(0)
-
-        def random(shape: tuple[int, ...]) -> Array:
-            if jnp.issubdtype(self.dtype, np.integer):
-                return jnp.asarray(rng.integers(-9, 9, shape), self.dtype)
-            return jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype)
-
-        return random(self.lhs_shape), random(self.rhs_shape), random(self.spec.out_shape)
+        scale = 4 if jnp.issubdtype(self.dtype, np.integer) else 1
+        shapes = self.lhs_shape, self.rhs_shape, self.spec.out_shape
+        x, w, y = (scale * rng.standard_normal(shape, np.float32) for shape in shapes)
+        return jnp.asarray(x, self.dtype), jnp.asarray(w, self.dtype), jnp.asarray(y, self.dtype)
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:
@@ -90,10 +82,9 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
         numbers = image, kernel, image
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     names += ("feature_group_count", "batch_group_count")
-    return {name: getattr(spec, name) for name in names} | {
-        "dimension_numbers": numbers,
-        "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
-    }
+    preferred = None if spec.out_dtype == spec.dtype else spec.out_dtype
+    facts = {"dimension_numbers": numbers, "preferred_element_type": preferred}
+    return {name: getattr(spec, name) for name in names} | facts
 
 
 def layer_of(
@@ -112,9 +103,7 @@ def layer_of(
 ) -> Layer:
     """A layer padded by half its kernel, with a descriptive name.
 
-    Args:
-      causal: the dilation of a causal kernel; 0 for a centred one.
-      up: transposed, stride 2, to twice the size.
+    ``causal`` is the dilation of a causal kernel; ``up`` is transposed, to twice the size.
     """
     sizes = (size,) * ndim if isinstance(size, int) else size
     entering, leaving = channels
@@ -146,13 +135,10 @@ def layer_of(
 
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
-    """The layer for a batch of 1 and of 8."""
     return layer_of(network, 1, *layer), layer_of(network, 8, *layer)
 
 
-_signal = partial(layer_of, ndim=1)
-_volume = partial(layer_of, ndim=3)
-
+_signal, _volume = partial(layer_of, ndim=1), partial(layer_of, ndim=3)
 FLOAT32 = (
     *_both("ResNet-50", 224, (3, 64), 7, 2),
     *_both("ResNet-50", 56, (64, 64), 3),

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from jaxconv import tables
 from jaxconv.bench import compare as engine
 from jaxconv.bench import draw, report
 from jaxconv.bench.measure import Result
-from jaxconv.bench.report import SUITES, Selected, Selection, name_of
+from jaxconv.bench.report import SUITES, Case, Selection
 from jaxconv.tools.progress import shown
 
 
@@ -70,11 +69,8 @@ def compare(
 def bench(
     suites: Sequence[str], selection: Selection, file: Path | None, folder: Path | None
 ) -> bool:
-    """Prints a table of each suite, and writes everything to ``file`` and pictures into ``folder``.
-
-    Returns:
-      Whether all results agree with lax's.
-    """
+    """Prints a table of each suite, writes everything to ``file`` and pictures into ``folder``, and
+    returns whether all results agree with lax's."""
     start = time.perf_counter()
     cases = _selected(suites, selection)
     _check_files(file, folder)
@@ -97,7 +93,9 @@ def bench(
                 _print_table(dataclasses.replace(table, above=["", suite, ""]))
     written = [file] if file is not None else []
     if folder is not None:
-        written += draw.draw(folder, results)
+        for suite, rows in results.items():
+            written.append(folder / f"{suite}.png")
+            draw.ratios(rows).savefig(written[-1], dpi=110)
     wrong = [result.wrong for rows in results.values() for result in rows if result.wrong]
     lines = [f"WRONG: {text}" for text in wrong]
     if written:
@@ -118,13 +116,13 @@ def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]
 def names(suites: Sequence[str], selection: Selection) -> None:
     """Prints the names of the selected cases."""
     for selected in _selected(suites, selection).values():
-        for name in dict.fromkeys(name_of(case) for _, case, _ in selected):
+        for name in dict.fromkeys(case.name for case in selected):
             print(name)
 
 
-def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Selected]]:
+def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Case]]:
     """The cases of each suite."""
-    cases = {suite: list(SUITES[suite].selected(selection)) for suite in suites}
+    cases = {suite: SUITES[suite].selected(selection) for suite in suites}
     if any(cases.values()):
         return cases
     every = f"jaxconv bench {' '.join(suites)} --list"
@@ -133,13 +131,11 @@ def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Sel
 
 def _check_files(file: Path | None, folder: Path | None) -> None:
     """Makes the folder, and fails where something can't be written, before any time is spent."""
-    if file is not None and file.is_dir():
-        raise CommandError(f"can't write {str(file)!r}: it is a folder")
-    for parent in filter(None, (file and file.parent, folder)):
-        try:
-            if parent == folder:
-                parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as error:
-            message = f"can't write into {str(parent)!r}: {error.strerror or error}"
-            raise CommandError(message) from None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"can't write into {str(folder)!r}: {error.strerror}") from None
+    for path in filter(None, (file, folder and folder / "layers.png")):
+        if problem := draw.unwritable(path):
+            raise CommandError(f"can't write {str(path)!r}: {problem}")

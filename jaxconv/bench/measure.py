@@ -41,44 +41,25 @@ class Effort:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One row of a suite.
-
-    Attributes:
-      name, direction: the case measured.
-      how: the algorithms that "auto" chose, or "accelerate".
-      lax: seconds of lax and of jaxconv, called in turn.
-      compile_seconds: of lax and of jaxconv, including tracing and lowering.
-      workspace: bytes of intermediate arrays of lax and of jaxconv.
-      difference: the largest difference from lax's result, over the largest value.
-      differing: whose result that is: jaxconv's, PyTorch's, or an algorithm's.
-      tolerance: the upper limit of ``difference``.
-      torch: seconds of PyTorch and of jaxconv, called in turn; empty where it was not measured.
-      flops: of the convolutions, without inserted zeros.
-      peak: FLOP/s of a large float32 matrix product, measured with this result.
-      errors: root mean square error of lax and of jaxconv against float64, over the root mean
-        square; None where it was not measured.
-      gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
-      best: the fastest algorithm, and ``regret`` the time of "auto" over its time.
-      is_lax: whether jaxconv's program is lax's own: what differs in their times is noise.
-    """
+    """One row of a suite."""
 
     name: str
     direction: str
-    how: str
-    lax: Pairs
-    compile_seconds: tuple[float, float]
-    workspace: tuple[int | None, int | None]
-    difference: float
-    differing: str
-    tolerance: float
-    torch: Pairs = ()
-    flops: float | None = None
-    peak: float | None = None
-    errors: tuple[float, ...] | None = None
-    gemm: tuple[int, int, int, int] | None = None
-    best: str = ""
-    regret: float | None = None
-    is_lax: bool = False
+    how: str  # the algorithms that "auto" chose, or "accelerate"
+    lax: Pairs  # seconds of lax and of jaxconv, called in turn
+    compile_seconds: tuple[float, float]  # of lax and of jaxconv, tracing and lowering included
+    workspace: tuple[int | None, int | None]  # bytes of intermediate arrays of lax and of jaxconv
+    difference: float  # the largest from lax's result, over the largest value
+    differing: str  # whose result that is: jaxconv's, PyTorch's, or an algorithm's
+    tolerance: float  # the upper limit of ``difference``
+    torch: Pairs = ()  # seconds of PyTorch and of jaxconv; empty where it was not measured
+    flops: float | None = None  # of the convolutions, without inserted zeros
+    peak: float | None = None  # FLOP/s of a large float32 matrix product, at the same time
+    errors: tuple[float, ...] | None = None  # of lax and of jaxconv against float64, see ``error``
+    gemm: tuple[int, int, int, int] | None = None  # (count, m, n, k) of the matrix products
+    best: str = ""  # the fastest algorithm
+    regret: float | None = None  # the time of "auto" over the best's
+    is_lax: bool = False  # jaxconv's program is lax's own: what differs in their times is noise
 
     def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
         """First quartile, median and third quartile of the time of ``peer``, "lax" or "torch", over
@@ -125,20 +106,13 @@ class Result:
 
 @dataclasses.dataclass
 class Call:
-    """A function of PyTorch without arguments, to be timed; see ``timing.Subject``.
-
-    Attributes:
-      as_jax: converts an output to JAX's layout.
-      expected: converts JAX's output to the form that ``as_jax`` returns.
-    """
+    """A function of PyTorch without arguments, to be timed; see ``timing.Subject``."""
 
     function: Callable[[], Any]
-    as_jax: Callable[[Any], Any]
-    expected: Callable[[Any], Any] = lambda output: output
+    as_jax: Callable[[Any], Any]  # converts its output to JAX's layout
     output: Any = None
 
     def call(self) -> float:
-        """Calls it once and returns the seconds."""
         start = time.perf_counter()
         self.output = self.function()
         return time.perf_counter() - start
@@ -151,7 +125,7 @@ def _product(size: int) -> Compiled:
 
 
 def gemm_peak(size: int = 1024) -> float:
-    """FLOP/s of a float32 matrix product, the best of a few calls."""
+    """FLOP/s of a float32 matrix product, at best."""
     return 2 * size**3 / quickest(_product(size).call)
 
 
@@ -163,13 +137,10 @@ def measure(
     exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
-    """Times and compares.
+    """Times and compares: the baseline is by lax, the subject by jaxconv.
 
-    Args:
-      baseline, subject: by lax and by jaxconv.
-      exact: computes the output in float64; called after the timing, which its spinning threads
-        would disturb.
-      facts: the rest of ``Result``.
+    ``exact`` computes the output in float64, after the timing, which its spinning threads would
+    disturb; ``facts`` are the rest of ``Result``.
     """
     if "flops" in facts:
         facts["peak"] = gemm_peak()
@@ -177,7 +148,8 @@ def measure(
     off = {"jaxconv": difference(baseline.output, subject.output)}
     if torch is not None:
         facts["torch"] = effort.times((torch, subject), SETTLE)
-        off["PyTorch"] = difference(torch.expected(baseline.output), torch.as_jax(torch.output))
+        expected = jax.tree.leaves(baseline.output)[0]  # of a training step the loss
+        off["PyTorch"] = difference(expected, torch.as_jax(torch.output))
     if exact is not None:
         truth = exact()
         facts["errors"] = error(baseline.output, truth), error(subject.output, truth)

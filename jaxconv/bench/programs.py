@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 
 import jaxconv
 from jaxconv.bench.cases import Layer
-from jaxconv.bench.measure import Effort, Result, measure, reference
+from jaxconv.bench.measure import Call, Effort, Result, measure, reference
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.planning.choose import choose
 from jaxconv.planning.timing import Compiled
@@ -40,19 +41,22 @@ def flops(specs: Iterable[ConvSpec]) -> float:
     return sum(spec.flops / math.prod(spec.lhs_dilation) for spec in specs)
 
 
+def _by_torch(effort: Effort, kind: str, *args: Any) -> Call | None:
+    """A call by the module that imports PyTorch."""
+    if not effort.torch:
+        return None
+    return getattr(import_module("jaxconv.bench.torch_peer"), kind)(*args)
+
+
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
     operands = layer.operands()
     by_lax = layer.function(lax.conv_general_dilated, direction)
-    specs, platform, torch = convolutions(by_lax, *operands), jax.default_backend(), None
-    if effort.torch:
-        from jaxconv.bench import torch_peer
-
-        torch = torch_peer.layer(layer, direction, *operands)
+    specs, platform = convolutions(by_lax, *operands), jax.default_backend()
     return measure(
         effort,
         Compiled(by_lax, *operands),
         Compiled(layer.function(jaxconv.conv_general_dilated, direction), *operands),
-        torch,
+        _by_torch(effort, "layer", layer, direction, *operands),
         partial(reference, layer, *operands[:2]) if direction == "forward" else None,
         flops=flops(specs),
         name=layer.name,
@@ -89,22 +93,16 @@ MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
 
 
 def measure_model(model: Model, direction: str, effort: Effort) -> Result:
-    """By lax, by ``accelerate``, and by PyTorch."""
-    network, torch = model.network, None
-    function, args = network.forward, (network.init(), *network.data(model.batch))
+    network = model.network
+    function: Callable[..., Any] = network.step
+    args: tuple[Any, ...] = (network.init(), *network.data(model.batch))
     if direction == "forward":
-        args = args[:-1]
-    else:
-        function = network.step
-    if effort.torch:
-        from jaxconv.bench import torch_peer
-
-        torch = torch_peer.network(network, *args)
+        function, args = network.forward, args[:-1]
     return measure(
         effort,
         Compiled(function, *args),
         Compiled(jaxconv.accelerate(function), *args),
-        torch,
+        _by_torch(effort, "network", network, *args),
         name=model.name,
         direction=direction,
         how="accelerate",

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version as version_of
 from statistics import geometric_mean
 from typing import Any, NamedTuple
@@ -21,21 +22,17 @@ from jaxconv.planning.machine import processor, version
 
 SLOWER = 0.95  # the ratio below which jaxconv counts as slower than its peer
 QUICK = Effort(5, 0.05, precision=0.0)
-# What is measured, as progress shows it; its case and direction.
-Selected = tuple[str, Any, str]
+
+
+class Case(NamedTuple):
+    name: str
+    direction: str
+    measure: Callable[[Effort], Result]
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The part of a suite to run.
-
-    Attributes:
-      case: a regular expression to search for in the names; None for all.
-      direction: one of the suite's; None for all.
-      quick: only a few cases, each timed briefly.
-      specs: the number of random convolutions for ``regret``.
-      torch: whether by PyTorch too.
-    """
+    """The part of a suite to run, see the options of ``jaxconv bench``; None for all."""
 
     case: re.Pattern[str] | None = None
     direction: str | None = None
@@ -44,55 +41,41 @@ class Selection:
     torch: bool = False
 
 
-def name_of(case: Any) -> str:
-    """The name that a case is selected by."""
-    return getattr(case, "name", None) or str(case)
-
-
 class Suite(NamedTuple):
-    """A suite of benchmarks.
+    cases: Callable[[int], Sequence[Case]]  # for a number of random ones
+    few: slice  # those of a quick run
+    effort: Effort  # of one case
 
-    Attributes:
-      measure: measures a case in a direction.
-      cases: all of them, for a number of random ones.
-      few: those of a quick run.
-      effort: of one case.
-    """
-
-    measure: Callable[[Any, str, Effort], Result]
-    cases: Callable[[int], Sequence[Any]]
-    few: slice
-    effort: Effort
-
-    def run(self, cases: Sequence[Selected], selection: Selection) -> Iterator[str | Result]:
-        """Measures selected cases. Yields the name of each, then its result."""
-        effort = QUICK if selection.quick else self.effort
-        effort = dataclasses.replace(effort, torch=selection.torch)
-        for name, case, direction in cases:
-            yield name
-            yield self.measure(case, direction, effort)
-
-    def selected(self, selection: Selection) -> Iterator[Selected]:
+    def selected(self, selection: Selection) -> list[Case]:
         """The cases of a selection; those selected by name also in a quick run."""
-        cases = self.cases(selection.specs)
-        for case in cases[self.few] if selection.quick and selection.case is None else cases:
-            name = name_of(case)
-            if selection.case is not None and not selection.case.search(name):
-                continue
-            for direction in getattr(case, "directions", ("",)):
-                if selection.direction in (None, direction):
-                    yield f"{name}, {direction}" if direction else name, case, direction
+        cases, pattern = self.cases(selection.specs), selection.case
+        if pattern is None:
+            cases = cases[self.few] if selection.quick else cases
+        else:
+            cases = [case for case in cases if pattern.search(case.name)]
+        return [case for case in cases if selection.direction in (None, case.direction)]
+
+    def run(self, cases: Sequence[Case], selection: Selection) -> Iterator[str | Result]:
+        """Measures cases. Yields the name of each, then its result."""
+        effort = QUICK if selection.quick else self.effort
+        for case in cases:
+            yield ", ".join(filter(None, case[:2]))
+            yield case.measure(dataclasses.replace(effort, torch=selection.torch))
+
+
+def _all(measure: Callable[..., Result], subjects: Sequence[Any]) -> list[Case]:
+    return [Case(x.name, d, partial(measure, x, d)) for x in subjects for d in x.directions]
+
+
+def _random(count: int) -> list[Case]:
+    specs = regret.random_specs(regret.SEED, count)
+    return [Case(str(spec), "", partial(regret.measure_regret, spec)) for spec in specs]
 
 
 SUITES = {
-    "layers": Suite(measure_layer, lambda _: LAYERS, slice(1, None, 12), Effort()),
-    "models": Suite(measure_model, lambda _: MODELS, slice(1), MODEL_EFFORT),
-    "regret": Suite(
-        regret.measure_regret,
-        lambda count: regret.random_specs(regret.SEED, count),
-        slice(4),
-        regret.ENOUGH,
-    ),
+    "layers": Suite(lambda _: _all(measure_layer, LAYERS), slice(3, None, 31), Effort()),
+    "models": Suite(lambda _: _all(measure_model, MODELS), slice(2), MODEL_EFFORT),
+    "regret": Suite(_random, slice(4), regret.ENOUGH),
 }
 DIRECTIONS = tuple(dict.fromkeys(d for case in (*LAYERS, *MODELS) for d in case.directions))
 

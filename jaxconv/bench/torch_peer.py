@@ -4,6 +4,7 @@ The only module that imports torch; imported only if it is installed.
 """
 
 import os
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,10 +19,8 @@ torch.set_num_threads(os.cpu_count() or 1)
 
 
 def tensor(x: Any) -> torch.Tensor:
-    """JAX's (N, spatial…, C) as (N, C, spatial…), with the same order in memory.
-
-    Signals are the exception: PyTorch has no channels-last format for them.
-    """
+    """JAX's (N, spatial…, C) as (N, C, spatial…), in the same order in memory; not so signals, for
+    which PyTorch has no channels-last format."""
     x = np.array(x)
     if x.dtype.name == "bfloat16":  # NumPy's is not PyTorch's
         return tensor(x.astype(np.float32)).bfloat16()
@@ -50,6 +49,8 @@ class Torch:
 
     relu = staticmethod(F.relu)
     relu6 = staticmethod(F.relu6)
+    gelu = staticmethod(partial(F.gelu, approximate="tanh"))
+    max_pool = staticmethod(partial(F.max_pool2d, kernel_size=3, stride=2, padding=1))
 
     def __init__(self, params: Any) -> None:
         self._params = iter(params)
@@ -65,12 +66,6 @@ class Torch:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         weights, bias = next(self._params)
         return F.linear(x.mean((2, 3)), weights, bias)
-
-    def max_pool(self, x: torch.Tensor) -> torch.Tensor:
-        return F.max_pool2d(x, 3, 2, 1)
-
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(x, approximate="tanh")
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
@@ -132,4 +127,4 @@ def network(network: Network, params: Any, x: Any, labels: Any = None) -> Call |
         optimizer.step()
         return loss
 
-    return Call(step, lambda loss: loss.detach().numpy(), lambda output: output[0])
+    return Call(step, lambda loss: loss.detach().numpy())
