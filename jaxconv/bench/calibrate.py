@@ -138,8 +138,7 @@ class Tuned(tables.Report):
 def _quartiles(ratios: Sequence[float]) -> str:
     if not ratios:  # it has no rows to be predicted from
         return "–"
-    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    return "{1:.2f} ({0:.2f}–{2:.2f})".format(*np.quantile(ratios, (0.25, 0.5, 0.75)))
 
 
 def tune(seconds: float = SECONDS) -> Tuned:

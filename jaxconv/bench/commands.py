@@ -116,8 +116,7 @@ def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]
 def names(suites: Sequence[str], selection: Selection) -> None:
     """Prints the names of the selected cases."""
     for selected in _selected(suites, selection).values():
-        for name in dict.fromkeys(case.name for case in selected):
-            print(name)
+        print(*dict.fromkeys(case.name for case in selected), sep="\n")
 
 
 def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Case]]:

@@ -21,14 +21,12 @@ from jaxconv.bench.report import table as results_table
 from jaxconv.planning.plan import Candidate, Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
-# Seconds to measure an algorithm on a convolution, and the numbers of pairs that are needed and
-# that are enough, unless given by the user. In total this takes a minute on two cores.
-BUDGET = 0.3
-FEWEST, ENOUGH = 5, 20
-# An algorithm with calls of more seconds than this is not measured unless the user says how often.
-SLOW = 1.0
-# An algorithm that needs more intermediate bytes than this is not run: it could exhaust memory.
-# Only photographs larger than the default size reach the limit.
+# Seconds for an algorithm on a convolution, and the numbers of pairs that are needed and that are
+# enough, unless the user says how many. In total this takes a minute on two cores.
+BUDGET, FEWEST, ENOUGH = 0.3, 5, 20
+SLOW = 1.0  # seconds of a call above which an algorithm is not measured, unless the user says so
+# Intermediate bytes above which it is not run: it could exhaust memory. Only photographs larger
+# than the default size reach the limit.
 WORKSPACE_LIMIT = 4 << 30
 
 

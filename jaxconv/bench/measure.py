@@ -19,7 +19,7 @@ from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
 SETTLE = 0.015
 TITLES = {"lax": "lax", "torch": "PyTorch"}
 
-Pairs = tuple[tuple[float, ...], ...]
+Pairs = Sequence[tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,8 @@ class Effort:
     torch: bool = False
 
     def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
-        """Seconds of each subject, called in turn: a tuple for each round."""
-        return tuple(
-            alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
-        )
+        """Seconds of each subject, called in turn, by rounds."""
+        return alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +59,13 @@ class Result:
     regret: float | None = None  # the time of "auto" over the best's
     is_lax: bool = False  # jaxconv's program is lax's own: what differs in their times is noise
 
-    def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
+    def quartiles(self, peer: str = "lax") -> Sequence[float]:
         """First quartile, median and third quartile of the time of ``peer``, "lax" or "torch", over
         jaxconv's: above 1 jaxconv is faster; 1 if both are one program."""
         if self.is_lax and peer == "lax":
             return 1.0, 1.0, 1.0
         other, own = np.transpose(getattr(self, peer))
-        low, median, high = np.quantile(other / own, (0.25, 0.5, 0.75)).tolist()
-        return low, median, high
+        return tuple(np.quantile(other / own, (0.25, 0.5, 0.75)).tolist())
 
     @property
     def rate(self) -> float | None:
@@ -120,8 +117,7 @@ class Call:
 
 @cache
 def _product(size: int) -> Compiled:
-    x = jnp.ones((size, size), jnp.float32)
-    return Compiled(jnp.dot, x, x)
+    return Compiled(jnp.dot, *[jnp.ones((size, size), jnp.float32)] * 2)
 
 
 def gemm_peak(size: int = 1024) -> float:

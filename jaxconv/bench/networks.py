@@ -31,10 +31,9 @@ def padding(kernel: int) -> int:
 
 
 class Lax:
-    """Operations by JAX on images.
+    """Operations by JAX on images, whose channels, and those of kernels, may be ``first``.
 
     ``parameters`` returns a layer's, from the shape of its kernel and whether it has a bias.
-    ``first`` is channels first, with kernels (out, in, h, w), instead of channels last.
     """
 
     relu = staticmethod(jax.nn.relu)

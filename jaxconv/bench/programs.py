@@ -69,8 +69,6 @@ def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A network and a batch size."""
-
     network: Network
     batch: int
     directions: tuple[str, ...] = ("forward", "training step")

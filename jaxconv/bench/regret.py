@@ -1,7 +1,4 @@
-"""Regret of the choice of "auto": its time over the best algorithm's, on random convolutions.
-
-SciPy's documentation states the same for ``scipy.signal.choose_conv_method``.
-"""
+"""Regret of the choice of "auto": its time over the best algorithm's, on random convolutions."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -165,7 +162,7 @@ def measure_regret(spec: ConvSpec, effort: Effort) -> Result:
         name=str(spec),
         direction="",
         how=chosen,
-        lax=tuple((first, second) for first, second, _ in rounds),
+        lax=[(first, second) for first, second, _ in rounds],
         tolerance=2e-2 if spec.dtype.name == "bfloat16" else 1e-4,
         best=best,
         regret=1.0 if best == chosen else float(own / least),

@@ -172,7 +172,7 @@ def contents(results: Sequence[Result]) -> tables.Table:
 
 def machine(torch: bool = False) -> dict[str, Any]:
     """What results depend on: CPU, cores, FLOP/s of its matrix products, versions."""
-    found = {
+    return {
         "cpu": processor(),
         "device": jax.devices()[0].device_kind,
         "cores": os.cpu_count(),
@@ -180,5 +180,5 @@ def machine(torch: bool = False) -> dict[str, Any]:
         "jaxconv": version(),
         "jax": jax.__version__,
         "numpy": np.__version__,
+        "torch": version_of("torch") if torch else None,
     }
-    return found | ({"torch": version_of("torch")} if torch else {})

@@ -81,10 +81,9 @@ def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
     cut = 0 if up else (layer.padding[0] - layer.padding[1]) // stride
     ndim = layer.spec.spatial_ndim
     numbers = [[number] * ndim for number in (stride, pad, layer.rhs_dilation)]
-    zeros = [0] * ndim
 
     def forward() -> torch.Tensor:
-        out = torch.convolution(image, weights, None, *numbers, up, zeros, layer.groups)
+        out = torch.convolution(image, weights, None, *numbers, up, [0] * ndim, layer.groups)
         return out[..., : out.shape[-1] - cut] if cut else out
 
     if direction == "forward":
