@@ -303,10 +303,11 @@ def test_regret_is_over_the_best_candidate(monkeypatch: pytest.MonkeyPatch, best
     assert found.quartiles()[0] > 0
 
 
-def test_regret_measures() -> None:
+def test_regret_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regret, "candidates", lambda *_: ["shift", "xla"])
     found = regret.measure_regret(TINY.spec, ONCE)
     assert found.how in jaxconv.ALGORITHMS
-    assert found.best in set(jaxconv.ALGORITHMS) - {"naive"}
+    assert found.best in ("shift", "xla")
     assert len(found.lax) == 1
 
 
