@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,8 +17,7 @@ import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.bench import calibrate, commands, draw
 from jaxconv.bench import compare as engine
-from jaxconv.bench.measure import PEERS
-from jaxconv.bench.report import DIRECTIONS, PROFILED, SUITES, Selection
+from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
 from jaxconv.planning import rows
 from jaxconv.tools import memory
 from jaxconv.tools import script as scripts
@@ -143,9 +143,7 @@ def bench(
     suites: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[profile] [SUITE]...",
-            help=f"Of {', '.join(SUITES)}; after profile of {', '.join(PROFILED)}.",
-            show_default="layers; models after profile",
+            metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}.", show_default="layers"
         ),
     ] = None,
     case: Annotated[
@@ -157,14 +155,11 @@ def bench(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few cases, a moment each.")] = False,
     specs: Annotated[
-        int, typer.Option(min=1, help="Random convolutions of regret and relatives.")
+        int, typer.Option(min=1, help="Random convolutions of regret.")
     ] = Selection.specs,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Other runtimes to measure, separated by commas, of {', '.join(PEERS)}; or none.",
-            show_default="torch where it is installed",
-        ),
+    torch: Annotated[
+        bool | None,
+        typer.Option(help="Measure PyTorch too.", show_default="where it is installed"),
     ] = None,
     file: Annotated[
         Path | None,
@@ -177,51 +172,29 @@ def bench(
         bool, typer.Option("--list", help="Print the names of the selected cases, and exit.")
     ] = False,
 ) -> None:
-    """Measure jaxconv against lax, and against other runtimes.
+    """Measure jaxconv against lax, and against PyTorch.
 
     layers: single convolutions of well-known networks and filters, forward and gradients.
-    loops: convolutions inside scan and vmap. programs: layers in what surrounds them in networks.
     models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
-    random convolutions. relatives: on random relatives of users' convolutions.
+    random convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
-
-    After the word profile it prints, for each case, the time of each operation of jaxconv's
-    compiled program.
     """
-    profiled = bool(suites) and suites[0] == "profile"
-    suites = list(suites or [])[profiled:] or ["models" if profiled else "layers"]
+    suites = suites or ["layers"]
     _check("suite", suites, SUITES)
     _check("direction", [direction] if direction is not None else [], DIRECTIONS)
     try:
         pattern = None if case is None else re.compile(case)
     except re.error as error:
         _fail(f"--case {case!r} is no regular expression: {error}")
-    selection = Selection(pattern, direction, quick, specs, _peers(against))
+    installed = find_spec("torch") is not None
+    if torch and not installed:
+        _fail("can't measure PyTorch: install it by pip install torch")
+    by_torch = installed if torch is None else torch
+    selection = Selection(pattern, direction, quick, specs, by_torch)
     if listed:
         commands.names(suites, selection)
-    elif not profiled:
-        if not commands.bench(suites, selection, file, folder):
-            raise typer.Exit(1)
-    elif file is not None or folder is not None:
-        _fail("profile only prints: it takes neither --json nor --plots")
-    else:
-        commands.profile(suites, selection)
-
-
-def _peers(against: str | None) -> tuple[str, ...]:
-    """The names in ``against``, checked."""
-    if against is None:
-        return ("torch",) if PEERS["torch"].installed else ()
-    names = tuple(dict.fromkeys(filter(None, map(str.strip, against.split(",")))))
-    if names == ("none",):
-        return ()
-    for name in names:
-        if name not in PEERS:
-            _fail(f"unknown runtime {name!r} in --against; known are {', '.join(PEERS)}, or none")
-        if not PEERS[name].installed:
-            packages = " ".join(PEERS[name].packages)
-            _fail(f"can't measure against {name!r}: install it by pip install {packages}")
-    return names
+    elif not commands.bench(suites, selection, file, folder):
+        raise typer.Exit(1)
 
 
 @app.command()

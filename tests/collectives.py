@@ -73,7 +73,7 @@ def specs(layer: Layer, layout: str) -> list[P]:
     """How a layer's image, kernel and output lie on the mesh."""
     axes = LAYOUTS[layout]
     inputs, outputs = axes.get("i"), axes.get("o")
-    kernel = [None] * layer.ndim
+    kernel = [None] * layer.spec.spatial_ndim
     image = [axes.get("n"), axes.get("h"), *kernel[1:]]
     if layer.groups > 1:  # input channels are cut by groups, and with them the others
         outputs = inputs or outputs

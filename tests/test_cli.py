@@ -82,7 +82,7 @@ def test_reference_is_lax_in_float64(
     layer = dataclasses.replace(convolution.layer, lhs_shape=x.shape)
     operands = jnp.asarray(x, jnp.float64), jnp.asarray(convolution.kernel, jnp.float64)
     expected = layer.function(lax.conv_general_dilated, "forward")(*operands, operands[0])
-    found = reference(layer, "forward", x, convolution.kernel)
+    found = reference(layer, x, convolution.kernel)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=1e-12)
     if layer.lhs_dilation == 2:

@@ -528,7 +528,7 @@ OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
         "config.update",
         "name must be one of workspace_limit, .*, got 'limits'; use one of these",
     ): lambda: jaxconv.config.update("limits", 1),
-    ("config.set", "each name must be one of .*, got 'cachedir'; did you mean 'cache_dir'"): (
+    ("config.set", "name must be one of .*, got 'cachedir'; did you mean 'cache_dir'"): (
         lambda: jaxconv.config.set(cachedir="cache").__enter__()
     ),
     ("config.update", r"workspace_limit must be a number of bytes .*, got 'lots'; \w+ one"): (

@@ -1,10 +1,10 @@
 """Measurements behind predictions: the package's rows, and those of one machine.
 
-``python -m jaxconv.bench.calibrate FILE`` measures random convolutions, relatives of users'
-ones, those of the suite ``layers`` and of the networks' training steps on this machine, in an order
-that makes an interrupted run a fair sample. FILE has each row as soon as it is measured; called
-again, it goes on where it ended. ``python -m jaxconv.bench.calibrate FILE… --into
-jaxconv/planning/data/rows.jsonl.gz`` merges such files into the package's rows.
+``python -m jaxconv.bench.calibrate FILE`` measures on this machine the convolutions of the
+package's rows, those of the suite ``layers`` and random ones, in an order that makes an interrupted
+run a fair sample. FILE, for ``zcat``, has each row as soon as it is measured; called again, it goes
+on where it ended. With ``--into jaxconv/planning/data/rows.jsonl.gz`` such files are merged into
+the package's rows.
 
 ``tune`` measures random convolutions on the user's machine for a minute.
 """
@@ -27,23 +27,20 @@ from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.errors import fail
-from jaxconv.bench.cases import FIELD, LAYERS
-from jaxconv.bench.networks import NETWORKS
-from jaxconv.bench.programs import convolutions, convolutions_of
-from jaxconv.bench.regret import random_specs, relatives
+from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.programs import convolutions_of
+from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify
 from jaxconv.planning import rows as stored
 from jaxconv.planning.machine import Machine, here
-from jaxconv.planning.plan import Candidate, plan_spec
+from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import Model, known_rows
-from jaxconv.planning.rows import Timed, own_rows, package_machines, record
+from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows, record
 from jaxconv.spec import ConvSpec
-from jaxconv.tools.autotune import check_alone, timed
+from jaxconv.tools.autotune import candidates, check_alone, timed
 from jaxconv.tools.progress import shown
 
 SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
-WORKSPACE = 600 << 20  # bytes of intermediate arrays above which an algorithm is not tried
-HOPELESS = 40.0  # times the best prediction above which an algorithm is not tried
 EACH = 0.25  # seconds after which no further round of a convolution is begun
 SECONDS = 50.0  # no convolution is begun later: including the last one, a minute
 FLOPS = 3e8  # larger convolutions are left out: they take long and add no information
@@ -53,36 +50,12 @@ FASTEST = 4  # algorithms timed for each convolution of ``tune``, besides XLA's
 # The package's rows
 
 
-def well_known() -> list[ConvSpec]:
-    """The most common convolutions: those of well-known networks, forward and backward."""
-    specs = convolutions_of(LAYERS)
-    for network in NETWORKS:
-        for batch in (1, 8):
-            params = jax.eval_shape(network.init)
-            specs += convolutions(network.step, params, *network.data(batch))
-    return list(dict.fromkeys(specs))
-
-
 def in_order(count: int) -> list[ConvSpec]:
-    """``count`` random convolutions, half as many relatives of users' ones, and the known ones,
-    shuffled: two, one, one."""
-    drawn, known = random_specs(SEED, count), well_known()
-    users = convolutions_of(FIELD)
-    users += relatives(users, SEED, max(0, count // 2 - len(users)))
-    np.random.default_rng(SEED).shuffle(known)
-    fourths = itertools.zip_longest(drawn[::2], drawn[1::2], users, known)
-    return list(dict.fromkeys(spec for fourth in fourths for spec in fourth if spec is not None))
-
-
-def _candidates(spec: ConvSpec) -> list[str]:
-    """The algorithms to time, the likely fastest first: neither the hopeless nor the large."""
-    possible = sorted(plan_spec(spec, jax.default_backend()).eligible, key=_seconds)
-    limit = HOPELESS * _seconds(possible[0])
-    return [c.name for c in possible if c.workspace <= WORKSPACE and _seconds(c) <= limit]
-
-
-def _seconds(candidate: Candidate) -> float:
-    return candidate.seconds or 0.0
+    """The convolutions to measure, shuffled; ``count`` of them are random."""
+    package = [row.spec for row in package_rows()]
+    specs = list(dict.fromkeys(package + convolutions_of(LAYERS) + random_specs(SEED, count)))
+    np.random.default_rng(SEED).shuffle(specs)
+    return specs
 
 
 def origin() -> Machine:
@@ -92,28 +65,22 @@ def origin() -> Machine:
 
 
 def load(path: Path) -> list[Timed]:
-    """The rows in a file, which may be compressed; none where there is no file."""
+    """The rows in a compressed file; none where there is no file."""
     if not path.exists():
         return []
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    return list(stored.read(text.splitlines()))
+    return list(stored.read(gzip.decompress(path.read_bytes()).decode().splitlines()))
 
 
 def save(path: Path, rows: Iterable[Timed]) -> None:
     """Writes the file that ``load`` reads, at once, so that an interrupt leaves the old one."""
     data = "".join(f"{line}\n" for line in stored.written(list(rows))).encode()
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    temporary.write_bytes(gzip.compress(data, mtime=0))
     os.replace(temporary, path)
 
 
 def measure_all(path: Path, count: int) -> None:
-    """Measures ``count`` random and the known convolutions, those that ``path`` does not have yet.
-
-    Raises:
-      ValueError: the file is of another machine.
-    """
+    """Measures those that ``path`` does not have yet. Raises where it is of another machine."""
     machine, rows = origin(), load(path)
     for other in {row.machine for row in rows} - {machine}:
         raise ValueError(f"{path} is of another machine, {other}; this is {machine}")
@@ -121,7 +88,7 @@ def measure_all(path: Path, count: int) -> None:
     for i, spec in enumerate(specs, 1):
         if spec not in done:
             print(f"{i} of {len(specs)}: {spec}", flush=True)
-            row = timed(spec, _candidates(spec), machine.platform, EACH)
+            row = timed(spec, candidates(spec, machine.platform), machine.platform, EACH)
             rows.append(dataclasses.replace(row, machine=machine))
             save(path, rows)
 
@@ -142,27 +109,21 @@ def merge(into: Path, files: Iterable[Path]) -> None:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tuned(tables.Report):
-    """What ``tune`` measured. ``str()`` is a table.
-
-    Attributes:
-      platform: "cpu", …
-      convolutions: how many were timed.
-      before: measured over predicted times by algorithm, as predicted without them.
-      after: as predicted from one half of them for the other half, and the reverse.
-      file: where they are kept; None where they are known to this process only.
-    """
+    """What ``tune`` measured. ``str()`` is a table."""
 
     platform: str
     convolutions: int
+    # Measured over predicted times by algorithm: as predicted without what was measured, and as
+    # predicted from one half of it for the other half, and the reverse.
     before: Mapping[str, Sequence[float]]
     after: Mapping[str, Sequence[float]]
-    file: Path | None
+    file: Path | None  # None where they are known to this process only
 
     def _contents(self) -> tables.Table:
         above = [
             f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
-            " predicted time, the median (quartiles):",
-            "before, predicted without them; after, each half predicted with the other half.",
+            " predicted time, the median (quartiles): before, predicted without them; after, each"
+            " half predicted with the other half.",
         ]
         kept = "in this process only" if self.file is None else f"in {self.file}"
         below = [f"Kept {kept}.", "jaxconv tune --forget drops them, and those of autotune."]
@@ -175,35 +136,27 @@ class Tuned(tables.Report):
 
 
 def _quartiles(ratios: Sequence[float]) -> str:
-    if not ratios:
-        return "–"  # it has no rows to be predicted from
-    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    if not ratios:  # it has no rows to be predicted from
+        return "–"
+    return "{1:.2f} ({0:.2f}–{2:.2f})".format(*np.quantile(ratios, (0.25, 0.5, 0.75)))
 
 
 def tune(seconds: float = SECONDS) -> Tuned:
     """Times random convolutions for about ``seconds``, and keeps them for predictions.
 
     They are the user's rows, as those of ``autotune``; called again, it times others. Each is kept
-    as soon as it is measured, so that an interrupt loses nothing.
-
-    Raises:
-      ValueError: the package has no rows for this platform, which could predict the time of others;
-        several processes run this program, whose plans don't use measurements.
+    as soon as it is measured, so that an interrupt loses nothing. A platform without rows in the
+    package, and a program of several processes, raise ValueError.
     """
     check_alone("tune")
     platform = jax.default_backend()
     if not any(machine.platform == platform for machine in package_machines()):
-        fail(
-            "tune",
-            "it takes a platform with measured predictions, the CPU",
-            platform,
-            "use jaxconv.autotune, which measures a program's own convolutions",
-        )
-    known, rows = known_rows(platform), list[Timed]()
+        constraint = "it takes a platform with measured predictions, the CPU"
+        remedy = "use jaxconv.autotune, which measures a program's own convolutions"
+        fail("tune", constraint, platform, remedy)
+    known = known_rows(platform)
     try:
-        for row in shown(_timed(seconds, platform), seconds, seconds=True):
-            rows.append(row)
+        rows = list(shown(_timed(seconds, platform), seconds, seconds=True))
     finally:
         notify()
     after = _ratios(rows[::2], [*known, *rows[1::2]])
@@ -249,7 +202,7 @@ def _sample() -> Iterator[ConvSpec]:
 def _fastest(spec: ConvSpec) -> list[str]:
     """The algorithms to time: the planned one, XLA's, and others predicted to be fast."""
     plan = plan_spec(spec, jax.default_backend())
-    possible = sorted(plan.eligible, key=_seconds)
+    possible = sorted(plan.eligible, key=lambda candidate: candidate.seconds or 0.0)
     return list(dict.fromkeys([plan.algorithm, "xla", *(c.name for c in possible[:FASTEST])]))
 
 

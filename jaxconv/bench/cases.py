@@ -17,18 +17,11 @@ DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution to time, channels last, the same along each spatial axis except for sizes.
-
-    Attributes:
-      lhs_shape: (N, spatial…, C).
-      rhs_shape: (spatial…, C / groups, O).
-      padding: (before, after) of each spatial axis; for transposed layers, of the dilated image.
-      directions: the subset of ``DIRECTIONS`` to measure.
-    """
+    """One convolution to time, channels last, the same along each spatial axis except for sizes."""
 
     name: str
-    lhs_shape: tuple[int, ...]
-    rhs_shape: tuple[int, ...]
+    lhs_shape: tuple[int, ...]  # (N, spatial…, C)
+    rhs_shape: tuple[int, ...]  # (spatial…, C / groups, O)
     padding: tuple[int, int] = (0, 0)
     stride: int = 1
     groups: int = 1
@@ -39,13 +32,9 @@ class Layer:
     directions: tuple[str, ...] = DIRECTIONS
 
     @property
-    def ndim(self) -> int:
-        return len(self.lhs_shape) - 2
-
-    @property
     def spec(self) -> ConvSpec:
-        """The spec of the forward convolution."""
-        ndim = self.ndim
+        """The forward convolution."""
+        ndim = len(self.lhs_shape) - 2
         return ConvSpec(
             self.lhs_shape,
             self.rhs_shape,
@@ -64,23 +53,22 @@ class Layer:
         """The function of ``operands()`` to time; it calls ``conv`` as lax's, with ``options``."""
         forward = partial(conv, **arguments(self.spec), **options)
 
-        def gradient(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+        def run(lhs: Array, rhs: Array, cotangent: Array) -> Array:
+            if direction == "forward":
+                return forward(lhs, rhs)
             if direction == "input gradient":
                 return jax.linear_transpose(lambda lhs: forward(lhs, rhs), lhs)(cotangent)[0]
             return jax.linear_transpose(lambda rhs: forward(lhs, rhs), rhs)(cotangent)[0]
 
-        return gradient if direction != "forward" else lambda lhs, rhs, _: forward(lhs, rhs)
+        return run
 
     def operands(self) -> tuple[Array, Array, Array]:
         """Image, kernel, and cotangent of the output."""
         rng = np.random.default_rng(0)
-
-        def random(shape: tuple[int, ...]) -> Array:
-            if jnp.issubdtype(self.dtype, np.integer):
-                return jnp.asarray(rng.integers(-9, 9, shape), self.dtype)
-            return jnp.asarray(rng.standard_normal(shape, np.float32), self.dtype)
-
-        return random(self.lhs_shape), random(self.rhs_shape), random(self.spec.out_shape)
+        scale = 4 if jnp.issubdtype(self.dtype, np.integer) else 1
+        shapes = self.lhs_shape, self.rhs_shape, self.spec.out_shape
+        x, w, y = (scale * rng.standard_normal(shape, np.float32) for shape in shapes)
+        return jnp.asarray(x, self.dtype), jnp.asarray(w, self.dtype), jnp.asarray(y, self.dtype)
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:
@@ -94,10 +82,9 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
         numbers = image, kernel, image
     names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
     names += ("feature_group_count", "batch_group_count")
-    return {name: getattr(spec, name) for name in names} | {
-        "dimension_numbers": numbers,
-        "preferred_element_type": None if spec.out_dtype == spec.dtype else spec.out_dtype,
-    }
+    preferred = None if spec.out_dtype == spec.dtype else spec.out_dtype
+    facts = {"dimension_numbers": numbers, "preferred_element_type": preferred}
+    return {name: getattr(spec, name) for name in names} | facts
 
 
 def layer_of(
@@ -116,9 +103,7 @@ def layer_of(
 ) -> Layer:
     """A layer padded by half its kernel, with a descriptive name.
 
-    Args:
-      causal: the dilation of a causal kernel; 0 for a centred one.
-      up: transposed, stride 2, to twice the size.
+    ``causal`` is the dilation of a causal kernel; ``up`` is transposed, to twice the size.
     """
     sizes = (size,) * ndim if isinstance(size, int) else size
     entering, leaving = channels
@@ -150,13 +135,10 @@ def layer_of(
 
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
-    """The layer for a batch of 1 and of 8."""
     return layer_of(network, 1, *layer), layer_of(network, 8, *layer)
 
 
-_signal = partial(layer_of, ndim=1)
-_volume = partial(layer_of, ndim=3)
-
+_signal, _volume = partial(layer_of, ndim=1), partial(layer_of, ndim=3)
 FLOAT32 = (
     *_both("ResNet-50", 224, (3, 64), 7, 2),
     *_both("ResNet-50", 56, (64, 64), 3),
@@ -227,23 +209,4 @@ LAYERS = FLOAT32 + tuple(
         layer_of("ResNet-50", 1, 28, (128, 512), 1),
         layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
-)
-
-# From programs of users; LAYERS has the common networks'.
-FIELD = (
-    layer_of("AlexNet", 2, 227, (3, 96), 11, 4, padding=(0, 0)),
-    layer_of("upsampling", 1, 128, (64, 64), 4, up=True),
-    layer_of("small filter", 1, (85, 128), (1, 2), 3),
-    layer_of("filter", 1, 256, (1, 1), 15),
-    layer_of("patches", 1, 256, (3, 147), 7, 2, 3, padding=(0, 0)),
-    layer_of("multiplier", 1, 66, (16, 48), 3, 1, 16),
-    layer_of("2-D CNN", 8, 28, (1, 16), 5),
-    layer_of("DeepLab", 1, 33, (256, 256), 3, padding=(12, 12), rhs_dilation=12),
-    _signal("STFT", 1, 51200, (1, 1026), 1024, 256, padding=(0, 0)),
-    _signal("inverse STFT", 1, 200, (513, 1), 1024, padding=(1023, 1023), lhs_dilation=256),
-    _signal("HiFi-GAN", 1, 256, (256, 128), 16, padding=(11, 11), lhs_dilation=8),
-    _signal("filter", 1, 16000, (1, 1), 512, padding=(511, 511)),
-    _signal("TCN", 8, 1024, (128, 128), 8, 1, 128, causal=16),
-    _volume("3-D CNN", 1, 22, (8, 8), 3, padding=(0, 0)),
-    _volume("3-D CNN", 1, 16, (3, 32), 5, 2),
 )

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,8 @@ import jaxconv
 from jaxconv import tables
 from jaxconv.bench import compare as engine
 from jaxconv.bench import draw, report
-from jaxconv.bench import profile as trace
-from jaxconv.bench.measure import TITLES, Result
-from jaxconv.bench.report import PROFILED, SUITES, Selected, Selection, name_of
+from jaxconv.bench.measure import Result
+from jaxconv.bench.report import SUITES, Case, Selection
 from jaxconv.tools.progress import shown
 
 
@@ -34,11 +32,11 @@ LEGEND = (
 
 
 def _print(*lines: str) -> None:
-    """Prints them at once, no wider than the terminal."""
-    print_table(tables.Table(lines))
+    _print_table(tables.Table(lines))
 
 
-def print_table(table: tables.Table) -> None:
+def _print_table(table: tables.Table) -> None:
+    """Prints it at once, no wider than the terminal."""
     print(table.text(tables.terminal_width()), flush=True)
 
 
@@ -59,7 +57,7 @@ def compare(
     steps = engine.compare(convolutions, algorithms, repeats)
     for comparison in shown(steps, len(convolutions) * (1 + len(algorithms))):
         comparisons.append(comparison)
-        print_table(engine.table(comparison))
+        _print_table(engine.table(comparison))
     figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)
     try:
         figure.savefig(output, dpi=110)
@@ -71,18 +69,15 @@ def compare(
 def bench(
     suites: Sequence[str], selection: Selection, file: Path | None, folder: Path | None
 ) -> bool:
-    """Prints a table of each suite, and writes everything to ``file`` and pictures into ``folder``.
-
-    Returns:
-      Whether all results agree with lax's.
-    """
+    """Prints a table of each suite, writes everything to ``file`` and pictures into ``folder``, and
+    returns whether all results agree with lax's."""
     start = time.perf_counter()
     cases = _selected(suites, selection)
     _check_files(file, folder)
-    machine = report.machine(selection.against)
-    peers = (f"{TITLES[name]} {number}, " for name, number in machine["peers"].items())
+    machine = report.machine(selection.torch)
+    torch = f"PyTorch {machine['torch']}, " if selection.torch else ""
     _print(
-        f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {''.join(peers)}{machine['cpu']},"
+        f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {torch}{machine['cpu']},"
         f" {machine['cores']} cores, float32 GEMM {machine['gemm'] / 1e9:.0f} GFLOP/s"
     )
     results: dict[str, list[Result]] = {}
@@ -95,10 +90,12 @@ def bench(
         finally:  # also of those before an interrupt
             if suite in results:
                 table = report.contents(results[suite])
-                print_table(dataclasses.replace(table, above=["", suite, ""]))
+                _print_table(dataclasses.replace(table, above=["", suite, ""]))
     written = [file] if file is not None else []
     if folder is not None:
-        written += draw.draw(folder, results)
+        for suite, rows in results.items():
+            written.append(folder / f"{suite}.png")
+            draw.ratios(rows).savefig(written[-1], dpi=110)
     wrong = [result.wrong for rows in results.values() for result in rows if result.wrong]
     lines = [f"WRONG: {text}" for text in wrong]
     if written:
@@ -116,30 +113,15 @@ def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]
     os.replace(partial, file)
 
 
-def profile(suites: Sequence[str], selection: Selection) -> None:
-    """Prints the profile of each selected case."""
-    for name in suites:
-        if name not in PROFILED:
-            raise CommandError(
-                f"can't profile the suite {name!r}; possible are {', '.join(PROFILED)}"
-            )
-    for selected in _selected(suites, selection).values():
-        for name, case, direction in selected:
-            function = jaxconv.accelerate(case.function(direction))
-            print_table(trace.profile(name, function, *case.operands(direction)))
-            _print("")
-
-
 def names(suites: Sequence[str], selection: Selection) -> None:
     """Prints the names of the selected cases."""
     for selected in _selected(suites, selection).values():
-        for name in dict.fromkeys(name_of(case) for _, case, _ in selected):
-            print(name)
+        print(*dict.fromkeys(case.name for case in selected), sep="\n")
 
 
-def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Selected]]:
+def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Case]]:
     """The cases of each suite."""
-    cases = {suite: list(SUITES[suite].selected(selection)) for suite in suites}
+    cases = {suite: SUITES[suite].selected(selection) for suite in suites}
     if any(cases.values()):
         return cases
     every = f"jaxconv bench {' '.join(suites)} --list"
@@ -148,13 +130,11 @@ def _selected(suites: Sequence[str], selection: Selection) -> dict[str, list[Sel
 
 def _check_files(file: Path | None, folder: Path | None) -> None:
     """Makes the folder, and fails where something can't be written, before any time is spent."""
-    if file is not None and file.is_dir():
-        raise CommandError(f"can't write {str(file)!r}: it is a folder")
-    for parent in filter(None, (file and file.parent, folder)):
-        try:
-            if parent == folder:
-                parent.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent).close()
-        except OSError as error:
-            message = f"can't write into {str(parent)!r}: {error.strerror or error}"
-            raise CommandError(message) from None
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"can't write into {str(folder)!r}: {error.strerror}") from None
+    for path in filter(None, (file, folder and folder / "layers.png")):
+        if problem := draw.unwritable(path):
+            raise CommandError(f"can't write {str(path)!r}: {problem}")

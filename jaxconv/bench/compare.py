@@ -21,37 +21,27 @@ from jaxconv.bench.report import table as results_table
 from jaxconv.planning.plan import Candidate, Plan, plan_spec
 from jaxconv.planning.timing import Compiled
 
-# Seconds to measure an algorithm on a convolution, and the numbers of pairs that are needed and
-# that are enough, unless given by the user. In total this takes a minute on two cores.
-BUDGET = 0.3
-FEWEST, ENOUGH = 5, 20
-# An algorithm with calls of more seconds than this is not measured unless the user says how often.
-SLOW = 1.0
-# An algorithm that needs more intermediate bytes than this is not run: it could exhaust memory.
-# Only photographs larger than the default size reach the limit.
+# Seconds for an algorithm on a convolution, and the numbers of pairs that are needed and that are
+# enough, unless the user says how many. In total this takes a minute on two cores.
+BUDGET, FEWEST, ENOUGH = 0.3, 5, 20
+SLOW = 1.0  # seconds of a call above which an algorithm is not measured, unless the user says so
+# Intermediate bytes above which it is not run: it could exhaust memory. Only photographs larger
+# than the default size reach the limit.
 WORKSPACE_LIMIT = 4 << 30
 
 
 class Convolution(NamedTuple):
-    """A convolution to compare."""
-
     layer: Layer
     image: Array
     kernel: Array
 
 
 def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
-    """A photograph and its caption.
+    """A photograph (h, w, 3) in 0…1, and its caption; OSError where it can't be read.
 
     Args:
       path: any file that Pillow reads; None for the portrait that comes with scikit-image.
       size: pixels of the long side above which it is scaled down.
-
-    Returns:
-      (h, w, 3) float32 in 0…1, and a caption.
-
-    Raises:
-      OSError: the file does not exist, can't be read, or is not an image.
     """
     if path is None:
         from skimage.data import astronaut
@@ -141,21 +131,15 @@ def _bilinear(channels: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One convolution by lax and by all algorithms.
-
-    Attributes:
-      output: the convolution in float64: (1, h, w, o).
-      results: named by algorithm, the fastest first; "lax" against itself shows the noise.
-        ``how`` is "→" and the algorithm that "auto" chose, or "▸" for that algorithm itself: the
-        two have one measurement.
-      refused: why the other algorithms were not run.
-    """
+    """One convolution by lax and by all algorithms."""
 
     convolution: Convolution
     plan: Plan
-    output: np.ndarray
+    output: np.ndarray  # in float64: (1, h, w, o)
+    # Named by algorithm, the fastest first; "lax" against itself shows the noise. ``how`` is "→"
+    # and the algorithm that "auto" chose, or "▸" for itself: the two have one measurement.
     results: tuple[Result, ...]
-    refused: Mapping[str, str]
+    refused: Mapping[str, str]  # why the other algorithms were not run
 
 
 def compare(
@@ -163,29 +147,24 @@ def compare(
 ) -> Iterator[str | Comparison]:
     """Measures each convolution by lax and by each algorithm, on JAX's default device.
 
-    Args:
-      algorithms: names in ``jaxconv.ALGORITHMS``, and "auto".
-      repeats: pairs of calls, lax and the algorithm in turn; default: as many as fit ``BUDGET``,
-        from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
-
-    Yields:
-      A description before each measurement, and the ``Comparison`` after those of a convolution.
+    Yields a description before each measurement, and the ``Comparison`` after a convolution's.
+    There are ``repeats`` pairs of calls, lax and the algorithm in turn; by default as many as fit
+    ``BUDGET``, from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
     """
-    effort = Effort(ENOUGH, BUDGET, 0.0, FEWEST)
-    if repeats is not None:
-        effort = Effort(repeats, math.inf, 0.0)
-    slow = math.inf if repeats else SLOW
     for convolution in convolutions:
-        yield from _compared(convolution, algorithms, effort, slow)
+        yield from _compared(convolution, algorithms, repeats)
 
 
 def _compared(
-    convolution: Convolution, algorithms: Sequence[str], effort: Effort, slow: float
+    convolution: Convolution, algorithms: Sequence[str], repeats: int | None
 ) -> Iterator[str | Comparison]:
+    effort, slow = Effort(ENOUGH, BUDGET, 0.0, FEWEST), SLOW
+    if repeats is not None:
+        effort, slow = Effort(repeats, math.inf, 0.0), math.inf
     layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
     plan = plan_spec(layer.spec, jax.default_backend())
     yield f"{layer.name}: lax"
-    exact = reference(layer, "forward", *operands)
+    exact = reference(layer, convolution.image, convolution.kernel)
     # The kernel is an argument: a constant would be folded into the compiled code.
     function = layer.function(lax.conv_general_dilated, "forward")
     baseline, program = Compiled(function, *operands), _program(function, operands)
@@ -198,8 +177,7 @@ def _compared(
         if candidate.status == "unsupported":
             return str(candidate.reason)
         if candidate.workspace > WORKSPACE_LIMIT:
-            needs = f"{candidate.workspace / 2**30:.1f} GiB"
-            return f"it would need {needs} of intermediate arrays"
+            return f"it would need {candidate.workspace / 2**30:.1f} GiB of intermediate arrays"
         function = layer.function(jaxconv.conv_general_dilated, "forward", algorithm=algorithm)
         try:
             if _program(function, operands) == program:
@@ -232,18 +210,14 @@ def _compared(
 
 
 def _program(function: Callable[..., Any], operands: Sequence[Any]) -> str:
-    """What XLA is given to compile, as text."""
     return jax.jit(function).lower(*operands).as_text()
 
 
 def table(comparison: Comparison) -> tables.Table:
     """A convolution by lax and by all algorithms, the fastest first."""
     plan = comparison.plan
-    above = [
-        "",
-        comparison.convolution.layer.name,
-        f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP",
-        f"auto chose {plan.algorithm}: {plan.why}",
-    ]
+    above = ["", comparison.convolution.layer.name]
+    above.append(f"{plan.spec}: {plan.spec.flops / 1e6:,.1f} MFLOP")
+    above.append(f"auto chose {plan.algorithm}: {plan.why}")
     below = [f"  {name} not run: {reason}" for name, reason in comparison.refused.items()]
     return dataclasses.replace(results_table(comparison.results), above=above, below=below)

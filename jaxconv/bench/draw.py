@@ -4,6 +4,7 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,13 +23,7 @@ own name. = lax: it is lax's own program."""
 
 
 def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparison]) -> Figure:
-    """The photograph, and for each convolution its output above bars of the ratios to lax.
-
-    Args:
-      photograph: (h, w, 3) in 0…1.
-      caption: describes the photograph and the machine.
-      comparisons: at least one.
-    """
+    """The photograph, and for each convolution its output above bars of the ratios to lax."""
     columns = min(4, 1 + len(comparisons))
     rows = -(-(1 + len(comparisons)) // columns)
     # No pyplot: its figures are global state, and it may want a display.
@@ -68,12 +63,7 @@ def _image(axes: Axes, pixels: np.ndarray, title: str, caption: str) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _bars(
-    axes: Axes,
-    labels: Sequence[str],
-    ratios: Sequence[tuple[float, float, float]],
-    colours: Sequence[str],
-) -> None:
+def _bars(axes: Axes, labels: Sequence[str], ratios: Sequence[Any], colours: Sequence[str]) -> None:
     """Horizontal bars starting at 1×, the first on top, with the interquartile range as a line."""
     low, median, high = np.reshape(ratios, (-1, 3)).T
     rows = np.arange(len(labels))
@@ -93,11 +83,15 @@ def problem(path: Path, photograph: Path | None) -> str | None:
     """Why the picture can't be written; None if it can."""
     kinds = FigureCanvasBase.get_supported_filetypes()
     if path.suffix[1:].lower() not in kinds:
-        names = ", ".join(f".{kind}" for kind in kinds)
-        return f"the name of a picture ends in one of {names}"
+        return f"the name of a picture ends in one of {', '.join(f'.{kind}' for kind in kinds)}"
+    if photograph is not None and path.exists() and path.samefile(photograph):
+        return "it is the photograph; name another --output"
+    return unwritable(path)
+
+
+def unwritable(path: Path) -> str | None:
+    """Why a file can't be written; None if it can."""
     try:
-        if photograph is not None and path.exists() and path.samefile(photograph):
-            return "it is the photograph; name another --output"
         if path.exists():
             path.open("r+b").close()
         else:
@@ -107,23 +101,14 @@ def problem(path: Path, photograph: Path | None) -> str | None:
     return None
 
 
-def draw(folder: Path, results: dict[str, list[Result]]) -> list[Path]:
-    """Writes a picture of each suite as a PNG file and returns their paths."""
-    written = [folder / f"{suite}.png" for suite in results]
-    for path, rows in zip(written, results.values(), strict=True):
-        ratios(rows).savefig(path, dpi=110)
-    return written
-
-
 def ratios(results: Sequence[Result]) -> Figure:
     """A bar for each result and peer: jaxconv's speed over the peer's."""
-    peers = [peer for peer in TITLES if peer == "lax" or any(peer in r.peers for r in results)]
+    peers = [peer for peer in TITLES if any(getattr(r, peer) for r in results)]
     figure = Figure(figsize=(6 + 4 * len(peers), 1.5 + 0.22 * len(results)), layout="constrained")
     panels = figure.subplots(1, len(peers), sharey=True, squeeze=False)[0]
     labels = [r.label if r.direction else f"{r.name}, {r.how}" for r in results]
     for panel, peer in zip(panels, peers, strict=True):
-        nothing = (np.nan, np.nan, np.nan)
-        bars = [r.quartiles(peer) if peer in ("lax", *r.peers) else nothing for r in results]
+        bars = [r.quartiles(peer) if getattr(r, peer) else (np.nan,) * 3 for r in results]
         _bars(panel, labels, bars, [SLOWER if ratio < 0.95 else FASTER for _, ratio, _ in bars])
         panel.set_title(f"times as fast as {TITLES[peer]}")
     return figure

@@ -1,13 +1,11 @@
-"""Timing lax, jaxconv and their peers in turn, and checking their results."""
+"""Timing lax, jaxconv and PyTorch in turn, and checking their results."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,80 +17,55 @@ from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
 # Seconds after which threads of another runtime have stopped spinning: 2 taps on 4×199×512 by
 # jaxconv took 3.7 ms if run 2 ms after a call of PyTorch, 2.5 ms after 10 ms or more.
 SETTLE = 0.015
+TITLES = {"lax": "lax", "torch": "PyTorch"}
 
-Pairs = tuple[tuple[float, ...], ...]
+Pairs = Sequence[tuple[float, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How long subjects are timed, the arguments of ``timing.alternate``, and against whom.
-
-    Attributes:
-      against: names of ``PEERS``.
-    """
+    """How long subjects are timed, see ``timing.alternate``, and whether by PyTorch too."""
 
     rounds: int = 101
     seconds: float = 1.0
     precision: float = 0.01
     fewest: int = 3
-    against: tuple[str, ...] = ()
+    torch: bool = False
 
     def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
-        """Seconds of each subject, called in turn: a tuple for each round."""
-        return tuple(
-            alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
-        )
+        """Seconds of each subject, called in turn, by rounds."""
+        return alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One row of a suite.
-
-    Attributes:
-      name, direction: the case measured.
-      how: the algorithms that "auto" chose, or "accelerate".
-      lax: seconds of lax and of jaxconv, called in turn.
-      compile_seconds: of lax and of jaxconv, including tracing and lowering.
-      workspace: bytes of intermediate arrays of lax and of jaxconv.
-      difference: the largest difference from lax's result, over the largest value.
-      differing: whose result that is: jaxconv's, a peer's, or an algorithm's.
-      tolerance: the upper limit of ``difference``.
-      peers: by names of other ``TITLES``, their seconds and jaxconv's, called in turn.
-      flops: of the convolutions, without inserted zeros.
-      peak: FLOP/s of a large float32 matrix product, measured with this result.
-      errors: root mean square error of lax and of jaxconv against float64, over the root mean
-        square; None where it was not measured.
-      gemm: (count, m, n, k) of the matrix products, None where there are none, or several kinds.
-      best: the fastest algorithm, and ``regret`` the time of "auto" over its time.
-      is_lax: whether jaxconv's program is lax's own: what differs in their times is noise.
-    """
+    """One row of a suite."""
 
     name: str
     direction: str
-    how: str
-    lax: Pairs
-    compile_seconds: tuple[float, float]
-    workspace: tuple[int | None, int | None]
-    difference: float
-    differing: str
-    tolerance: float
-    peers: Mapping[str, Pairs] = dataclasses.field(default_factory=dict, hash=False)
-    flops: float | None = None
-    peak: float | None = None
-    errors: tuple[float, ...] | None = None
-    gemm: tuple[int, int, int, int] | None = None
-    best: str = ""
-    regret: float | None = None
-    is_lax: bool = False
+    how: str  # the algorithms that "auto" chose, or "accelerate"
+    lax: Pairs  # seconds of lax and of jaxconv, called in turn
+    compile_seconds: tuple[float, float]  # of lax and of jaxconv, tracing and lowering included
+    workspace: tuple[int | None, int | None]  # bytes of intermediate arrays of lax and of jaxconv
+    difference: float  # the largest from lax's result, over the largest value
+    differing: str  # whose result that is: jaxconv's, PyTorch's, or an algorithm's
+    tolerance: float  # the upper limit of ``difference``
+    torch: Pairs = ()  # seconds of PyTorch and of jaxconv; empty where it was not measured
+    flops: float | None = None  # of the convolutions, without inserted zeros
+    peak: float | None = None  # FLOP/s of a large float32 matrix product, at the same time
+    errors: tuple[float, ...] | None = None  # of lax and of jaxconv against float64, see ``error``
+    gemm: tuple[int, int, int, int] | None = None  # (count, m, n, k) of the matrix products
+    best: str = ""  # the fastest algorithm
+    regret: float | None = None  # the time of "auto" over the best's
+    is_lax: bool = False  # jaxconv's program is lax's own: what differs in their times is noise
 
-    def quartiles(self, peer: str = "lax") -> tuple[float, float, float]:
-        """First quartile, median and third quartile of the time of ``peer``, "lax" or one of
-        ``peers``, over jaxconv's: above 1 jaxconv is faster; 1 if both are one program."""
+    def quartiles(self, peer: str = "lax") -> Sequence[float]:
+        """First quartile, median and third quartile of the time of ``peer``, "lax" or "torch", over
+        jaxconv's: above 1 jaxconv is faster; 1 if both are one program."""
         if self.is_lax and peer == "lax":
             return 1.0, 1.0, 1.0
-        other, own = np.transpose(self.lax if peer == "lax" else self.peers[peer])
-        low, median, high = np.quantile(other / own, (0.25, 0.5, 0.75)).tolist()
-        return low, median, high
+        other, own = np.transpose(getattr(self, peer))
+        return tuple(np.quantile(other / own, (0.25, 0.5, 0.75)).tolist())
 
     @property
     def rate(self) -> float | None:
@@ -123,80 +96,32 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The fields and the quantities computed from them."""
-        ratios = {peer: self.quartiles(peer) for peer in ("lax", *self.peers)}
+        ratios = {peer: self.quartiles(peer) for peer in TITLES if getattr(self, peer)}
         computed = {name: getattr(self, name) for name in ("rate", "error_ratio", "wrong")}
         return dataclasses.asdict(self) | computed | {"ratios": ratios}
 
 
 @dataclasses.dataclass
 class Call:
-    """A peer's function without arguments, ready to be called and timed; see ``timing.Subject``.
-
-    Attributes:
-      as_jax: converts an output to JAX's layout.
-      expected: converts JAX's output to the form that ``as_jax`` returns.
-    """
+    """A function of PyTorch without arguments, to be timed; see ``timing.Subject``."""
 
     function: Callable[[], Any]
-    as_jax: Callable[[Any], Any] = np.asarray
-    expected: Callable[[Any], Any] = lambda output: output
+    as_jax: Callable[[Any], Any]  # converts its output to JAX's layout
     output: Any = None
 
     def call(self) -> float:
-        """Calls it once and returns the seconds."""
         start = time.perf_counter()
         self.output = self.function()
         return time.perf_counter() - start
 
 
-class Peer(NamedTuple):
-    """Another runtime against which jaxconv is measured, by the module ``torch_peer``.
-
-    Attributes:
-      packages: that must be installed; the first is the runtime.
-    """
-
-    title: str
-    packages: tuple[str, ...]
-
-    @property
-    def installed(self) -> bool:
-        return all(find_spec(package) is not None for package in self.packages)
-
-
-# By the name that users ask for them by.
-PEERS = {
-    "torch": Peer("PyTorch", ("torch",)),
-    "torch.compile": Peer("torch.compile", ("torch",)),
-    "onnxruntime": Peer("ONNX Runtime", ("onnxruntime", "onnxscript", "torch")),
-    "openvino": Peer("OpenVINO", ("openvino", "onnxscript", "torch")),
-}
-TITLES = {"lax": "lax"} | {name: peer.title for name, peer in PEERS.items()}
-
-
-def peers(
-    effort: Effort, kind: str, case: Any, direction: str, args: Sequence[Any]
-) -> dict[str, Call]:
-    """A call of this case by each of ``effort.against`` that can compute it.
-
-    Args:
-      kind: "layer" or "network": the function of ``torch_peer`` that makes the call.
-    """
-    if not effort.against:
-        return {}
-    make = getattr(import_module("jaxconv.bench.torch_peer"), kind)
-    calls = {name: make(name, case, direction, *args) for name in effort.against}
-    return {name: call for name, call in calls.items() if call is not None}
-
-
 @cache
 def _product(size: int) -> Compiled:
-    x = jnp.ones((size, size), jnp.float32)
-    return Compiled(jnp.dot, x, x)
+    return Compiled(jnp.dot, *[jnp.ones((size, size), jnp.float32)] * 2)
 
 
 def gemm_peak(size: int = 1024) -> float:
-    """FLOP/s of a float32 matrix product, the best of a few calls."""
+    """FLOP/s of a float32 matrix product, at best."""
     return 2 * size**3 / quickest(_product(size).call)
 
 
@@ -204,27 +129,23 @@ def measure(
     effort: Effort,
     baseline: Compiled,
     subject: Compiled,
-    peers: Mapping[str, Call] | None = None,
+    torch: Call | None = None,
     exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
-    """Times and compares.
+    """Times and compares: the baseline is by lax, the subject by jaxconv.
 
-    Args:
-      baseline, subject: by lax and by jaxconv.
-      peers: by their names.
-      exact: computes the output in float64; called after the timing, which its spinning threads
-        would disturb.
-      facts: the rest of ``Result``.
+    ``exact`` computes the output in float64, after the timing, which its spinning threads would
+    disturb; ``facts`` are the rest of ``Result``.
     """
     if "flops" in facts:
         facts["peak"] = gemm_peak()
     facts["lax"] = effort.times((baseline, subject))
     off = {"jaxconv": difference(baseline.output, subject.output)}
-    facts["peers"] = {}
-    for name, peer in (peers or {}).items():
-        facts["peers"][name] = effort.times((peer, subject), SETTLE)
-        off[TITLES[name]] = difference(peer.expected(baseline.output), peer.as_jax(peer.output))
+    if torch is not None:
+        facts["torch"] = effort.times((torch, subject), SETTLE)
+        expected = jax.tree.leaves(baseline.output)[0]  # of a training step the loss
+        off["PyTorch"] = difference(expected, torch.as_jax(torch.output))
     if exact is not None:
         truth = exact()
         facts["errors"] = error(baseline.output, truth), error(subject.output, truth)
@@ -263,9 +184,7 @@ def error(output: Any, exact: np.ndarray) -> float:
     return math.sqrt(np.mean((np.asarray(output, np.float64) - exact) ** 2)) / scale
 
 
-def reference(
-    layer: Layer, direction: str, lhs: Any, rhs: Any, cotangent: Any = None
-) -> np.ndarray:
+def reference(layer: Layer, lhs: Any, rhs: Any) -> np.ndarray:
     """A layer in float64 by NumPy, one matrix product for each tap of its kernel.
 
     Not by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode. It
@@ -273,30 +192,18 @@ def reference(
     """
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
     (low, high), up, stride = layer.padding, layer.lhs_dilation, layer.stride
-    spans = [(size - 1) * up + 1 for size in layer.spec.lhs_spatial]
-    inside = (slice(None), *(slice(low, low + span, up) for span in spans))
+    spans = [(size - 1) * up + 1 for size in lhs.shape[1:-1]]
     padded = np.zeros((len(lhs), *(low + span + high for span in spans), lhs.shape[-1]))
-    padded[inside] = 0 if direction == "input gradient" else lhs
-    gradient = np.zeros_like(rhs)
+    padded[:, *(slice(low, low + span, up) for span in spans)] = lhs
 
     def split(x: np.ndarray) -> np.ndarray:
         """(…, channels) → (groups, positions, channels of a group)."""
         return x.reshape(-1, layer.groups, x.shape[-1] // layer.groups).swapaxes(0, 1)
 
-    out = np.zeros(layer.spec.out_shape)
-    out = split(out if direction == "forward" else np.asarray(cotangent, np.float64))
+    out = split(np.zeros(layer.spec.out_shape))
     for tap in np.ndindex(*rhs.shape[:-2]):
-        firsts = [i * layer.rhs_dilation for i in tap]
-        ends = zip(firsts, layer.spec.out_spatial, strict=True)
-        at = (slice(None), *(slice(i, i + (size - 1) * stride + 1, stride) for i, size in ends))
-        image, weights = padded[at], split(rhs[tap])
-        if direction == "forward":
-            out += split(image) @ weights
-        elif direction == "input gradient":
-            image += (out @ weights.swapaxes(1, 2)).swapaxes(0, 1).reshape(image.shape)
-        else:
-            product = split(image).swapaxes(1, 2) @ out
-            gradient[tap] = product.swapaxes(0, 1).reshape(rhs[tap].shape)
-    if direction == "forward":
-        return out.swapaxes(0, 1).reshape(layer.spec.out_shape)
-    return padded[inside] if direction == "input gradient" else gradient
+        ends = zip(tap, layer.spec.out_spatial, strict=True)
+        starts = [(i * layer.rhs_dilation, (size - 1) * stride + 1) for i, size in ends]
+        at = (slice(i, i + extent, stride) for i, extent in starts)
+        out += split(padded[:, *at]) @ split(rhs[tap])
+    return out.swapaxes(0, 1).reshape(layer.spec.out_shape)

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
 # For each layer: kernel (h, w, in, out) or matrix (in, out), and bias if any.
 Params = list[tuple[Any, ...]]
-# The learning rate: so large that gradients dominate the updated parameters, by which a step is
-# checked.
+# So large that gradients dominate the updated parameters, by which a step is checked.
 RATE = 1024.0
 CLASSES = 1000
 
@@ -32,11 +31,9 @@ def padding(kernel: int) -> int:
 
 
 class Lax:
-    """Operations by JAX on images.
+    """Operations by JAX on images, whose channels, and those of kernels, may be ``first``.
 
-    Attributes:
-      parameters: a layer's, from the shape of its kernel and whether it has a bias.
-      first: channels first, with kernels (out, in, h, w), instead of channels last.
+    ``parameters`` returns a layer's, from the shape of its kernel and whether it has a bias.
     """
 
     relu = staticmethod(jax.nn.relu)
@@ -59,7 +56,7 @@ class Lax:
             kernel,
             (stride, stride),
             ((padding(size), padding(size)),) * 2,
-            dimension_numbers=CHANNELS_FIRST if self.first else LAYOUTS[2],
+            dimension_numbers=CHANNELS_FIRST if self.first else CHANNELS_LAST,
             feature_group_count=groups,
         )
         return y + jnp.expand_dims(biases[0], (0, *self.positions)) if bias else y
@@ -130,18 +127,12 @@ def convnext_t(net: Lax, x: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network, as functions of its parameters.
-
-    Attributes:
-      layers: x → logits (N, CLASSES).
-      shape: (h, w, channels) of one input.
-      first: as ``Lax.first``; the same values, in another order.
-    """
+    """A network, as functions of its parameters."""
 
     name: str
-    layers: Callable[[Lax, Any], Any]
-    shape: tuple[int, ...] = (224, 224, 3)
-    first: bool = False
+    layers: Callable[[Lax, Any], Any]  # x → logits (N, CLASSES)
+    shape: tuple[int, ...] = (224, 224, 3)  # (h, w, channels) of one input
+    first: bool = False  # as ``Lax.first``; the same values, in another order
 
     def init(self, seed: int = 0) -> Params:
         """Random parameters that preserve the scale of activations."""
@@ -167,7 +158,6 @@ class Network:
         return x, jnp.asarray(rng.integers(0, CLASSES, batch), jnp.int32)
 
     def forward(self, params: Params, x: Array) -> Array:
-        """The logits."""
         layers = iter(params)
         return self.layers(Lax(lambda *_: next(layers), self.first), x)
 

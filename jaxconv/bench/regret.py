@@ -1,12 +1,7 @@
-"""Regret of the choice of "auto": its time over the best algorithm's, on random convolutions.
+"""Regret of the choice of "auto": its time over the best algorithm's, on random convolutions."""
 
-https://docs.scipy.org/doc/scipy/reference/generated/scipy.signal.choose_conv_method.html states the
-same for SciPy's choice, as a yardstick.
-"""
-
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,28 +15,22 @@ from jaxconv.bench.cases import arguments
 from jaxconv.bench.measure import Effort, Result, compared, difference
 from jaxconv.planning.choose import worthwhile
 from jaxconv.planning.plan import plan_spec
-from jaxconv.planning.timing import Compiled, quickest
+from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec, dilate
-from jaxconv.tools.autotune import operands
+from jaxconv.tools.autotune import candidates, operands, timed
 
-SEED = 2024
-COUNT = 200
-ENOUGH = Effort(16, precision=0.0, fewest=6)
-# Candidates slower than this many times the best after a few calls are not timed further.
-HOPELESS = 3.0
+SEED, COUNT = 2024, 200
+ENOUGH = Effort(16, precision=0.0)
 # Operations that take as long as the overhead of a call; those that lax does in half a second on
-# its fast paths, and in its loops; limits on bytes of operands and of intermediate arrays.
-FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS = 1e6, 1e10, 6e8
-OPERANDS, WORKSPACE = 64 << 20, 1 << 30
+# its fast paths, and in its loops; and bytes of operands.
+FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS, OPERANDS = 1e6, 1e10, 6e8, 64 << 20
 
 
 def random_specs(seed: int, count: int) -> list[ConvSpec]:
     """Random convolutions as they occur in practice, the same for the same seed.
 
-    One, two and three dimensions, kernels of 1 to 31, in one dimension to 1,024, strides and
-    dilations to 8, groups with up to 64 outputs for each input, batches of 1 to 8, transposed ones,
-    and weight gradients in the layout that JAX derives; most in float32. They are limited so that
-    lax takes about half a second at most.
+    Of one to three dimensions, transposed ones and weight gradients among them, limited so that lax
+    takes about half a second at most.
     """
     rng = np.random.default_rng(seed)
     specs: list[ConvSpec] = []
@@ -50,59 +39,6 @@ def random_specs(seed: int, count: int) -> list[ConvSpec]:
         if spec is not None and _bounded(spec):
             specs.append(spec)
     return specs
-
-
-def relatives(specs: Sequence[ConvSpec], seed: int, count: int) -> list[ConvSpec]:
-    """``count`` random relatives of ``specs``, each of them in turn: about half to twice as large
-    in each respect, with other strides, dilations and dtypes."""
-    rng = np.random.default_rng(seed)
-    found: list[ConvSpec] = []
-    for spec in itertools.cycle(specs):
-        if len(found) == count:
-            return found
-        forward = spec.forward
-        relative = _relative(forward, rng)
-        if not relative.is_empty and _bounded(relative):
-            found.append(relative.kernel_gradient if spec.weight_gradient else relative)
-    return found
-
-
-def _relative(spec: ConvSpec, rng: np.random.Generator) -> ConvSpec:
-    def scaled(value: int, octaves: float = 1.0) -> int:
-        return max(1, round(value * 2 ** rng.uniform(-octaves, octaves)))
-
-    size, channels = 2 ** rng.uniform(-0.7, 0.7), 2 ** int(rng.integers(-1, 2))
-    kernel = [k if k == 1 else max(2, scaled(k, 0.6)) for k in spec.kernel_shape[:1]]
-    kernel *= spec.spatial_ndim
-    sizes = [max(2, round(n * size)) for n in spec.lhs_spatial]
-    groups, (c, o) = spec.groups, spec.rhs_shape[-2:]
-    o //= groups
-    if groups > 4:
-        groups = max(1, round(groups * channels))
-    else:
-        c, o = (n if n < 5 else max(1, round(n * channels)) for n in (c, o))
-    steps = [spec.window_strides, spec.lhs_dilation, spec.rhs_dilation]
-    strides, up, dilations = ((s[0] if s[0] == 1 else scaled(s[0]),) * len(s) for s in steps)
-    extents = map(dilate, kernel, dilations)
-    before = map(dilate, spec.kernel_shape, spec.rhs_dilation)
-    ratios = [new / old for new, old in zip(extents, before, strict=True)]
-    pads = [
-        (round(lo * r), round(hi * r)) for (lo, hi), r in zip(spec.padding, ratios, strict=True)
-    ]
-    dtype = spec.dtype
-    if dtype == np.float32 and rng.random() < 0.15:
-        dtype = np.dtype(jnp.bfloat16)
-    return spec.replace(
-        lhs_shape=(scaled(spec.lhs_shape[0]), *sizes, c * groups),
-        rhs_shape=(*kernel, c, groups * o),
-        window_strides=strides,
-        lhs_dilation=up,
-        rhs_dilation=dilations,
-        padding=tuple(pads),
-        feature_group_count=groups,
-        dtype=dtype,
-        out_dtype=dtype if spec.out_dtype == spec.dtype else spec.out_dtype,
-    )
 
 
 # Probabilities or relative weights of what is drawn, and limits of sizes.
@@ -180,7 +116,6 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
 
 
 def _between(rng: np.random.Generator, low: int, high: int) -> int:
-    """A size, drawn log-uniformly."""
     return round(math.exp(rng.uniform(math.log(low), math.log(high))))
 
 
@@ -199,50 +134,36 @@ def _bounded(spec: ConvSpec) -> bool:
     return within and spec.operand_bytes <= OPERANDS
 
 
-def measure_regret(spec: ConvSpec, _: str, effort: Effort) -> Result:
-    """Measures "auto", lax, and every candidate, in turn; all are compared with lax."""
-    plan = plan_spec(spec, jax.default_backend())
-    chosen = plan.algorithm
-    others = [c.name for c in plan.eligible if c.workspace <= WORKSPACE and c.name != chosen]
+def measure_regret(spec: ConvSpec, effort: Effort) -> Result:
+    """Times every candidate to find the best; then lax, "auto" and the best in turn.
+
+    Judged by the times that chose it, the best would often be a lucky one, and its luck would count
+    as regret.
+    """
+    platform = jax.default_backend()
+    chosen = plan_spec(spec, platform).algorithm
+    seconds = timed(spec, candidates(spec, platform), platform, effort.seconds).seconds
+    best = min(worthwhile(seconds), key=lambda name: seconds[name])
     with jax.enable_x64(spec.dtype == np.float64):
         arrays = operands(spec)
-        baseline = Compiled(partial(lax.conv_general_dilated, **arguments(spec)), *arrays)
-        subjects = {"lax": baseline}
-        # The chosen one is measured as "auto": by its own name it may delegate parts to fewer
-        # algorithms.
-        for name in ("auto", *others):
-            function = partial(jaxconv.conv_general_dilated, **arguments(spec), algorithm=name)
-            subjects[name] = Compiled(function, *arrays)
-        once = {name: quickest(subject.call) for name, subject in subjects.items()}
-        limit = HOPELESS * min(once.values())
-        fast = [name for name in subjects if name == "auto" or once[name] <= limit]
-        rounds = np.array(effort.times([subjects[name] for name in fast]))
-    times = dict(zip(fast, rounds.T, strict=True))
-    by_lax = times.pop("lax", np.full(len(rounds), once["lax"]))
-    # An algorithm that "auto" takes only for a large gain is the best only with that gain.
-    medians = {name: float(np.median(column)) for name, column in times.items()}
-    worth = worthwhile({chosen if name == "auto" else name: t for name, t in medians.items()})
-    best, over_best = judged({n: t for n, t in times.items() if n == "auto" or n in worth})
+
+        def compiled(conv: Callable[..., Any], **algorithm: str) -> Compiled:
+            return Compiled(partial(conv, **arguments(spec), **algorithm), *arrays)
+
+        by_lax, auto = map(compiled, (lax.conv_general_dilated, jaxconv.conv_general_dilated))
+        fastest = compiled(jaxconv.conv_general_dilated, algorithm=best)
+        rounds = effort.times((by_lax, auto, fastest))
+    _, own, least = np.median(rounds, axis=0)
+    outputs = {"jaxconv": auto.output, best: fastest.output}
     return compared(
-        baseline,
-        subjects["auto"],
-        {name: difference(baseline.output, s.output) for name, s in subjects.items()},
+        by_lax,
+        auto,
+        {name: difference(by_lax.output, output) for name, output in outputs.items()},
         name=str(spec),
         direction="",
         how=chosen,
-        lax=tuple(zip(by_lax.tolist(), times["auto"].tolist(), strict=True)),
+        lax=[(first, second) for first, second, _ in rounds],
         tolerance=2e-2 if spec.dtype.name == "bfloat16" else 1e-4,
-        best=chosen if best == "auto" else best,
-        regret=over_best,
+        best=best,
+        regret=1.0 if best == chosen else float(own / least),
     )
-
-
-def judged(times: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The best in rounds 1, 3, … and the time of "auto" over its time in the other rounds.
-
-    Selected and judged on the same rounds, the best would often be a lucky one, and its luck would
-    count as regret.
-    """
-    best = min(times, key=lambda name: np.median(times[name][::2]))
-    others = slice(1, None, 2) if len(times["auto"]) > 1 else slice(None)
-    return best, float(np.median(times["auto"][others]) / np.median(times[best][others]))
