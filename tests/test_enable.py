@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import chex
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -276,18 +273,7 @@ with jax.set_mesh(explicit), jaxconv.enabled():
 
 
 def test_sharded_over_four_devices() -> None:
-    tests = Path(__file__).parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SHARDED],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
+    children.output(4, "-c", SHARDED)
 
 
 # ---- what it does to the process ----
