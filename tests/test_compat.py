@@ -160,7 +160,7 @@ def test_features_use_their_own_names_only(report: dict[str, Any]) -> None:
         allowed = {feature, *WITHOUT} | more.get(feature, set())
         assert {NAMES[name][1] for name in names} <= allowed, feature
     # The others are looked up on import, for offloading, or for functions with rules.
-    others = {"Primitive", "rules", "Offloadable", "linear_util", "source_info_util"}
+    others = {"rules", "Offloadable", "linear_util", "source_info_util"}
     assert set(NAMES) - set().union(*report["used"].values()) == others
 
 
