@@ -300,7 +300,7 @@ def test_grouped_pointwise_is_one_batched_product(kind: str) -> None:
     ],
 )
 def test_phases_that_differ_in_nothing_are_one_convolution(case: Case, products: int) -> None:
-    assert len(phase.parts(case.spec())) == products
+    assert len(phase.PHASE.parts(case.spec())) == products
     lhs, rhs = map(jnp.asarray, case.operands())
     np.testing.assert_allclose(
         convolve(case, "phase", lhs, rhs), case.lax(lhs, rhs), rtol=1e-4, atol=1e-4
@@ -383,7 +383,7 @@ def test_blocks_of_shifted_rows(
         found = []
         for size in (1, 10_000, 1 << 20):
             monkeypatch.setattr(shift, "IMAGE_BYTES", size)
-            found.append(shift.gradient(image, cotangent, spec))
+            found.append(shift.SHIFT.gradient(image, cotangent, spec))
         return found
 
     for found in jax.jit(of_sizes)(image, cotangent):

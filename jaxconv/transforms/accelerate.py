@@ -115,7 +115,8 @@ class _AccelerateTrace(Trace):
 
     def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
         if primitive is conv_general_dilated_p:
-            planned = planned_params(*map(jax.typeof, tracers), params, self.algorithm)
+            lhs, rhs = map(jax.typeof, tracers)
+            planned = planned_params(lhs, rhs, params, self.algorithm)
             if planned is not None:
                 primitive, params = conv_p, planned
         else:
