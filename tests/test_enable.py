@@ -127,8 +127,14 @@ TRIED = (
 )
 
 
-@pytest.mark.parametrize("name", ["depthwise", "3x3 stride 2"])
-@pytest.mark.parametrize("transformation", TRIED)
+@pytest.mark.parametrize(
+    ("transformation", "name"),
+    [
+        pytest.param(transformation, name, marks=[pytest.mark.exhaustive] * ((i + j) % 2))
+        for i, transformation in enumerate(TRIED)
+        for j, name in enumerate(("depthwise", "3x3 stride 2"))
+    ],
+)
 def test_transformations(transformation: str, name: str, lowered: list[str]) -> None:
     transform = TRANSFORMATIONS.get(transformation, jaxconv.accelerate)
     case = CASES[name]
