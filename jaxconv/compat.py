@@ -37,7 +37,6 @@ if jax.__version_info__[:2] > NEWEST:
 # What is looked up when it is used: its module, and what needs it. Those of ``jax.extend`` are not
 # private, but importing that takes 30 to 60 ms.
 NAMES = {
-    "Primitive": ("jax._src.core", "jaxconv"),
     "canonicalize_precision": ("jax._src.lax.lax", "precision"),
     "check_and_canonicalize_user_dtype": ("jax._src.dtypes", "preferred_element_type"),
     "canonicalize_sharding": ("jax._src.sharding_impls", "out_sharding"),
@@ -85,10 +84,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-try:
-    Primitive: Any = _jaxs("Primitive")
-except RuntimeError:
-    from jax.extend.core import Primitive as Primitive
+Primitive: Any = type(conv_general_dilated_p)
 
 
 def canonicalize_precision(precision: Any) -> Any:
@@ -100,9 +96,8 @@ def canonicalize_precision(precision: Any) -> Any:
 
 def auto_insert_reshard(*arrays: Any) -> Any:
     """``arrays``, those cast that lack a mesh axis along which others differ in ``shard_map``."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return arrays
-    return _jaxs("auto_insert_reshard")(*arrays)
+    alone = jax.sharding.get_abstract_mesh().empty
+    return arrays if alone else _jaxs("auto_insert_reshard")(*arrays)
 
 
 def is_constant_shape(shape: Sequence[Any]) -> bool:
@@ -135,10 +130,9 @@ def without_dead_code(jaxpr: Any) -> Any:
 
 def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
     """``jaxpr`` with other equations and the same constants."""
-    inner = getattr(jaxpr, "jaxpr", jaxpr)
-    if inner is jaxpr:
+    if not hasattr(jaxpr, "jaxpr"):
         return jaxpr.replace(eqns=eqns)
-    return jaxpr.replace(jaxpr=inner.replace(eqns=eqns))
+    return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns))
 
 
 # Rules
@@ -302,21 +296,17 @@ def module_of(
 def asking_call(
     ctx: Any, target: str, operands: Sequence[Any], key: str, rule: str, **factors: Any
 ) -> Any:
-    """A call of which XLA asks the callbacks registered for ``target``, with ``key``.
-
-    Args:
-      rule, factors: how dimensions correspond, as in ``jax.experimental.custom_partitioning``.
-    """
+    """A call of which XLA asks the callbacks registered for ``target``, with ``key``; of which
+    dimensions correspond by ``rule`` and ``factors``, as in ``custom_partitioning``."""
     (out_type,) = mlir.aval_to_ir_types(ctx.module_context, ctx.avals_out[0])
     parsed = _jaxs("str_to_sdy_sharding_rule")(rule, **factors)
     types = [x.type for x in operands]
     attribute = _jaxs("sdy_sharding_rule_to_mlir")(parsed, types, [out_type])
-    call = _jaxs("custom_call")(
+    return _jaxs("custom_call")(
         target,
         result_types=[out_type],
         operands=operands,
         backend_config=key,
         api_version=2,
         extra_attributes={"sdy.sharding_rule": attribute},
-    )
-    return call.results
+    ).results

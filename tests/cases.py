@@ -1,12 +1,14 @@
 """Named convolutions that every algorithm is tried on: small, each with something of its own."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import oracles
 from jax import lax
+from jax.extend.core import jaxprs_in_params
 
 from jaxconv.arguments.errors import Call
 from jaxconv.arguments.parse import parameters
@@ -147,3 +149,11 @@ CASES = {
         make_case("no channels", (2, 5, 5, 0), (3, 3, 0, 4)),
     )
 }
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a jaxpr and of those inside it, in order."""
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner)

@@ -98,5 +98,13 @@ def lowered() -> Iterator[list[str]]:
     primitive.observers.remove(observe)
 
 
+@pytest.fixture
+def unrepaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without XLA's convolution for NaN that algorithms spread."""
+    from jaxconv.algorithms import base
+
+    monkeypatch.setattr(base, "repaired", lambda out, *_: out)
+
+
 def pytest_report_header() -> str:
     return f"jax {jax.__version__} on {jax.default_backend()}"

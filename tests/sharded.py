@@ -276,6 +276,23 @@ def with_automatic_axes_beside_manual_ones() -> None:
     assert not kinds(compiled.as_text())
 
 
+def while_enabled() -> None:
+    """In shard_map, and with shardings in types."""
+    case = case_of((8, 6, 7, 4), (3, 3, 1, 4), feature_group_count=4)
+    lhs, rhs = case.operands()
+    specs: dict[str, Any] = {"in_specs": (P(("a", "b")), P()), "out_specs": P(("a", "b"))}
+    fun = jax.jit(value_and_gradients(jax.shard_map(case.lax, mesh=mesh(), **specs)))
+    values = jax.jit(value_and_gradients(case.lax))(lhs, rhs)
+    with jaxconv.enabled():
+        assert "stablehlo.convolution" not in fun.lower(lhs, rhs).as_text()
+        assert_close(fun(lhs, rhs), values)
+    assert "stablehlo.convolution" in fun.lower(lhs, rhs).as_text()
+    with jax.set_mesh(mesh(AxisType.Explicit)), jaxconv.enabled():
+        out = jax.jit(case.lax)(jax.device_put(lhs, P("a")), jax.device_put(rhs, P()))
+        assert jax.typeof(out).sharding.spec[0] == "a"
+        assert_close(np.asarray(out), np.asarray(values[0]))
+
+
 def planned_for_a_part() -> None:
     """A device's part is planned, not the whole."""
     case = CASES["3x3 stride 1"]
@@ -334,6 +351,7 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"explicit mode, out_sharding: {algorithm}", partial(check, True)
     yield "explicit mode, one device", on_an_explicit_mesh_of_one
     yield "automatic axes beside manual ones", with_automatic_axes_beside_manual_ones
+    yield "while enabled", while_enabled
     yield "planned for a part", planned_for_a_part
     yield "explain", explained
 

@@ -1,10 +1,8 @@
 """Collectives in compiled programs, and that jaxconv's move no more than lax's."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import children
 import pytest
 from collectives import collectives
 
@@ -35,18 +33,8 @@ KNOWN = {("3×3 stride 2, 16×56×56×32→64", "rows", "forward")}
 
 @pytest.mark.exhaustive
 def test_no_more_is_moved_than_by_lax() -> None:
-    tests = Path(__file__).parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    process = subprocess.run(
-        [sys.executable, tests / "collectives.py"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert process.returncode == 0, process.stderr
-    *lines, last = process.stdout.splitlines()
+    text = children.output(8, Path(__file__).parent / "collectives.py")
+    *lines, last = text.splitlines()
     assert last == f"{len(lines)} programs"
     found = [line.split("; ", 3) for line in lines]
     more = {(name, layout, direction): text for name, layout, direction, text in found if text}

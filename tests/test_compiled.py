@@ -3,14 +3,13 @@
 import functools
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAST, Case
+from cases import CASES, LAST, Case, equations
 from jax import Array
 
 import jaxconv
@@ -103,6 +102,7 @@ def test_xla_compiles_to_a_convolution(name: str) -> None:
 
 
 @on_cpu
+@pytest.mark.usefixtures("unrepaired")
 @pytest.mark.parametrize(
     ("algorithm", "name"),
     [
@@ -131,16 +131,6 @@ def test_no_convolution_in_a_dense_transposed_one() -> None:
 
 
 # ---- products ----
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr and of those inside it."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    yield from equations(inner)
 
 
 def products(fun: Any, *args: Any) -> list[Any]:
@@ -310,7 +300,7 @@ def test_grouped_pointwise_is_one_batched_product(kind: str) -> None:
     ],
 )
 def test_phases_that_differ_in_nothing_are_one_convolution(case: Case, products: int) -> None:
-    assert len(phase.parts(case.spec())) == products
+    assert len(phase.PHASE.parts(case.spec())) == products
     lhs, rhs = map(jnp.asarray, case.operands())
     np.testing.assert_allclose(
         convolve(case, "phase", lhs, rhs), case.lax(lhs, rhs), rtol=1e-4, atol=1e-4
@@ -393,7 +383,7 @@ def test_blocks_of_shifted_rows(
         found = []
         for size in (1, 10_000, 1 << 20):
             monkeypatch.setattr(shift, "IMAGE_BYTES", size)
-            found.append(shift.gradient(image, cotangent, spec))
+            found.append(shift.SHIFT.gradient(image, cotangent, spec))
         return found
 
     for found in jax.jit(of_sizes)(image, cotangent):

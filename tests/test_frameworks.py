@@ -19,6 +19,7 @@ import networks_nnx
 import numpy as np
 import optax
 import pytest
+from cases import equations
 from flax import linen, nnx
 from flax.errors import TraceContextError
 from jax import Array
@@ -121,20 +122,15 @@ def on_arrays(network: str, step: Any) -> tuple[Callable[..., Any], Any, Any]:
     return fn, arrays, training.batches[0]
 
 
-def convolutions_in(jaxpr: Any) -> Iterator[Any]:
+def convolutions_in(jaxpr: Any) -> list[Any]:
     """The equations that convolve, by lax or by jaxconv, in a jaxpr and in all it carries."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if eqn.primitive.name in ("conv_general_dilated", "jaxconv"):
-            yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
-                    yield from convolutions_in(inner)
+    kinds = "conv_general_dilated", "jaxconv"
+    return [eqn for eqn in equations(jaxpr) if eqn.primitive.name in kinds]
 
 
 def convolutions(network: str, step: Any) -> list[Any]:
     fn, *arguments = on_arrays(network, step)
-    return list(convolutions_in(jax.make_jaxpr(fn)(*arguments)))
+    return convolutions_in(jax.make_jaxpr(fn)(*arguments))
 
 
 @functools.cache
@@ -359,18 +355,14 @@ def test_a_layer_alone(layer: Callable[[Wrap], Any]) -> None:
 
     by_lax, params = gradient(lambda layer: layer)
     accelerated, _ = gradient(jaxconv.accelerate)
-    eqns = list(convolutions_in(jax.make_jaxpr(accelerated)(params)))
+    eqns = convolutions_in(jax.make_jaxpr(accelerated)(params))
     assert set(names(eqns)) == {"jaxconv"}
     tolerance = IMAGE.size * float(jnp.finfo(jnp.float64).eps)
     assert_close(numbers(accelerated(params)), numbers(by_lax(params)), tolerance)
 
 
-def test_what_lax_has_compiled_is_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_lax_has_compiled_is_compiled_again(lowered: list[str]) -> None:
     """To the frameworks ``accelerate`` looks like no transformation. jit has to know better."""
-    lowered: list[Any] = []
-    monkeypatch.setattr(
-        "jaxconv.transforms.primitive.observers", [lambda *what: lowered.append(what)]
-    )
     params, apply = equinox_layer(lambda layer: layer)
     step = jax.jit(apply)
     by_lax = step(params, IMAGE)

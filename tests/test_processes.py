@@ -1,7 +1,6 @@
 """A program of two processes, ``processes.py``, that talk to each other on this machine."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from children import environment
 from processes import DEVICES, PROCESSES
 
 SECONDS = 120.0  # after which they are taken to wait for each other for ever
@@ -24,21 +24,15 @@ def free_port() -> int:
 
 def run(folder: Path) -> list[dict[str, Any]]:
     """What each process reports. If one fails or hangs, all are killed, and their output shown."""
-    tests = Path(__file__).parent
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-    path = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     address = f"127.0.0.1:{free_port()}"
     files = [(folder / f"{i}.json", folder / f"{i}.txt") for i in range(PROCESSES)]
     running: list[subprocess.Popen[bytes]] = []
     for i, (report, output) in enumerate(files):
-        environment = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
-        environment["JAXCONV_CACHE_DIR"] = str(folder / f"cache {i}")
-        options = "-X", "faulthandler", "-W", "error"
-        command = [sys.executable, *options, tests / "processes.py", address, str(i), report]
+        options = "-X", "faulthandler", "-W", "error", Path(__file__).parent / "processes.py"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                command,
-                env=os.environ | environment,
+                [sys.executable, *options, address, str(i), report],
+                env=environment(DEVICES) | {"JAXCONV_CACHE_DIR": str(folder / f"cache {i}")},
                 cwd=folder,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """jaxconv under JAX's transformations gives what lax gives, and nothing is traced twice."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAST, Case
+from cases import CASES, LAST, Case, equations
 from jax import Array, export, lax
 
 import jaxconv
@@ -359,6 +359,7 @@ ELSEWHERE = pytest.mark.parametrize(
 
 
 @ELSEWHERE
+@pytest.mark.usefixtures("unrepaired")
 @pytest.mark.parametrize("algorithm", jaxconv.ALGORITHMS)
 def test_export_for_another_platform(algorithm: str, platform: str) -> None:
     case = exported_case(algorithm)
@@ -445,26 +446,12 @@ def test_a_named_algorithm_refuses_symbolic_shapes() -> None:
 # ---- which primitives, and which algorithms, come out ----
 
 
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr and of those inside it."""
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield eqn
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    yield from equations(inner)
-
-
 def algorithms_in(fun: Callable, *args: Any) -> list[str]:
     """Of each convolution in ``fun``: its algorithm, "lax" where it is lax's own."""
-    names = {
-        "jaxconv": lambda eqn: eqn.params["algorithm"],
-        "conv_general_dilated": lambda _: "lax",
-    }
     return [
-        names[eqn.primitive.name](eqn)
+        eqn.params.get("algorithm", "lax")
         for eqn in equations(jax.make_jaxpr(fun)(*args))
-        if eqn.primitive.name in names
+        if eqn.primitive.name in ("jaxconv", "conv_general_dilated")
     ]
 
 

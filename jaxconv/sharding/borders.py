@@ -38,44 +38,26 @@ class MeshLine:
 
 @dataclasses.dataclass(frozen=True)
 class AxisCut:
-    """How one spatial axis of a convolution is cut over devices.
-
-    Attributes:
-      devices: their number.
-      size: elements of the image.
-      held: elements that each device holds.
-      left, right: elements that it receives from its neighbours.
-      before, after: zeros around what it then has.
-      starts: for each device, where its window begins in what it then has.
-      length: elements of a window.
-      padding: of the window's convolution.
-      outputs: of a device.
-      surplus: for each device, the outputs of its window before its own ones.
-    """
+    """How one spatial axis of a convolution is cut over devices."""
 
     devices: int
-    size: int
-    held: int
-    left: int
+    size: int  # elements of the image
+    held: int  # elements that each device holds
+    left: int  # elements that it receives from its neighbours
     right: int
-    before: int
+    before: int  # zeros around what it then has
     after: int
-    starts: tuple[int, ...]
-    length: int
-    padding: tuple[int, int]
-    outputs: int
-    surplus: tuple[int, ...]
+    starts: tuple[int, ...]  # for each device, where its window begins in what it then has
+    length: int  # elements of a window
+    padding: tuple[int, int]  # of the window's convolution
+    outputs: int  # of a device
+    surplus: tuple[int, ...]  # for each device, the outputs of its window before its own ones
 
 
 def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCut | None:
-    """The cut of the ``d``-th spatial axis by which each device computes its part of the outputs.
-
-    Args:
-      sums: each device computes all outputs, with its part of the taps, instead.
-
-    Returns:
-      None where no window of the same size does it, because windows would begin at different
-      places between the elements of a dilated image.
+    """The cut of the ``d``-th spatial axis by which each device computes its part of the outputs,
+    or, if ``sums``, all outputs with its part of the taps. None where no window of the same size
+    does it, because windows would begin at different places between a dilated image's elements.
     """
     size, taps, out = spec.lhs_spatial[d], spec.kernel_shape[d], spec.out_spatial[d]
     stride, low = spec.window_strides[d], spec.padding[d][0]

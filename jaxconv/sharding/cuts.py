@@ -24,18 +24,13 @@ Places = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Dimensions:
-    """What the dimensions of a convolution are, in the user's order.
-
-    Attributes:
-      spec: the convolution.
-      sizes: of each letter but the "t".
-      arrays: the letters of each dimension of lhs, rhs and output, the outer one first.
-      spatial: for each spatial axis, which dimension of lhs, rhs and output it is.
-    """
+    """What the dimensions of a convolution are, in the user's order."""
 
     spec: ConvSpec
-    sizes: Mapping[str, int]
+    sizes: Mapping[str, int]  # of each letter but the "t"
+    # The letters of each dimension of lhs, rhs and output, the outer one first.
     arrays: tuple[tuple[Letters, ...], ...]
+    # For each spatial axis, which dimension of lhs, rhs and output it is.
     spatial: tuple[tuple[int, int, int], ...]
 
     def sums(self, d: int) -> bool:
@@ -71,17 +66,11 @@ def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """How a convolution is cut.
-
-    Attributes:
-      devices: their number.
-      places: of each letter that is cut, each device's.
-      axes: for each spatial axis that is cut, how.
-    """
+    """How a convolution is cut."""
 
     devices: int
-    places: Mapping[str, Places]
-    axes: Mapping[int, AxisCut]
+    places: Mapping[str, Places]  # of each letter that is cut, each device's
+    axes: Mapping[int, AxisCut]  # for each spatial axis that is cut, how
 
     def parts(self, letter: str) -> int:
         """Into how many parts a letter is cut."""
@@ -113,11 +102,8 @@ def parts(places: Places) -> int:
 
 
 def cut_of(found: Dimensions, given: Sequence[Sequence[Places]], devices: int) -> Cut:
-    """The cut that leaves the largest array where it is, then, as far as possible, the others.
-
-    Args:
-      given: for each dimension of lhs, rhs and output, each device's place along it.
-    """
+    """The cut that leaves the largest array where it is, then, as far as possible, the others;
+    ``given`` for each dimension of lhs, rhs and output each device's place along it."""
     spec = found.spec
     shapes = spec.lhs_shape, spec.rhs_shape, spec.out_shape
     places: dict[str, Places] = {}

@@ -32,9 +32,9 @@ from jaxconv.sharding.borders import MeshLine, only_valid, own_outputs, window
 from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 from jaxconv.spec import ConvSpec
 
-# Of a device's arrays; with the parameters of its convolution, and ``part_of``, the whole
-# convolution and what devices exchange for it, in words.
+# Of a device's arrays, with the parameters of its convolution and ``part_of``.
 Bind = Callable[..., Array]
+# The whole convolution, and what devices exchange for it, in words.
 PartOf = tuple[ConvSpec, str]
 TARGET = "jaxconv"
 AXIS = "devices"
@@ -72,13 +72,13 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
     def along(*letters: str) -> Devices:
         return Devices((AXIS,), cut.lines(letters))
 
-    def of_parts(lhs: Array, rhs: Array) -> Array:
-        arrays = [lhs, rhs]
-        for i, letters in enumerate(found.arrays[:2]):
-            if ("c",) in letters and "c" in cut.places:
-                axis, parts = letters.index(("c",)), cut.parts("c")
-                arrays[i] = only_valid(arrays[i], axis, found.sizes["c"], parts, along("c"))
-        lhs, rhs = arrays
+    def of_parts(*arrays: Array) -> Array:
+        lhs, rhs = (
+            only_valid(x, letters.index(("c",)), found.sizes["c"], cut.parts("c"), along("c"))
+            if ("c",) in letters and "c" in cut.places
+            else x
+            for x, letters in zip(arrays, found.arrays[:2], strict=True)
+        )
         for d, axis in cut.axes.items():
             lhs = window(lhs, found.spatial[d][0], axis, along(f"x{d}"))
             if found.sums(d):
@@ -102,13 +102,10 @@ def summed(found: Dimensions, cut: Cut) -> list[str]:
 
 def exchanged(found: Dimensions, cut: Cut) -> str:
     """What devices exchange, in words: "borders 1 + 1 of axis 0; sums of 8 devices"."""
-    borders = [
-        f"borders {axis.left} + {axis.right} of axis {d}"
-        for d, axis in cut.axes.items()
-        if axis.left or axis.right
-    ]
+    moved = {d: axis for d, axis in cut.axes.items() if axis.left or axis.right}
+    parts = [f"borders {axis.left} + {axis.right} of axis {d}" for d, axis in moved.items()]
     devices = math.prod(map(cut.parts, summed(found, cut)))
-    return "; ".join([*borders, f"sums of {devices} devices"] if devices > 1 else borders)
+    return "; ".join(parts + [f"sums of {devices} devices"] * (devices > 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,21 +121,15 @@ class _Call:
     # which 68 differ.
     made: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
-    def cut(self, shardings: Sequence[Any]) -> Cut:
-        """Args: shardings: XLA's, of lhs, rhs and output."""
+    def cut(self, *shardings: Any) -> tuple[Cut, list[Any]]:
+        """How it is cut, and XLA's shardings for that, given those of lhs, rhs and output."""
         arrays = self.dimensions.arrays
         given = [
             compat.places(sharding, len(letters), self.devices)
             for letters, sharding in zip(arrays, shardings, strict=True)
         ]
-        return cut_of(self.dimensions, given, self.devices)
-
-    def shardings(self, cut: Cut) -> list[Any]:
-        """XLA's, of lhs, rhs and output."""
-        return [
-            compat.sharding_of([cut.of_dimension(dim) for dim in letters])
-            for letters in self.dimensions.arrays
-        ]
+        cut = cut_of(self.dimensions, given, self.devices)
+        return cut, [compat.sharding_of([*map(cut.of_dimension, letters)]) for letters in arrays]
 
 
 _calls: "weakref.WeakValueDictionary[bytes, _Call]" = weakref.WeakValueDictionary()
@@ -149,49 +140,38 @@ def _partition(
 ) -> tuple[bytes, list[Any], Any]:
     """The program of a device, and how XLA must lay the arrays before and after it."""
     call = _calls[key]
-    cut = call.cut([*shardings, result])
-    *operands, out = call.shardings(cut)
-    lies = str([*operands, out])
-    module = call.made.get(lies)
-    if module is None:
-        shapes = [
+    cut, lies = call.cut(*shardings, result)
+    *operands, out = lies
+    if str(lies) not in call.made:
+        parts = [
             jax.ShapeDtypeStruct(sharding.tile(shape).dimensions(), shape.numpy_dtype())
             for sharding, shape in zip(operands, shapes, strict=True)
         ]
         function = local(call.dimensions, cut, call.params, call.bind)
-        module = compat.module_of(function, shapes, (AXIS, call.devices), call.platforms)
-        call.made[lies] = module
-    return module, operands, out
+        module = compat.module_of(function, parts, (AXIS, call.devices), call.platforms)
+        call.made[str(lies)] = module
+    return call.made[str(lies)], operands, out
 
 
 def _from_operands(_: Any, shardings: Sequence[Any], shape: Any, key: bytes) -> Any:
     """How the output lies, given the operands, for a partitioner that knows no rules."""
-    call = _calls[key]
-    return call.shardings(call.cut([*shardings, None]))[2]
-
-
-def _from_user(sharding: Any, shape: Any, key: bytes) -> Any:
-    return sharding
+    return _calls[key].cut(*shardings, None)[1][2]
 
 
 @lru_cache(maxsize=1)
 def _registered() -> None:
-    compat.register_partitioner(TARGET, _from_user, _partition, _from_operands)
+    compat.register_partitioner(TARGET, lambda sharding, *_: sharding, _partition, _from_operands)
 
 
 def partitioned(
     ctx: Any, lhs: Any, rhs: Any, params: Mapping[str, Any], bind: Bind, devices: int
 ) -> Any:
-    """The lowering of ``bind(lhs, rhs, **params)`` in a program for several devices.
-
-    Args:
-      lhs, rhs: values in MLIR.
-    """
+    """The lowering of ``bind(lhs, rhs, **params)`` of values in MLIR for several devices."""
     _registered()
-    avals, platforms = ctx.avals_in, ctx.module_context.platforms
-    found = dimensions(avals[0], avals[1], params)
+    platforms = ctx.module_context.platforms
+    found = dimensions(ctx.avals_in[0], ctx.avals_in[1], params)
     # JAX's cache on disk tells programs apart by it.
-    shapes = [aval.str_short() for aval in avals]
+    shapes = [aval.str_short() for aval in ctx.avals_in]
     key = repr((shapes, sorted(params.items(), key=str), devices, platforms)).encode()
     call = _calls.setdefault(key, _Call(found, params, bind, devices, platforms))
     call.made.clear()  # another program is lowered anew, for those who observe it
@@ -200,9 +180,7 @@ def partitioned(
         [[f for f in letters if found.sizes.get(f) != 1] or letters[:1] for letters in array]
         for array in found.arrays
     ]
-    lhs_text, rhs_text, out_text = (
-        " ".join(f[0] if len(f) == 1 else f"({' '.join(f)})" for f in array) for array in arrays
-    )
+    texts = (" ".join(f[0] if len(f) == 1 else f"({' '.join(f)})" for f in a) for a in arrays)
     used = {f for array in arrays for letters in array for f in letters}
     whole = {letters[0] for array in arrays for letters in array if len(letters) == 1}
     axes = range(found.spec.spatial_ndim)
@@ -216,7 +194,7 @@ def partitioned(
         TARGET,
         (lhs, rhs),
         key.decode(),
-        f"{lhs_text}, {rhs_text} -> {out_text}",
+        "{}, {} -> {}".format(*texts),
         **{f: found.sizes[f] for f in used - whole},
         **{kind: tuple(f for f in factors if f in used) for kind, factors in kinds.items()},
     )

@@ -6,9 +6,11 @@ current trace instead, and forwards everything else. Tracers, static arguments, 
 are thus those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
 """
 
+import contextlib
 import functools
+import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -78,28 +80,21 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
 
 def _under(fn: Callable[..., Any], algorithm: str) -> Callable[..., Any]:
     def accelerated(*args: Any, **kwargs: Any) -> Any:
-        with _binding_to(_trace(compat.find_top_trace(()), algorithm)):
+        trace = compat.find_top_trace(())
+        if not (isinstance(trace, _AccelerateTrace) and trace.algorithm == algorithm):
+            trace = _AccelerateTrace(trace, algorithm)
+        with _binding_to(trace):
             return fn(*args, **kwargs)
 
     return accelerated
 
 
-class _binding_to:
+@contextlib.contextmanager
+def _binding_to(trace: Any) -> Iterator[None]:
     """Makes a trace the current one, and adds its algorithm, if any, to the key of jit's caches."""
-
-    __slots__ = ("algorithm", "trace")
-
-    def __init__(self, trace: Any) -> None:
-        self.trace = compat.set_current_trace(trace)
-        self.algorithm = compat.accelerated(getattr(trace, "algorithm", None))
-
-    def __enter__(self) -> None:
-        self.trace.__enter__()
-        self.algorithm.__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        self.algorithm.__exit__(*exception)
-        self.trace.__exit__(*exception)
+    algorithm = getattr(trace, "algorithm", None)
+    with compat.set_current_trace(trace), compat.accelerated(algorithm):
+        yield
 
 
 class _AccelerateTrace(Trace):
@@ -143,13 +138,6 @@ class _AccelerateTrace(Trace):
         return self._process_functions(primitive, fun, tracers, **params)
 
 
-def _trace(parent: Any, algorithm: str) -> Any:
-    """The trace on top of ``parent``; ``parent`` itself if it is one already."""
-    if isinstance(parent, _AccelerateTrace) and parent.algorithm == algorithm:
-        return parent
-    return _AccelerateTrace(parent, algorithm)
-
-
 def _by(transform: Callable[..., Any], f: Any, algorithm: str) -> Any:
     """``transform(f, algorithm)`` for a function, plain or wrapped by JAX."""
     if isinstance(f, compat.linear_util.WrappedFun):
@@ -181,7 +169,7 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
             changed[key] = _by(_under, value, algorithm)
         elif key in THUNKS:
             changed[key] = _by(_rewriting, value, algorithm)
-        elif (replaced := _rewritten_value(value, algorithm)) is not None:
+        elif (replaced := _rewritten_value(value, algorithm)) is not value:
             changed[key] = replaced
     return {**params, **changed} if changed else params
 
@@ -221,24 +209,22 @@ def _has_convolutions(jaxpr: Any) -> bool:
 
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
-    """``value``, a jaxpr or a tuple of them, with its convolutions replaced; None otherwise."""
+    """``value``, with its convolutions replaced if it is a jaxpr or a tuple of them."""
     if hasattr(value, "eqns"):
-        return _rewritten(value, algorithm)
-    if isinstance(value, tuple):
-        items = [_rewritten_value(item, algorithm) for item in value]
-        if any(item is not None for item in items):
-            items = [old if new is None else new for old, new in zip(value, items, strict=True)]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return None
+        return _rewritten(value, algorithm) or value
+    if not isinstance(value, tuple):
+        return value
+    items = [_rewritten_value(item, algorithm) for item in value]
+    if all(map(operator.is_, items, value)):
+        return value
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 @_of_jaxpr
 def _rewritten(jaxpr: Any, algorithm: str) -> Any:
     """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
     eqns = [_rewritten_eqn(eqn, algorithm) for eqn in jaxpr.eqns]
-    if all(new is old for new, old in zip(eqns, jaxpr.eqns, strict=True)):
-        return None
-    return compat.with_eqns(jaxpr, eqns)
+    return None if all(map(operator.is_, eqns, jaxpr.eqns)) else compat.with_eqns(jaxpr, eqns)
 
 
 def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:

@@ -25,21 +25,13 @@ ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A convolution in a program.
-
-    Attributes:
-      eqn: its equation.
-      stack: JAX's names of the transformations it comes from.
-      makers: the equations of its jaxpr so far, by their outputs.
-      times: how often it is run; in a ``while_loop``, in one iteration.
-      within: "while" or "cond" if it is inside one, else empty.
-    """
+    """A convolution in a program."""
 
     eqn: Any
-    stack: str
-    makers: Mapping[Any, Any]
-    times: int
-    within: str
+    stack: str  # JAX's names of the transformations it comes from
+    makers: Mapping[Any, Any]  # the equations of its jaxpr so far, by their outputs
+    times: int  # how often it is run; in a ``while_loop``, in one iteration
+    within: str  # "while" or "cond" if it is inside one, else empty
 
     def spec(self, function: str) -> ConvSpec:
         """The convolution; ``function`` is the public one named in error messages."""
@@ -71,11 +63,7 @@ class Found:
 
 
 def convolutions(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Found]:
-    """The convolutions of ``fn(*args, **kwargs)`` whose results are used, in program order.
-
-    Args:
-      function: the public function named in error messages.
-    """
+    """The convolutions of ``fn(*args, **kwargs)`` whose results are used, in program order."""
     check_function(function, fn)
     traced, arrays = over_arrays(fn, args, kwargs)
     try:

@@ -68,33 +68,37 @@ def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
     return compat.is_constant_shape((*lhs.shape, *rhs.shape)) and well_formed(rhs.shape, params)
 
 
-def _planned(algorithm: str, fun: Callable[..., Any], *args: Any) -> Any:
-    """``fun(*args)`` with lax's convolutions replaced by this primitive."""
-    closed, tree = _jaxpr(algorithm, fun, *map(jax.typeof, args))
-    return jax.tree.unflatten(tree, compat.eval_jaxpr(closed, *args))
-
-
+# Cached, so that JAX traces equal derivatives and batches once.
 @lru_cache(maxsize=4096)
-def _jaxpr(algorithm: str, fun: Callable[..., Any], *avals: Any) -> Any:
-    """The jaxpr of ``fun`` with this primitive in place of lax's, and the tree of its outputs."""
-    closed, out = jax.make_jaxpr(fun, return_shape=True)(*avals)
+def _jaxpr(algorithm: str, rule: Any, static: Any, params: Any, *avals: Any) -> tuple[Any, Any]:
+    """The jaxpr of ``rule`` with this primitive in place of lax's; its second, static, result."""
+    results = []
+
+    def fun(*args: Array) -> Array:
+        out, result = rule(*args, *static, **dict(params))
+        results.append(result)
+        return out
+
+    closed = jax.make_jaxpr(fun)(*avals)
     eqns = [planned_eqn(eqn, algorithm) for eqn in closed.eqns]
-    return compat.with_eqns(closed, eqns), jax.tree.structure(out)
+    return compat.with_eqns(closed, eqns), results[-1]
 
 
-Params = tuple[tuple[str, Any], ...]
+def _planned(algorithm: str, rule: Any, static: Any, params: Any, *args: Any) -> tuple[Array, Any]:
+    """``rule(*args, *static, **params)`` with lax's convolutions replaced by this primitive."""
+    avals = map(jax.typeof, args)
+    closed, result = _jaxpr(algorithm, rule, static, tuple(params.items()), *avals)
+    (out,) = compat.eval_jaxpr(closed, *args)
+    return out, result
 
 
-# Cached: the same arguments return the same function, so that JAX reuses its trace.
-@lru_cache(maxsize=4096)
-def _transposed(operand: int, aval: Any, params: Params) -> Callable[..., Any]:
-    def transposed(cotangent: Array, other: Array) -> Any:
-        operands: list[Any] = [other, other]
-        operands[operand] = ad.UndefinedPrimal(aval)
-        rule = ad.get_primitive_transpose(conv_general_dilated_p)
-        return rule(cotangent, *operands, **dict(params))[operand]
-
-    return transposed
+def _transposed(
+    cotangent: Array, other: Array, operand: int, aval: Any, **params: Any
+) -> tuple[Array, None]:
+    operands: list[Any] = [other, other]
+    operands[operand] = ad.UndefinedPrimal(aval)
+    rule = ad.get_primitive_transpose(conv_general_dilated_p)
+    return rule(cotangent, *operands, **params)[operand], None
 
 
 def _transpose(
@@ -104,34 +108,20 @@ def _transpose(
     aval = operands[operand].aval
     if operand == 1 and 0 in cotangent.shape:
         return ad.Zero(aval)
-    transposed = _transposed(operand, aval, tuple(params.items()))
-    return _planned(algorithm, transposed, cotangent, operands[1 - operand])
+    args = cotangent, operands[1 - operand]
+    return _planned(algorithm, _transposed, (operand, aval), params, *args)[0]
 
 
 ad.defbilinear(conv_p, partial(_transpose, 0), partial(_transpose, 1))
 
 
-@lru_cache(maxsize=4096)
-def _batched(
-    axis_data: Any, dims: Any, params: Params, *avals: Any
-) -> tuple[Callable[..., Any], list[int | None]]:
-    """The batched convolution, and a list that tracing fills with its output batch axis."""
-    out_dims = []
-
-    def batched(lhs: Array, rhs: Array) -> Any:
-        rule = batching.fancy_primitive_batchers[conv_general_dilated_p]
-        out, out_dim = rule(axis_data, (lhs, rhs), dims, **dict(params))
-        out_dims.append(out_dim)
-        return out
-
-    return batched, out_dims
+def _batched(lhs: Array, rhs: Array, axis_data: Any, dims: Any, **params: Any) -> Any:
+    rule = batching.fancy_primitive_batchers[conv_general_dilated_p]
+    return rule(axis_data, (lhs, rhs), dims, **params)
 
 
 def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: Any) -> Any:
-    avals = map(jax.typeof, args)
-    batched, out_dims = _batched(axis_data, tuple(dims), tuple(params.items()), *avals)
-    out = _planned(algorithm, batched, *args)
-    return out, out_dims[-1]
+    return _planned(algorithm, _batched, (axis_data, tuple(dims)), params, *args)
 
 
 batching.fancy_primitive_batchers[conv_p] = _batch
@@ -176,20 +166,12 @@ compat.partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
-    """A convolution as it is lowered.
+    """A convolution as it is lowered."""
 
-    Attributes:
-      spec: the convolution; in a program for several devices, what one of them computes.
-      algorithm: that asked for; "auto" is planned.
-      platform: of which the planner is asked.
-      part_of: where ``spec`` is a device's part, the whole convolution, and what devices exchange
-        for it, in words.
-    """
-
-    spec: ConvSpec
-    algorithm: str
+    spec: ConvSpec  # in a program for several devices, what one of them computes
+    algorithm: str  # as asked for
     platform: str
-    part_of: PartOf | None = None
+    part_of: PartOf | None = None  # if ``spec`` is a device's part
 
 
 _planned_here: dict[tuple[ConvSpec, str], None] = {}
@@ -223,9 +205,7 @@ lowered_p = Primitive("jaxconv_lowered")
 
 
 @lowered_p.def_effectful_abstract_eval
-def _lowered_abstract_eval(
-    lhs: Any, rhs: Any, *, moved: bool, part_of: PartOf | None = None, **params: Any
-) -> Any:
+def _(lhs: Any, rhs: Any, *, moved: bool, part_of: PartOf | None = None, **params: Any) -> Any:
     return _abstract_eval(lhs, rhs, **params)
 
 
@@ -239,11 +219,7 @@ def _run(
     part_of: PartOf | None = None,
     **params: Any,
 ) -> Array:
-    """The convolution on ``platform``, by ``algorithm`` or planned.
-
-    Args:
-      moved: whether an image channels first is one of those of ``is_moved``.
-    """
+    """``moved``: whether an image channels first is one of those of ``is_moved``."""
     spec = ConvSpec.from_params(lhs, rhs, params)
     for observe in observers:
         observe(Lowered(spec, algorithm, platform, part_of))
@@ -259,11 +235,7 @@ for _platform in ("cpu", "gpu", "tpu", None):
 
 
 def lowered(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any], moved: bool) -> Any:
-    """The lowering of a convolution with this primitive's parameters.
-
-    Args:
-      lhs, rhs: values in MLIR.
-    """
+    """The lowering of a convolution of values in MLIR with this primitive's parameters."""
     devices, asks = compat.lowered_for(ctx)
     if devices > 1:
         shapes = (aval.shape for aval in (*ctx.avals_in, *ctx.avals_out))
@@ -271,8 +243,9 @@ def lowered(ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any], moved: bool) -
             (out,) = partitioned(ctx, lhs, rhs, params | {"out_sharding": None}, _part, devices)
             return [compat.with_sharding_in_type(ctx, out)]
         # XLA would gather whole arrays for the loops and slices of others.
-        moved, xla = False, params["algorithm"] == "auto"
-        params = params | {"algorithm": "xla"} if xla else params
+        moved = False
+        if params["algorithm"] == "auto":
+            params = params | {"algorithm": "xla"}
     lower = mlir.lower_fun(partial(lowered_p.bind, moved=moved), multiple_results=False)
     if not compat.has_explicit_sharding(*ctx.avals_in, *ctx.avals_out):
         return lower(ctx, lhs, rhs, **params)
@@ -308,10 +281,7 @@ def is_moved(image: Any) -> bool:
     """Whether an image (N, C, spatial…) was made from one channels last by elementwise operations.
 
     Such as a convolution's output with its activation: XLA cancels the transposition, and the image
-    lies channels last in memory.
-
-    Args:
-      image: a value in MLIR.
+    (a value in MLIR) lies channels last in memory.
     """
     shape, pending = image.type.shape, [image]
     for _ in range(LOOKED_AT):
