@@ -61,10 +61,15 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="module")
-def compile_quickly() -> Iterator[None]:
-    """For hundreds of tiny programs that run once each: optimising them doubles the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+# Modules whose tests look at compiled programs, their memory or their times.
+OPTIMISED = ("autotune", "calibrate", "compiled", "memory")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Thousands of tiny programs run once each: optimising them takes longer than running them."""
+    quickly = request.module.__name__.removeprefix("test_") not in OPTIMISED
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

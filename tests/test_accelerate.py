@@ -30,9 +30,6 @@ from jaxconv import accelerate, compat
 Fun = Callable[..., Any]
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def conv(x: Any, w: Any, **arguments: Any) -> Array:
     return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=LAST[2], **arguments)
 

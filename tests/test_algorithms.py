@@ -92,9 +92,6 @@ def board(every: int) -> list[Any]:
     return [pytest.param(*pair, marks=m) for pair, m in zip(TAKEN, marks, strict=True)]
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 @pytest.fixture
 def _loops(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops take over from what is written out after four terms, so that small cases meet them."""
@@ -609,7 +606,6 @@ KEPT_APART = [
 ]
 
 
-@pytest.mark.usefixtures("compile_quickly")
 @pytest.mark.parametrize(
     ("dtype", "preferred", "case"),
     [

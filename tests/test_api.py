@@ -21,8 +21,6 @@ from jaxconv.spec import ConvSpec
 
 LAST = cases.LAST | {4: ("NHWDTC", "HWDTIO", "NHWDTC")}
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 def normal(*shape: int, dtype: Any = np.float64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)

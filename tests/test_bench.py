@@ -29,8 +29,6 @@ from jaxconv.planning.timing import Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 ONCE = Effort(1, 0.0)
 TINY = Layer("tiny", (2, 6, 6, 4), (3, 3, 1, 4), (1, 1), groups=4)
 LAYERS = (

@@ -20,8 +20,6 @@ from jaxconv.sharding.borders import (
 )
 from jaxconv.spec import ConvSpec, dilate
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
 
 class VmappedLine(MeshLine):
     """As ``vmap`` has no permutation that leaves places out."""

@@ -49,7 +49,7 @@ def png(path: Path, pixels: np.ndarray) -> Path:
 
 
 @pytest.fixture(scope="module")
-def comparisons(compile_quickly: None) -> list[compare.Comparison]:
+def comparisons() -> list[compare.Comparison]:
     """The short list by all algorithms, two pairs each."""
     found = list(compare.compare(SHORT, ALL, repeats=2))
     announced = [step for step in found if isinstance(step, str)]
@@ -514,7 +514,7 @@ def test_run_and_measure(tmp_path: Path) -> None:
         command = ("-m", "jaxconv", "run", "--autotune", str(path))
         done = python(*command, JAXCONV_CACHE_DIR=str(cache))
         assert (done.returncode, done.stdout) == (7, ""), done.stderr
-        above, head, row = done.stderr.splitlines()
+        above, head, row, *_ = done.stderr.splitlines()
         assert above.startswith("Measured on cpu: 1 different convolutions")
         assert head.split()[:2] == ["planned", "chosen"]
         assert f"  {when}  " in row

@@ -22,7 +22,6 @@ from jaxconv.compat import conv_general_dilated_p, platform_rules
 from jaxconv.planning.plan import plan_spec
 
 pytestmark = [
-    pytest.mark.usefixtures("compile_quickly"),
     pytest.mark.skipif(
         jax.default_backend() != "cpu", reason="the default platform of enable is the CPU"
     ),

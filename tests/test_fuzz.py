@@ -190,7 +190,6 @@ def test_mixed_padding() -> None:
     ("dtype", "preferred", "x64"),
     [("int8", "int32", True), ("uint8", "uint32", True), ("int16", None, False)],
 )
-@pytest.mark.usefixtures("compile_quickly")
 def test_integers_with_the_batch_innermost(dtype: str, preferred: str | None, x64: bool) -> None:
     """The layout of a kernel's gradient: sums over blocks of rows and parts of a product."""
     rng = np.random.default_rng([x64, len(dtype)])

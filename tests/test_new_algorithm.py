@@ -96,7 +96,7 @@ def tiny(tmp_path: Path) -> Iterator[Algorithm]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs(compile_quickly: None) -> Iterator[None]:
+def _programs() -> Iterator[None]:
     """Compiled quickly; and no later test meets what "auto" compiled here."""
     yield
     jax.clear_caches()

@@ -15,7 +15,7 @@ UNROLL = 6  # instead of 64: loops of the same kind, whose programs are a tenth 
 
 
 @pytest.fixture(autouse=True)
-def few_unrolled(monkeypatch: pytest.MonkeyPatch, compile_quickly: None) -> None:
+def few_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "UNROLL", UNROLL)
 
 

@@ -21,9 +21,6 @@ import jaxconv
 Fun = Callable[[Array, Array], Array]
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 # ---- convolutions ----
 
 

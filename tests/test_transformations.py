@@ -17,9 +17,6 @@ import jaxconv
 Conv = Callable[[Any, Any], Array]
 
 
-pytestmark = pytest.mark.usefixtures("compile_quickly")
-
-
 def conv_by(case: Case, algorithm: str = "auto") -> Conv:
     return functools.partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=algorithm)
 
