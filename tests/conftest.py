@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=1,
         help="with -m exhaustive: of grids of more than 20 tests run every N-th only",
     )
+
+
+# Of these wide grids the default run has every N-th test, the others are exhaustive.
+WIDE = {
+    "test_a_layer_alone": 2,
+    "test_accelerated_training": 2,
+    "test_accepts_precisions": 4,
+    "test_an_algorithm_is_differentiable_jax": 3,
+    "test_blocks": 3,
+    "test_blocks_equal_the_whole": 2,
+    "test_blocks_of_shifted_rows": 3,
+    "test_both_ways_compile_the_same": 5,
+    "test_conv_transpose_by_each_algorithm": 3,
+    "test_conv_transpose_is_lax": 3,
+    "test_dtypes": 3,
+    "test_every_convolution_is_jaxconvs": 3,
+    "test_explain_lists_what_accelerate_plans": 5,
+    "test_export": 3,
+    "test_export_for_another_platform": 4,
+    "test_inf_stays_where_it_belongs_in_gradients": 3,
+    "test_integers_are_exact_and_wrap_around": 3,
+    "test_kernels_in_any_order_of_memory": 3,
+    "test_lax_trains_all_of_it": 2,
+    "test_nan_stands_where_lax_has_it": 3,
+    "test_narrow_dtypes": 3,
+    "test_no_convolution_forward_and_in_gradients": 2,
+    "test_programs": 3,
+    "test_sampled": 2,
+    "test_under_jit": 2,
+    "test_values": 3,
+    "test_values_and_derivatives": 3,
+    "test_vmap_and_scan": 3,
+    "test_what_is_not_finite_stands_where_lax_has_it": 3,
+}
+_met: Counter[str] = Counter()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    grid = item.nodeid.partition("[")[0]
+    if not item.get_closest_marker("exhaustive"):
+        if _met[grid] % WIDE.get(grid.rpartition("::")[2], 1):
+            item.add_marker(pytest.mark.exhaustive)
+        _met[grid] += 1
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k

@@ -512,7 +512,7 @@ def test_run_and_measure(tmp_path: Path) -> None:
     path.write_text(CONVOLVES + "raise SystemExit(7)")
     for when in ("now", "before"):
         command = ("-m", "jaxconv", "run", "--autotune", str(path))
-        done = python(*command, JAXCONV_CACHE_DIR=str(cache))
+        done = python(*command, JAXCONV_CACHE_DIR=str(cache), COLUMNS="300")
         assert (done.returncode, done.stdout) == (7, ""), done.stderr
         above, head, row, *_ = done.stderr.splitlines()
         assert above.startswith("Measured on cpu: 1 different convolutions")

@@ -83,7 +83,7 @@ class Algorithm:
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        """Why "auto" on CPU leaves it out whatever its predicted time, unless it was measured to be
+        """Why "auto" on CPU omits it whatever its predicted time, unless it was measured to be
         the fastest; None where that time decides."""
         return None
 

@@ -91,7 +91,7 @@ FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves separatel
 # Channels from which a product is as fast as XLA's convolution: with 3 to 5 at 98×98 it takes three
 # times as long.
 PRODUCT_CHANNELS = 16
-# Bytes of the output up to which it is left to the product. An activation of a larger one takes an
+# Bytes of the output up to which the product is preferred. An activation of a larger one takes an
 # array of its own, where it overwrites a convolution's output: MobileNetV2 forward, batch 8, took
 # 82 instead of 52 MiB, and no less time.
 PRODUCT_BYTES = 8 << 20

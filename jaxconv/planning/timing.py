@@ -17,7 +17,7 @@ FIRST_CALLS, FIRST_SECONDS = 4, 0.2
 
 
 class Subject(Protocol):
-    """Something to time: a call returns its seconds, and leaves its output."""
+    """Something to time: a call returns its seconds and keeps its output."""
 
     output: Any
 

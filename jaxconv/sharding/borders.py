@@ -168,7 +168,7 @@ def with_borders(
         counts = [math.prod(map(lax.axis_size, line.names)) for line in lines]
     except NameError:
         constraint = "spatial_axes must name axes of the mesh of a jax.shard_map around it"
-        remedy = "call it inside one, or leave spatial_axes out: under jit it is not needed"
+        remedy = "call it inside one, or omit spatial_axes: under jit it is not needed"
         fail("conv", constraint, repr(names), remedy)
     sizes = [size * count for size, count in zip(x.shape[1:-1], counts, strict=True)]
     whole = jax.ShapeDtypeStruct((x.shape[0], *sizes, x.shape[-1]), x.dtype)

@@ -47,7 +47,7 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
     too. It composes with every transformation in any order: ``jax.jit(accelerate(step))`` and
     ``accelerate(jax.jit(step))`` compile the same. Accelerating twice has no further effect.
 
-    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) are left to
+    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with
     lax, with one warning for each primitive. Functions already compiled (``jit(f).lower(…)
     .compile()``) are unaffected, and so is code that runs after ``fn`` has returned, such as the
     function returned by ``jax.vjp``.
@@ -236,7 +236,7 @@ def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
 @functools.lru_cache
 def _warn(primitive: str) -> None:
     warnings.warn(
-        f"jaxconv.accelerate: the convolutions inside {primitive!r} are left to lax, since jaxconv"
+        f"jaxconv.accelerate: the convolutions inside {primitive!r} stay with lax, since jaxconv"
         " does not know how that primitive runs them; accelerate the function inside it instead",
         stacklevel=2,
     )

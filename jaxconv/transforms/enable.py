@@ -33,7 +33,7 @@ def enable(platforms: Sequence[str] = ("cpu",)) -> None:
 
     Args:
       platforms: any of "cpu", "gpu", "tpu". The default is CPU, where it pays off: on the others
-        "auto" leaves nearly all convolutions to XLA.
+        nearly all convolutions stay with XLA.
 
     Raises:
       ValueError: an unknown platform.

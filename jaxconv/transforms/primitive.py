@@ -42,7 +42,7 @@ def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
 def planned_params(
     lhs: Any, rhs: Any, params: dict[str, Any], algorithm: str
 ) -> dict[str, Any] | None:
-    """This primitive's parameters for lax's convolution of these types; None to leave it to lax.
+    """This primitive's parameters for lax's convolution; None where that stays with lax.
 
     An algorithm that does not support the convolution is replaced by "auto".
     """
@@ -55,7 +55,7 @@ def planned_params(
 
 
 def planned_eqn(eqn: Any, algorithm: str) -> Any:
-    """``eqn`` with this primitive in place of lax's; ``eqn`` itself if it is left to lax."""
+    """``eqn`` with this primitive in place of lax's; ``eqn`` itself if it stays with lax."""
     if eqn.primitive is not conv_general_dilated_p:
         return eqn
     lhs, rhs = eqn.invars
