@@ -851,7 +851,7 @@ def test_pmap() -> None:
         assert counts(fun, x[None], w) == (0, 1)
 
 
-# ---- left to lax ----
+# ---- what stays with lax ----
 
 
 def opaque_primitive() -> Any:
@@ -881,7 +881,7 @@ def test_unknown_primitives_are_left_alone_and_warned_of_once() -> None:
     first = warned(lambda: accelerate(fun)(x, w))
     again = warned(lambda: (accelerate(jax.jit(fun))(x, w), accelerate(fun)(x, w)))
     assert len(first) == 1
-    assert re.search(r"jaxconv\.accelerate: the convolutions inside 'opaque' are left to", first[0])
+    assert re.search(r"jaxconv\.accelerate: the convolutions inside 'opaque' stay with", first[0])
     assert again == []
     assert counts(accelerate(fun), x, w) == (1, 1)
     assert_close(accelerate(jax.jit(fun))(x, w), fun(x, w))
