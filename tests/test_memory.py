@@ -16,9 +16,9 @@ except (AttributeError, ValueError, OSError):
     GLIBC = False
 glibc = pytest.mark.skipif(not GLIBC, reason="only glibc's allocator is told to keep memory")
 
-# Pages that the last ten of twenty calls take anew from the system, of a program with 64 MiB of
-# intermediate arrays (16,384 pages). glibc before 2.38 has a few calls more to go until what it has
-# kept fits.
+# Pages that most of the last ten of twenty calls take anew from the system, of a program with 64
+# MiB of intermediate arrays (16,384 pages). glibc before 2.38 has a few calls more to go until what
+# it has kept fits, and on a busy machine another thread's arena may still grow in one call.
 FAULTS = """
 import resource
 import jax, jax.numpy as jnp
@@ -30,9 +30,9 @@ for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     jax.block_until_ready(f(x))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(sum(faults[10:]))
+print(sorted(faults[10:])[5])
 """
-LEAST = 10 * 16_384
+LEAST = 16_384
 
 
 @glibc
