@@ -17,7 +17,7 @@ import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.bench import calibrate, commands, draw
 from jaxconv.bench import compare as engine
-from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
+from jaxconv.bench.programs import DIRECTIONS, SUITES, Selection
 from jaxconv.planning import rows
 from jaxconv.tools import memory
 from jaxconv.tools import script as scripts

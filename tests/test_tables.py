@@ -19,8 +19,8 @@ from test_plan import case_plan
 import jaxconv
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, cases, networks, programs, regret, report
-from jaxconv.bench.measure import Result
+from jaxconv.bench import calibrate, cases, networks
+from jaxconv.bench.measure import Result, contents
 from jaxconv.config import config
 from jaxconv.tables import Table
 from jaxconv.tools.autotune import Measurement, Tuning
@@ -58,9 +58,9 @@ def network(net: Any, x: Any) -> Any:
 
 
 def explanation() -> Explanation:
-    small = networks.Network("small", network, (32, 32, 3))
+    small = networks.Network("small", network, 4, shape=(32, 32, 3))
     with jax.numpy_rank_promotion("allow"):
-        params, data = jax.eval_shape(small.init), jax.eval_shape(lambda: small.data(4))
+        params, data = jax.eval_shape(small.init), jax.eval_shape(small.data)
         found = jaxconv.explain(small.step, params, *data, platform="cpu")
     where = "models/vision/mobile/inverted_residual.py:1234 (InvertedResidual.__call__)"
     long = dataclasses.replace(
@@ -131,10 +131,10 @@ def suite(items: Sequence[Any]) -> Table:
     names = sorted((getattr(item, "name", str(item)) for item in items), key=len)[-4:]
     changes = {"torch": (), "gemm": None, "difference": 1.0}
     rows = [result(name, "weight gradient", **more) for name in names for more in ({}, changes)]
-    return report.contents(rows)
+    return contents(rows)
 
 
-SUITES = {"layers": cases.LAYERS, "models": programs.MODELS, "regret": regret.random_specs(1, 20)}
+SUITES = {"layers": cases.LAYERS, "models": networks.NETWORKS, "regret": cases.random_specs(1, 20)}
 
 
 @FIT
