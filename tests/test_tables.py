@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -137,10 +138,15 @@ def suite(items: Sequence[Any]) -> Table:
 SUITES = {"layers": cases.LAYERS, "models": networks.NETWORKS, "regret": cases.random_specs(1, 20)}
 
 
+@cache
+def reported(name: str) -> tables.Report:
+    return REPORTS[name]()
+
+
 @FIT
 @pytest.mark.parametrize("name", REPORTS)
 def test_reports_fit(name: str, width: int) -> None:
-    found = REPORTS[name]()
+    found = reported(name)
     check(found._contents(), width)
     assert max(map(len, found.table(width).splitlines())) <= width
 
@@ -158,7 +164,7 @@ def test_suites_fit(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_a_terminal_too_narrow_keeps_the_figures(name: str, width: int) -> None:
-    table = REPORTS[name]()._contents()
+    table = reported(name)._contents()
     shown, _ = table.fitted(width)
     text = table.text(width)
     for row in table.rows[1:]:
@@ -171,7 +177,7 @@ def test_a_terminal_too_narrow_keeps_the_figures(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_is_displayed_as_its_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "90")
-    found = REPORTS[name]()
+    found = reported(name)
     assert repr(found) == str(found) == f"{found}" == found.table(90)
     assert found == REPORTS[name]()
 
@@ -187,7 +193,7 @@ def test_without_a_terminal_there_are_80_columns(
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_whole_table_has_all_and_so_has_html(name: str) -> None:
-    found = REPORTS[name]()
+    found = reported(name)
     table = found._contents()
     assert max(map(len, found.table().splitlines())) > 100 or name in (
         "tune",
