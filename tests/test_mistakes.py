@@ -419,7 +419,7 @@ MISTAKES = {
         " add the two axes, lhs[None, ..., None] and rhs[..., None, None].",
     ),
     "a signal and a filter for lax": at(
-        "conv_general_dilated", X[0, 0, :, 0], W[0, 0, :, 0], (1,), 1
+        "conv_general_dilated", X[0, 0, :, 0], W[0, 0, :, 0], (1,), "SAME"
     )(
         TypeError,
         "lhs and rhs must have at least a batch and a channel dimension, got lhs of shape (32,) and"
@@ -719,25 +719,27 @@ def test_remedy_is_accepted(name: str) -> None:
     assert jax.eval_shape(lambda: called(**given)).size > 0
 
 
-@pytest.mark.parametrize("numbers", [None, LAST, lax.ConvDimensionNumbers(*((0, 3, 1, 2),) * 3)])
-def test_operands_of_any_rank(numbers: Any) -> None:
+def test_operands_of_any_rank() -> None:
     """They are convolved or refused, always in our words."""
-    shapes, refused = [(4, 3, 2, 5, 1, 1)[:rank] for rank in range(7)], 0
-    for x, w in itertools.product(map(np.ones, shapes), repeat=2):
-        lax_like = {"dimension_numbers": numbers, "padding": "SAME"}
-        for name, args, kwargs in (
-            ("conv", (w,), {}),
-            ("pointwise", (w,), {}),
-            ("im2col", (w.shape,), {}),
-            ("conv_transpose", (w, (2, 2)), lax_like),
-            *(("conv_general_dilated", (w, (1,) * n), lax_like) for n in range(4)),
-        ):
-            call = functools.partial(function(name), x, *args, **kwargs)
-            try:
-                jax.eval_shape(call)
-            except (TypeError, ValueError) as error:
-                assert str(error).startswith(f"jaxconv.{name}: "), error  # noqa: PT017
-                refused += 1
+    refused = 0
+
+    def tried(name: str, *args: Any, **kwargs: Any) -> None:
+        nonlocal refused
+        try:
+            jax.eval_shape(functools.partial(function(name), *args, **kwargs))
+        except (TypeError, ValueError) as error:
+            assert str(error).startswith(f"jaxconv.{name}: "), error  # noqa: PT017
+            refused += 1
+
+    operands = [np.ones((4, 3, 2, 5, 1)[:rank]) for rank in range(6)]
+    for x, w in itertools.product(operands, repeat=2):
+        tried("conv", x, w)
+        tried("pointwise", x, w)
+        tried("im2col", x, w.shape)
+        for numbers in (None, LAST, lax.ConvDimensionNumbers(*((0, 3, 1, 2),) * 3)):
+            tried("conv_transpose", x, w, (2, 2), "SAME", dimension_numbers=numbers)
+            for n in {2, max(0, x.ndim - 2)}:
+                tried("conv_general_dilated", x, w, (1,) * n, "SAME", dimension_numbers=numbers)
     assert refused > 200
 
 
