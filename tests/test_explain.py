@@ -411,16 +411,9 @@ def test_the_function_stays_what_it_is() -> None:
 # How it prints
 
 
-def test_explanations_are_values() -> None:
-    first, again = (explain(jax.grad(loss, BOTH), X, W) for _ in range(2))
-    assert first == again
-    assert hash(first) == hash(again)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        first.platform = "tpu"  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def test_str_is_a_table() -> None:
     found = explain(jax.grad(loss, BOTH), X, W)
+    assert hash(found) == hash(explain(jax.grad(loss, BOTH), X, W))
     above, head, *lines, total = found.table().splitlines()
     assert above == f"Planned for cpu. {CAUTION}"
     assert head.split()[:4] == ["where", "direction", "algorithm", "count"]
@@ -437,12 +430,9 @@ def test_a_function_without_convolutions() -> None:
     assert (found.count, found.seconds, found.workspace) == (0, 0, 0)
     assert str(found) == "There is no convolution in this function."
     assert found._repr_html_() == "<p>There is no convolution in this function.</p>"
-
-
-def test_empty_convolutions_have_a_row() -> None:
-    found = explain(conv, struct(0, 4, 8, 8), W)
-    assert found.rows[0].algorithm in ALGORITHMS
-    assert "0.000 ms" in str(found)
+    empty = explain(conv, struct(0, 4, 8, 8), W)
+    assert empty.rows[0].algorithm in ALGORITHMS
+    assert "0.000 ms" in str(empty)
 
 
 # What is compiled

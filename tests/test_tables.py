@@ -1,6 +1,7 @@
 """Reports fit a terminal: no line is longer, no figure is cut, and what is left out is named."""
 
 import dataclasses
+import html
 import re
 import sys
 from collections import Counter
@@ -275,6 +276,14 @@ def test_columns_without_a_value_are_not_shown() -> None:
     assert table.text().splitlines() == ["a", "1", "2"]
     assert "<th>b" not in table.html()
     assert Table(rows=[("a", "b")]).text() == "a  b"
+
+
+def test_html_is_escaped() -> None:
+    text = "a < b & <b>c</b>"
+    page = Table([text], [("head",), (text,)], bold=[1], below=[text]).html()
+    assert text not in page
+    assert page.count(html.escape(text)) == 3
+    assert f"<tr style='font-weight: bold'><td>{html.escape(text)}" in page
 
 
 # Progress
