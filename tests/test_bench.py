@@ -6,12 +6,13 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +21,7 @@ from cases import params_of
 from jax import lax
 
 import jaxconv
-from jaxconv import app as cli
+from jaxconv import app
 from jaxconv.bench import cases, measure, networks, programs
 from jaxconv.bench.cases import Layer, layer_of
 from jaxconv.bench.measure import Effort, Result, summary
@@ -33,14 +34,11 @@ from jaxconv.tools import autotune as autotuning
 ONCE = Effort(1, 0.0)
 TINY = layer_of("tiny", 2, 6, (4, 4), 3, 1, 4)
 SPEC = TINY.spec
+BFLOAT16, INT8 = jnp.dtype("bfloat16"), np.dtype("int8")
 LAYERS = {
     "depthwise": TINY,
-    "bfloat16": Layer(
-        "", SPEC.replace(**dict.fromkeys(("dtype", "out_dtype"), jnp.dtype("bfloat16")))
-    ),
-    "int8": Layer(
-        "", SPEC.replace(dtype=np.dtype("int8"), out_dtype=np.dtype("int32")), ("forward",)
-    ),
+    "bfloat16": Layer("", SPEC.replace(dtype=BFLOAT16, out_dtype=BFLOAT16)),
+    "int8": Layer("", SPEC.replace(dtype=INT8, out_dtype=np.dtype("int32")), ("forward",)),
     "causal": layer_of("", 1, 9, (2, 4), 3, ndim=1, causal=True, dilation=2),
     "groups": layer_of("", 2, (9, 8), (4, 6), 3, 2, 2),
     "transposed": layer_of("", 2, 4, (3, 5), 4, up=True),
@@ -79,16 +77,11 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calls_alternate_and_time_is_bounded() -> None:
     calls = []
 
-    def traced(name: str) -> Callable[[jax.Array], jax.Array]:
-        def f(x: jax.Array) -> jax.Array:
-            jax.debug.callback(lambda: calls.append(name), ordered=True)
-            return x + 1
+    def subject(name: str) -> Any:
+        return SimpleNamespace(call=lambda: calls.append(name) or 1.0, output=None)
 
-        return f
-
-    subjects = [Compiled(traced(name), jnp.zeros(3)) for name in "abc"]
+    subjects = list(map(subject, "abc"))
     assert [len(times) for times in alternate(subjects, 2)] == [3, 3]
-    jax.effects_barrier()
     assert "".join(calls) == "abc" + "abcabc"
     assert len(alternate(subjects, 100, seconds=0.0)) == 1
     assert len(alternate(subjects, 100, seconds=0.0, fewest=3)) == 3
@@ -306,13 +299,6 @@ def test_regret_is_over_the_best_candidate(monkeypatch: pytest.MonkeyPatch, best
     assert found.quartiles()[0] > 0
 
 
-def test_regret_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "candidates", lambda *_: ["shift", "xla"])
-    found = programs.measure_regret(SPEC, ONCE)
-    assert found.how in jaxconv.ALGORITHMS
-    assert found.best in ("shift", "xla")
-
-
 # The command
 
 
@@ -330,27 +316,25 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, few in tiny.items():
         suite = SUITES[name]._replace(cases=lambda _, few=few: few, few=slice(None))
         monkeypatch.setitem(SUITES, name, suite)
-    known = {"cpu": "a CPU", "cores": 2, "gemm": 1e11, "torch": "2"}
-    versions = {"jaxconv": "1", "jax": jax.__version__}
-    monkeypatch.setattr(programs, "machine", lambda _: known | versions)
     monkeypatch.setenv("COLUMNS", "300")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr of ``jaxconv bench`` with these arguments, in this process."""
-    with pytest.raises(SystemExit) as exit_, jax.numpy_rank_promotion("allow"):
-        cli.app(["bench", *map(str, arguments)])
-    captured = capsys.readouterr()
-    code = exit_.value.code
-    assert isinstance(code, int)
-    return code, captured.out, captured.err
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Exit code, stdout and stderr of ``jaxconv bench``, in this process."""
+
+    def bench(*arguments: object) -> tuple[int, str, str]:
+        with jax.numpy_rank_promotion("allow"):
+            return children.command(capsys, "bench", *arguments)
+
+    return bench
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_runs_all_suites(tmp_path: Path, run: Any) -> None:
     file, plots = tmp_path / "bench.json", tmp_path / "new" / "plots"
     options = ("--quick", "--specs", 2, "--json", file, "--plots", plots, "--no-torch")
-    code, out, err = run(capsys, *SUITES, *options)
+    code, out, err = run(*SUITES, *options)
     assert (code, err) == (0, "")
     document = json.loads(file.read_text(encoding="utf-8"))
     lines = out.splitlines()
@@ -358,7 +342,7 @@ def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str
         head, *rows = lines[lines.index(name) + 2 :]
         assert head.startswith("what  ")
         assert rows[0].startswith(document["results"][name][0]["name"])
-    assert document["machine"]["cores"] == 2
+    assert document["machine"]["gemm"] == 1e11
     assert list(document["results"]) == list(SUITES)
     (*_, row) = document["results"]["layers"]
     assert row["ratios"]["lax"][1] > 0
@@ -370,12 +354,12 @@ def test_bench_runs_all_suites(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.usefixtures("tiny")
 def test_bench_fits_a_terminal_and_shows_how_many_of_how_many(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # of other widths, see test_tables.py
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    code, out, err = run(capsys, "regret", "--quick", "--specs", "2")
+    code, out, err = run("regret", "--quick", "--specs", "2")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "a wider terminal has all, or --json." in " ".join(out.split())
@@ -384,20 +368,20 @@ def test_bench_fits_a_terminal_and_shows_how_many_of_how_many(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bench_lists_and_selects(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, "layers", "models", "--list", "--direction", "forward")
+def test_bench_lists_and_selects(run: Any) -> None:
+    code, out, err = run("layers", "models", "--list", "--direction", "forward")
     assert (code, err) == (0, "")
     assert out == "tiny\nsmall\n"
-    assert run(capsys, "--list", "--case", "batch")[0] == 2
-    code, out, _ = run(capsys, "--quick", "--case", "^t.ny$", "--direction", "input gradient")
+    assert run("--list", "--case", "batch")[0] == 2
+    code, out, _ = run("--quick", "--case", "^t.ny$", "--direction", "input gradient")
     assert code == 0
     assert len(re.findall("^tiny: .*  input gradient  ", out, re.MULTILINE)) == 1
     assert not re.search("^tiny.*  forward", out, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("tiny", "wrong")
-def test_bench_tells_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "--quick", "--direction", "forward", "--no-torch")
+def test_bench_tells_what_is_wrong(run: Any) -> None:
+    code, out, _ = run("--quick", "--direction", "forward", "--no-torch")
     assert code == 1
     assert re.search("WRONG: tiny.*, forward: jaxconv is off by", out)
 
@@ -407,15 +391,9 @@ def test_bench_tells_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (("speed",), f"unknown suite 'speed'; known are {', '.join(SUITES)}"),
-        (
-            ("--direction", "up"),
-            f"unknown direction 'up'; known are {', '.join(programs.DIRECTIONS)}",
-        ),
+        (("--direction", "up"), "unknown direction 'up'; known are forward, input gradient, "),
         (("--case", "("), "--case '(' is no regular expression: "),
-        (
-            ("--quick", "--case", "nothing"),
-            "no case is selected; jaxconv bench layers --list prints the names of all",
-        ),
+        (("--case", "nothing"), "no case is selected; jaxconv bench layers --list prints the"),
         (("models", "--direction", "input gradient"), "no case is selected; jaxconv bench models"),
         (("--torch",), "can't measure PyTorch: install it by pip install torch"),
         (("--json", "missing/x.json"), "can't write 'missing/x.json': No such file or directory"),
@@ -424,31 +402,29 @@ def test_bench_tells_what_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_bench_refuses(
-    capsys: pytest.CaptureFixture[str],
+    run: Any,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
     (tmp_path / "file").touch()
-    code, out, err = run(capsys, *arguments)
+    code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith(f"jaxconv: {message}")
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_interrupted_suite_is_reported(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_suite_is_reported(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(effort: Effort) -> Result:
         raise KeyboardInterrupt
 
     few = [Case("tiny", "forward", lambda effort: result()), Case("tiny", "", interrupted)]
     suite = SUITES["layers"]._replace(cases=lambda _: few)
     monkeypatch.setitem(SUITES, "layers", suite)
-    code, out, err = run(capsys, "--quick", "--no-torch")
+    code, out, err = run("--quick", "--no-torch")
     assert (code, err) == (130, "")
     assert re.search("^one  +forward  ", out, re.MULTILINE)
 
@@ -515,7 +491,4 @@ def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["cpu"]
     assert found["cores"] >= 1
     assert programs.machine()["torch"] is None
-
-
-def test_peak_of_products() -> None:
     assert PEAK() > 0

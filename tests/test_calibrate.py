@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import children
 import jax
 import numpy as np
 import pytest
 from cases import CASES
-from typer.testing import CliRunner
 
 import jaxconv
-from jaxconv import app as cli
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.bench import calibrate
@@ -226,27 +225,32 @@ def test_the_report_prints_medians_and_quartiles(tmp_path: Path) -> None:
 
 
 def test_the_command_line_tunes_and_forgets(
-    slow: list[ConvSpec], folder: Path, monkeypatch: pytest.MonkeyPatch
+    slow: list[ConvSpec],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "60"])
-    assert result.exit_code == 0, result.output
-    assert "Timed 3 random convolutions" in result.stdout
+    code, out, err = children.command(capsys, "tune", "--seconds", 60)
+    assert code == 0, err
+    assert "Timed 3 random convolutions" in out
     (file,) = folder.glob("rows-*.jsonl")
-    assert str(file) in result.stdout
+    assert str(file) in out
     for count in (3, 0):
-        result = CliRunner().invoke(cli.app, ["tune", "--forget"])
-        assert result.exit_code == 0, result.output
-        assert result.stdout.startswith(f"Dropped {count} convolutions")
+        code, out, _ = children.command(capsys, "tune", "--forget")
+        assert code == 0
+        assert out.startswith(f"Dropped {count} convolutions")
         assert not file.exists()
     assert len(slow) == 3
 
 
-def test_the_command_line_says_where_it_can_not_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_says_where_it_can_not_tune(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(calibrate, "package_machines", lambda: [])
-    result = CliRunner().invoke(cli.app, ["tune", "--seconds", "1"])
-    assert result.exit_code == 2
-    assert result.stderr.startswith("jaxconv: tune: it takes a platform with measured predictions")
+    code, _, err = children.command(capsys, "tune", "--seconds", 1)
+    assert code == 2
+    assert err.startswith("jaxconv: tune: it takes a platform with measured predictions")
 
 
 def test_tuning_measures(monkeypatch: pytest.MonkeyPatch) -> None:

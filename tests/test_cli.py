@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import children
 import jax
 import numpy as np
 import pytest
@@ -228,17 +230,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Exit code, stdout, stderr of ``jaxconv`` with these arguments, in this process."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            cli.app([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        code = exit_.value.code
-        assert isinstance(code, int)
-        return code, captured.out, captured.err
-
-    return command
+    """Exit code, stdout, stderr of ``jaxconv``, in this process."""
+    return partial(children.command, capsys)
 
 
 def test_compare_default_image(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

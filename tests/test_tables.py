@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from test_bench import result
 from test_plan import case_plan
 
 import jaxconv
@@ -101,23 +102,16 @@ REPORTS: dict[str, Callable[[], tables.Report]] = {
 }
 
 
-def result(name: str, direction: str = "", **changes: Any) -> Result:
+def full(name: str, **changes: Any) -> Result:
     """One with every figure that there is."""
-
-    def pairs() -> tuple[tuple[float, ...], ...]:
-        return tuple(map(tuple, NUMBERS.uniform(0.01, 12.3, (5, 2)).tolist()))
-
-    facts: dict[str, Any] = {
-        "name": name,
-        "direction": direction,
+    pairs = tuple(map(tuple, NUMBERS.uniform(0.01, 12.3, (5, 2)).tolist()))
+    facts = {
+        "direction": "weight gradient",
         "how": "im2col_tiled, winograd4, pointwise",
-        "lax": pairs(),
+        "lax": pairs,
         "compile_seconds": (12.34, 123.45),
         "workspace": (2**30, 2**33),
-        "difference": 1e-6,
-        "differing": "jaxconv",
-        "tolerance": 1e-4,
-        "torch": pairs(),
+        "torch": pairs,
         "flops": 1e12,
         "peak": 1e11,
         "errors": (1e-7, 1.234e-6),
@@ -125,14 +119,14 @@ def result(name: str, direction: str = "", **changes: Any) -> Result:
         "best": "im2col_tiled",
         "regret": 1.23,
     }
-    return Result(**facts | changes)
+    return result(name=name, **facts | changes)
 
 
 def suite(items: Sequence[Any]) -> Table:
     """Of those with the longest names, with peers and without."""
     names = sorted((getattr(item, "name", str(item)) for item in items), key=len)[-4:]
     changes = {"torch": (), "gemm": None, "difference": 1.0}
-    rows = [result(name, "weight gradient", **more) for name in names for more in ({}, changes)]
+    rows = [full(name, **more) for name in names for more in ({}, changes)]
     return contents(rows)
 
 
