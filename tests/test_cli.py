@@ -293,16 +293,6 @@ def test_unreadable_images_and_unwritable_pictures(
     assert (tmp_path / "photograph.png").read_bytes() == whole
 
 
-def test_compare_fits_a_terminal(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(compare, "convolutions", lambda _: SHORT[:1])
-    code, out, err = run("compare", "-o", tmp_path / "x.png", *QUICK)
-    assert (code, err) == (0, "")
-    assert "Left out to fit 80 columns" in out
-    # But for the picture's name, which stays whole.
-    assert max(len(line) for line in out.splitlines() if str(tmp_path) not in line) <= 80
-
-
 def test_an_interrupt_loses_no_table(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

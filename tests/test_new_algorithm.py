@@ -20,13 +20,11 @@ import jaxconv
 from jaxconv import layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost, unsupported
-from jaxconv.bench import calibrate
 from jaxconv.config import notify as forget
 from jaxconv.planning.choose import choose
-from jaxconv.planning.machine import here
 from jaxconv.planning.plan import Candidate, plan_spec
 from jaxconv.planning.predict import predicted
-from jaxconv.planning.rows import Timed, package_rows
+from jaxconv.planning.rows import package_rows
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -65,12 +63,10 @@ TINY = Tiny()
 
 TAKEN = "3x3 stride 2", "atrous", "odd layout", "weight gradient", "no output"
 REFUSED = {
-    "matmul": "two spatial dimensions",
     "1d": "two spatial dimensions",
     "depthwise": "no groups",
     "batch groups": "no groups",
     "transposed": "no holes",
-    "3d": "two spatial dimensions",
 }
 
 
@@ -230,30 +226,6 @@ def test_autotune_measures_and_takes_it(tiny: Algorithm, monkeypatch: pytest.Mon
     assert "measured fastest" in why
     by_auto, by_lax = (jax.jit(conv)(lhs, rhs) for conv in (conv_by("auto", case), case.lax))
     np.testing.assert_allclose(by_auto, by_lax, rtol=1e-5, atol=1e-5)
-
-
-def test_tuning_teaches_its_predicted_time(
-    tiny: Algorithm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if jax.default_backend() != "cpu":
-        pytest.skip("there are no predictions to learn from")
-    spec = CASES["3x3"].spec(np.float32)
-    specs = [spec.replace(lhs_shape=(n, *spec.lhs_shape[1:])) for n in (1, 3, 4)]
-    before = predicted("tiny", spec, "cpu")
-
-    def timed(spec: ConvSpec, names: Any, platform: str, seconds: float) -> Timed:
-        assert "tiny" in names
-        return Timed(spec, here(platform), {"tiny": 10 * before.seconds})
-
-    monkeypatch.setattr(calibrate, "_fastest", lambda spec: ["xla", "tiny"])
-    monkeypatch.setattr(calibrate, "_sample", lambda: iter(specs))
-    monkeypatch.setattr(calibrate, "timed", timed)
-    tuned = calibrate.tune(60)
-    assert "tiny" not in tuned.before  # it has no rows to be predicted from
-    assert len(tuned.after["tiny"]) == 3
-    after = predicted("tiny", spec, "cpu")
-    assert after.seconds > 3 * before.seconds
-    assert after.sigma < before.sigma
 
 
 def test_without_its_line_the_name_is_unknown() -> None:

@@ -239,7 +239,9 @@ def _cells(result: Result) -> dict[str, str]:
     for peer, title in TITLES.items():
         if pairs := getattr(result, peer):
             cells[title] = tables.milliseconds(np.median(pairs, 0)[0])
-            cells[f"× {title} (quartiles)"] = ratio(result, peer)
+            figures = "{1:.3g} ({0:.3g}–{2:.3g})".format(*result.quartiles(peer))
+            same = result.is_lax and peer == "lax"
+            cells[f"× {title} (quartiles)"] = "= lax" if same else figures
     cells["jaxconv"] = tables.milliseconds(np.median(result.lax, 0)[1])
     cells["compile"] = "{:.2f} → {:.2f} s".format(*result.compile_seconds)
     sizes = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
@@ -257,13 +259,6 @@ def _cells(result: Result) -> dict[str, str]:
     if result.regret is not None:
         cells["regret"] = f"{result.regret:.2f}"
     return cells
-
-
-def ratio(result: Result, peer: str = "lax") -> str:
-    """Its ratio to a peer's time, and the quartiles."""
-    if result.is_lax and peer == "lax":
-        return "= lax"
-    return "{1:.3g} ({0:.3g}–{2:.3g})".format(*result.quartiles(peer))
 
 
 def summary(results: Sequence[Result]) -> list[str]:
