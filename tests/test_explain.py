@@ -187,10 +187,7 @@ def test_derivatives_of_equal_convolutions_keep_their_lines() -> None:
     def one(x: Any, w: Any) -> Array:
         return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
 
-    def other(x: Any, w: Any) -> Array:
-        return jaxconv.conv_general_dilated(x, w, (1, 1), "SAME")
-
-    for layer in (one, other):
+    for layer in (one, conv):
         found = explain(gradients(partial(loss, conv=layer)), X, W)
         assert {row.where.rpartition(" ")[2] for row in found.rows} == {f"({layer.__name__})"}
 
@@ -208,7 +205,7 @@ def library(path: str) -> Callable[..., Array]:
     return namespace["layer"]
 
 
-def test_where_is_not_in_a_library() -> None:
+def test_where_is_not_in_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = library("/env/lib/site-packages/library/layers.py")
 
     def network(x: Any, w: Any) -> Array:
@@ -216,11 +213,7 @@ def test_where_is_not_in_a_library() -> None:
 
     (row,) = explain(network, X, W).rows
     assert row.where.endswith(f":{line(network, 'layer(')} ({network.__name__})")
-
-
-def test_where_has_the_name_alone_of_a_file_outside_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    # Of a file outside the folder the name alone.
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (outside,) = explain(library(str(tmp_path / "layers.py")), X, W).rows
@@ -331,17 +324,6 @@ def test_times_that_nobody_measured_are_not_shown() -> None:
     assert "–" not in first
     assert second.count("–") == 4
     assert total.count("–") == 3
-
-
-def test_what_is_no_call_is_refused() -> None:
-    with pytest.raises(
-        TypeError, match=r"arguments must be passed too, .*: jaxconv.explain\(fn, x"
-    ):
-        explain(conv)
-    with pytest.raises(TypeError, match="fn must be a function, got ShapeDtypeStruct"):
-        explain(X, W)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
-        explain(conv, X, W, y=1)
 
 
 @pytest.mark.parametrize("algorithm", ["im2col", "xla"])
