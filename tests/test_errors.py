@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from jax import lax
-from test_mistakes import MISTAKES, Mistake, at
+from test_mistakes import MISTAKES, Mistake, at, type_error, value_error
 
 import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
@@ -301,9 +301,9 @@ REFUSED = [
         for given, (error, match) in NUMBERS.items()
     ),
     *(
-        at("conv_transpose", X, W, **{"strides": (2, 2), "padding": "SAME", argument: given})(
-            TypeError, f"{argument} must be 2 positive integers, got {re.escape(repr(given))}; "
-        )
+        type_error(
+            "conv_transpose", X, W, **{"strides": (2, 2), "padding": "SAME", argument: given}
+        )(f"{argument} must be 2 positive integers, got {re.escape(repr(given))}; ")
         for argument in ("strides", "rhs_dilation")
         for given in (*NUMBERS, 2)
     ),
@@ -323,8 +323,8 @@ REFUSED = [
         )
     ),
     *(
-        at(name, *args)(
-            TypeError, f"{operand} must be an array, got list; convert it with jnp.asarray"
+        type_error(name, *args)(
+            f"{operand} must be an array, got list; convert it with jnp.asarray"
         )
         for name, place, operand, args in (
             ("conv", 0, "x", ([1.0], W)),
@@ -338,8 +338,8 @@ REFUSED = [
         )
     ),
     *(
-        at(name, *args, algorithm=algorithm)(
-            ValueError, UNKNOWN.format(re.escape(repr(algorithm)), remedy)
+        value_error(name, *args, algorithm=algorithm)(
+            UNKNOWN.format(re.escape(repr(algorithm)), remedy)
         )
         for algorithm, remedy in {
             "magic": "use one of these",
@@ -361,71 +361,64 @@ REFUSED = [
     at(*TRANSPOSE, "SAME", algorithm="pointwise")(
         UnsupportedConvError, "'pointwise' can't do this convolution .*, got float32"
     ),
-    at("conv", jax.ShapeDtypeStruct(X.shape, X.dtype), W)(
-        TypeError, "got ShapeDtypeStruct; jaxconv.plan takes shapes"
+    type_error("conv", jax.ShapeDtypeStruct(X.shape, X.dtype), W)(
+        "got ShapeDtypeStruct; jaxconv.plan takes shapes"
     ),
-    at("conv", X, W, spatial_axes=("rows", None))(
-        ValueError,
-        r"spatial_axes must name axes of the mesh of a jax\.shard_map around it, got .*'rows'",
+    value_error("conv", X, W, spatial_axes=("rows", None))(
+        r"spatial_axes must name axes of the mesh of a jax\.shard_map around it, got .*'rows'"
     ),
     *(
-        at(name, X, operand, padding="causal")(
-            ValueError,
+        value_error(name, X, operand, padding="causal")(
             r"'CAUSAL' is for one spatial dimension, got 2 of them; pass \(low, high\) pairs",
         )
         for name, operand in (("conv", W), ("im2col", (3, 3)))
     ),
-    at("conv", X, W, 1, 1.5)(ValueError, "pairs of integers, got 1.5; pass one pair"),
-    at("conv", X, W, groups=2)(ValueError, OWN_CHANNELS.format(2, 4)),
-    at("conv_transpose", X, zeros(3, 4, 5), (2,), "SAME")(
-        TypeError, "lhs and rhs must have the same rank .*; make the leading axes of lhs one batch"
+    value_error("conv", X, W, 1, 1.5)("pairs of integers, got 1.5; pass one pair"),
+    value_error("conv", X, W, groups=2)(OWN_CHANNELS.format(2, 4)),
+    type_error("conv_transpose", X, zeros(3, 4, 5), (2,), "SAME")(
+        "lhs and rhs must have the same rank .*; make the leading axes of lhs one batch"
     ),
-    at("conv_transpose", zeros(1, 3, 3, 3, 3, 2), zeros(2, 2, 2, 2, 2, 2), (1,) * 4, "SAME")(
-        ValueError,
-        "dimension_numbers have a default for 0 to 3 .*; pass them, such as .'NabcdC', 'abcdIO', ",
+    value_error(
+        "conv_transpose", zeros(1, 3, 3, 3, 3, 2), zeros(2, 2, 2, 2, 2, 2), (1,) * 4, "SAME"
+    )("dimension_numbers have a default for 0 to 3 .*; pass them, such as .'NabcdC', 'abcdIO', "),
+    type_error(*TRANSPOSE, "SAME", None, ("NHWC", "HWIX", "NHWC"))(
+        STRINGS.format(".*HWIX.*") + "name 'O', 'I' and each"
     ),
-    at(*TRANSPOSE, "SAME", None, ("NHWC", "HWIX", "NHWC"))(
-        TypeError, STRINGS.format(".*HWIX.*") + "name 'O', 'I' and each"
+    value_error(*TRANSPOSE, "SAME", **numbered(ValueError, rhs_spec=(0, 1, 2, 4)).change)(
+        PERMUTATION
     ),
-    at(*TRANSPOSE, "SAME", **numbered(ValueError, rhs_spec=(0, 1, 2, 4)).change)(
-        ValueError, PERMUTATION
+    value_error("conv_transpose", X, zeros(0, 3, 4, 5), (2, 2), "SAME")(EMPTY.format(".*")),
+    type_error("pointwise", zeros(), zeros(4, 5))(
+        r"x must be \(…, C\) and w \(C, O\), got x of shape \(\) and w of shape .*; w need"
     ),
-    at("conv_transpose", X, zeros(0, 3, 4, 5), (2, 2), "SAME")(ValueError, EMPTY.format(".*")),
-    at("pointwise", zeros(), zeros(4, 5))(
-        TypeError,
-        r"x must be \(…, C\) and w \(C, O\), got x of shape \(\) and w of shape .*; w need",
+    type_error("pointwise", X, zeros(4, 5, dtype=np.float64))(
+        r"the same dtype, got float32 and float64; .*, for example w\.astype\(x"
     ),
-    at("pointwise", X, zeros(4, 5, dtype=np.float64))(
-        TypeError, r"the same dtype, got float32 and float64; .*, for example w\.astype\(x"
+    type_error("pointwise", X, zeros(4, 5), preferred_element_type=np.float16)(
+        PREFERRED.format("float16", "float32")
     ),
-    at("pointwise", X, zeros(4, 5), preferred_element_type=np.float16)(
-        TypeError, PREFERRED.format("float16", "float32")
+    value_error("im2col", zeros(6), (3,))(
+        r"one size .*, got .*; add a channel axis, x\[\.\.\., None\], or pass fewer"
     ),
-    at("im2col", zeros(6), (3,))(
-        ValueError, r"one size .*, got .*; add a channel axis, x\[\.\.\., None\], or pass fewer"
+    type_error("im2col", X, (3.0, 3.0))(
+        r"kernel_shape must be a sequence of integers, got \(3.0, 3.0\); pass one size"
     ),
-    at("im2col", X, (3.0, 3.0))(
-        TypeError, r"kernel_shape must be a sequence of integers, got \(3.0, 3.0\); pass one size"
+    value_error("col2im", zeros(1, 4, 4, 36), X.shape[1:], (3, 3))(
+        r"x_shape \(6, 6, 4\) must have the shape \(4, 4, 36\), got patches of .*\(1, 4, 4, 36"
     ),
-    at("col2im", zeros(1, 4, 4, 36), X.shape[1:], (3, 3))(
-        ValueError,
-        r"x_shape \(6, 6, 4\) must have the shape \(4, 4, 36\), got patches of .*\(1, 4, 4, 36",
+    value_error("col2im", zeros(1, 2, 1), (1, 2**31 + 5, 1), (1,), strides=2**31)(
+        "no axis may be longer than 2147483647, with its padding, got 2147483653; split the array"
     ),
-    at("col2im", zeros(1, 2, 1), (1, 2**31 + 5, 1), (1,), strides=2**31)(
-        ValueError,
-        "no axis may be longer than 2147483647, with its padding, got 2147483653; split the array",
+    type_error("autotune", X)("fn must be a function, got ndarray; "),
+    type_error("autotune", x=X)("fn must be a function, got None"),
+    value_error("explain", jnp.sin, platform="CPU")(
+        "platform must .* got 'CPU'; did you mean 'cpu'"
     ),
-    at("autotune", X)(TypeError, "fn must be a function, got ndarray; "),
-    at("autotune", x=X)(TypeError, "fn must be a function, got None"),
-    at("explain", jnp.sin, platform="CPU")(
-        ValueError, "platform must .* got 'CPU'; did you mean 'cpu'"
+    value_error("plan", X, W, platform="CPU")(
+        "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; did you mean 'cpu'"
     ),
-    at("plan", X, W, platform="CPU")(
-        ValueError, "platform must be 'cpu', 'gpu' or 'tpu', got 'CPU'; did you mean 'cpu'"
-    ),
-    at("enable", ("cpu", "quantum"))(
-        ValueError,
-        r"platforms must be among 'cpu', 'gpu' and 'tpu', got \('cpu', 'quantum'\); use one",
+    value_error("enable", ("cpu", "quantum"))(
+        r"platforms must be among 'cpu', 'gpu' and 'tpu', got \('cpu', 'quantum'\); use one"
     ),
 ]
 
