@@ -89,23 +89,16 @@ def test_measures_every_algorithm(comparison: compare.Comparison) -> None:
         assert result.wrong is None
 
 
-def test_budget_allows_five_pairs_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "BUDGET", 0.0)
-    comparison = only(["im2col"])
-    assert [len(result.lax) for result in comparison.results] == [5, 5]
-
-
 def test_what_is_slow_is_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "SLOW", 0.0)
+    monkeypatch.setattr(compare, "BUDGET", 0.0)
     chosen = compare.plan_spec(SHORT[0].layer.spec, PLATFORM).algorithm
     other = next(name for name in ("im2col", "implicit") if name != chosen)
     comparison = only([chosen, other])
-    assert {result.name for result in comparison.results} == {"lax", chosen}
-    assert re.fullmatch(
-        r"a call takes [\d.]+ s; with --repeats it is run", comparison.refused[other]
-    )
-    comparison = only([other], repeats=1)
-    assert not comparison.refused
+    assert {result.name: len(result.lax) for result in comparison.results} == {"lax": 5, chosen: 5}
+    message = r"a call takes [\d.]+ s; with --repeats it is run"
+    assert re.fullmatch(message, comparison.refused[other])
+    assert not only([other], repeats=1).refused
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -177,16 +170,6 @@ def test_tables_mark_the_choice_sort_by_ratio_and_list_refusals(
     names = [f"{result.name}  " for result in comparison.results]
     at = [next(i for i, line in enumerate(lines) if line.startswith(name)) for name in names]
     assert at == sorted(at)
-
-
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_tables_fit_a_terminal(comparison: compare.Comparison, width: int) -> None:
-    lines = compare.table(comparison).text(width).splitlines()
-    assert max(map(len, lines)) <= width
-    for result in comparison.results:
-        low, ratio, high = result.quartiles()
-        figures = "= lax" if result.is_lax else f"{ratio:.3g} ({low:.3g}–{high:.3g})"
-        assert any(line.startswith(f"{result.name} ") and figures in line for line in lines)
 
 
 # The photograph

@@ -106,10 +106,10 @@ def test_copies_are_the_value_itself(value: object) -> None:
 
 
 def test_algorithms_are_shown_by_name_and_summary() -> None:
-    lines = str(jaxconv.ALGORITHMS).splitlines()
+    *_, last = lines = str(jaxconv.ALGORITHMS).splitlines()
     assert len(lines) == len(jaxconv.ALGORITHMS)
-    assert lines[-1] == repr(jaxconv.ALGORITHMS["xla"])
-    assert lines[-1] == "xla: lax's own convolution, in the canonical layout"
+    assert last == repr(jaxconv.ALGORITHMS["xla"])
+    assert last == "xla: lax's own convolution, in the canonical layout"
 
 
 # What it imports
