@@ -405,7 +405,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
     monkeypatch.setattr(primitive, "_planned_here", {})
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(memory, "keep", lambda: None)
+    monkeypatch.setattr(memory, "keep", lambda: None)  # too late in this process
 
     def written(text: str) -> Path:
         path = tmp_path / "script.py"
@@ -512,14 +512,21 @@ def test_run_ends_as_python_does(
 
 
 @pytest.mark.parametrize("platforms", [(), ("cpu",), ("gpu", "tpu")])
-def test_run_enables_on_platforms(
-    script: Script, run: Run, monkeypatch: pytest.MonkeyPatch, platforms: tuple[str, ...]
+@pytest.mark.parametrize("kept", [True, False])
+def test_run_enables_on_platforms_and_keeps_memory(
+    script: Script,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    platforms: tuple[str, ...],
+    kept: bool,
 ) -> None:
-    enabled = []
-    monkeypatch.setattr(cli, "enable", lambda names: enabled.extend(names))
+    done: list[str] = []
+    monkeypatch.setattr(cli, "enable", done.extend)
+    monkeypatch.setattr(memory, "keep", lambda: done.append("kept"))
     options = [text for name in platforms for text in ("--platform", name)]
+    options += [] if kept else ["--no-keep-memory"]
     assert run("run", *options, script("")) == (0, "", "")
-    assert enabled == list(platforms or ("cpu",))
+    assert done == ["kept"] * kept + list(platforms or ("cpu",))
 
 
 @pytest.mark.usefixtures("script")
