@@ -9,20 +9,10 @@ import numpy as np
 import pytest
 from cases import CASES, LAST, Case
 from jax import export
+from test_plan import EVERY_CASE, case_plan, struct
 
 import jaxconv
 from jaxconv.bench.cases import DIRECTIONS, Layer, layer_of
-from jaxconv.planning.plan import Plan, plan_spec
-
-EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def case_plan(case: Case, platform: str, dtype: str) -> Plan:
-    return plan_spec(case.spec(jnp.dtype(dtype)), platform)
 
 
 @EVERY_CASE
@@ -76,7 +66,9 @@ ON_GPU = [
 @pytest.mark.parametrize(("layer", "dtype", "names"), ON_GPU)
 def test_blind_spots_of_cudnn(layer: Layer, dtype: str, names: tuple[str, str, str]) -> None:
     spec = layer.spec
-    operands = [struct(shape, dtype) for shape in (spec.lhs_shape, spec.rhs_shape, spec.out_shape)]
+    operands = [
+        struct(*shape, dtype=dtype) for shape in (spec.lhs_shape, spec.rhs_shape, spec.out_shape)
+    ]
     layer = Layer("", spec.replace(**dict.fromkeys(("dtype", "out_dtype"), jnp.dtype(dtype))))
     for direction, name in zip(DIRECTIONS, names, strict=True):
         function = jax.jit(layer.function(jaxconv.conv_general_dilated, direction))
@@ -97,7 +89,7 @@ def conv(name: str, **arguments: Any) -> Any:
 @pytest.mark.parametrize("name", ["im2col", "im2col_tiled", "implicit", "pointwise", "winograd"])
 def test_operands_of_products_are_kept_apart_on_gpu_only(name: str) -> None:
     size = 1 if name == "pointwise" else 3
-    operands = struct((1, 6, 6, 4), "float32"), struct((size, size, 4, 8), "float32")
+    operands = struct(1, 6, 6, 4), struct(size, size, 4, 8)
     barriers = {}
     for platform in ("cpu", "cuda", "rocm", "tpu"):
         module = export.export(conv(name), platforms=[platform])(*operands).mlir_module()

@@ -409,6 +409,7 @@ REFUSED = [
     value_error("col2im", zeros(1, 2, 1), (1, 2**31 + 5, 1), (1,), strides=2**31)(
         "no axis may be longer than 2147483647, with its padding, got 2147483653; split the array"
     ),
+    type_error("explain", jaxconv.conv)(r"must be passed too, .*after it: jaxconv.explain\(fn, x"),
     type_error("autotune", X)("fn must be a function, got ndarray; "),
     type_error("autotune", x=X)("fn must be a function, got None"),
     value_error("explain", jnp.sin, platform="CPU")(

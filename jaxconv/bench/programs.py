@@ -113,12 +113,13 @@ def measure_regret(spec: ConvSpec, effort: Effort) -> Result:
             return Compiled(partial(conv, **arguments(spec), **algorithm), *arrays)
 
         by_lax, auto = map(compiled, (lax.conv_general_dilated, jaxconv.conv_general_dilated))
-        fastest = compiled(jaxconv.conv_general_dilated, algorithm=best)
         facts = {"name": str(spec), "direction": "", "how": chosen, "tolerance": tolerance(spec)}
-        result = measure(effort, by_lax, auto, **facts)
+        result = measure(effort, by_lax, auto, **facts, best=best, regret=1.0)
+        if best == chosen:
+            return result
+        fastest = compiled(jaxconv.conv_general_dilated, algorithm=best)
         own, least = np.median(effort.times((auto, fastest)), axis=0)
-    regret = 1.0 if best == chosen else float(own / least)
-    return dataclasses.replace(result, best=best, regret=regret)
+        return dataclasses.replace(result, regret=float(own / least))
 
 
 # Suites
