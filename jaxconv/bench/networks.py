@@ -49,7 +49,7 @@ class Lax:
         """A convolution to ``channels``, padded by ``padding``."""
         shape = (size, size, x.shape[self.channels] // groups, channels)
         kernel, *biases = self.parameters(shape, bias)
-        strides, pads = (stride,) * 2, ((padding(size),) * 2,) * 2
+        strides, pads = (stride, stride), ((padding(size), padding(size)),) * 2
         y = lax.conv_general_dilated(
             x, kernel, strides, pads, None, None, self.numbers, feature_group_count=groups
         )
