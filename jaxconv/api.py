@@ -91,8 +91,7 @@ def conv_general_dilated(
       window_strides: window stride per spatial dimension.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
       lhs_dilation, rhs_dilation: distance between neighbouring elements of image and kernel.
-      dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
-        ``("NHWC", "HWIO", "NHWC")``.
+      dimension_numbers: a ``lax.ConvDimensionNumbers``, or ``("NHWC", "HWIO", "NHWC")``, say.
       feature_group_count, batch_group_count: groups of channels, or of images, that are convolved
         independently; at most one of the two may exceed 1.
       precision: of the products, as in ``lax``.
@@ -158,7 +157,7 @@ def conv(
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
       spatial_axes: inside ``jax.shard_map``, where each device holds a part of the image: for each
         spatial dimension the mesh axis, or axes, over which it is cut, or None. ``padding`` is that
-        of the whole image. Each device receives its neighbours' borders and returns its part of
+        of the whole image; each device receives its neighbours' borders and returns its part of
         the output. (Under ``jit`` with sharded arrays that happens by itself.)
 
     Returns:
@@ -172,18 +171,6 @@ def conv(
       >>> import jax.numpy as jnp, jaxconv
       >>> jaxconv.conv(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
       (2, 16, 16, 8)
-
-      Rows cut over the devices of a mesh:
-
-      >>> import jax
-      >>> from jax.sharding import AxisType, PartitionSpec as P
-      >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
-      >>> def part(x, w):
-      ...     return jaxconv.conv(x, w, spatial_axes=("rows", None))
-      >>> rows = P(None, "rows")
-      >>> whole = jax.shard_map(part, mesh=mesh, in_specs=(rows, P()), out_specs=rows)
-      >>> whole(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8))).shape
-      (2, 32, 32, 8)
     """
     x, w = operand("conv", "x", x), operand("conv", "w", w)
     call, arguments = lax_arguments(

@@ -61,8 +61,8 @@ class Config:
     """The settings of this process: read as attributes, changed by ``update`` or ``set``.
 
     A value is the last one passed to ``update``, else that of the environment variable, read once,
-    when first needed, else the default. ``print(jaxconv.config)`` shows all three. A change applies
-    to everything planned after it, not to functions that JAX has already compiled.
+    when first needed, else the default. ``print(jaxconv.config)`` shows all values and variables. A
+    change applies to everything planned after it, not to functions that JAX has already compiled.
 
     Example:
       >>> import jaxconv

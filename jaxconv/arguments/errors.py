@@ -1,9 +1,8 @@
 """Errors that name function and argument, the constraint, what was given, and the remedy."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,6 @@ import numpy as np
 from jax import Array
 
 from jaxconv.arguments import hints
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def fail(
@@ -92,18 +88,3 @@ def check_function(function: str, fn: Any) -> None:
     if not callable(fn):
         given, remedy = type(fn).__name__, "pass the function itself, not what it returns"
         fail(function, "fn must be a function", given, remedy, TypeError)
-
-
-def of_function(public: Callable[P, R]) -> Callable[P, R]:
-    """Lets a public function whose one argument by position is ``fn`` say so."""
-    name = public.__name__
-
-    @functools.wraps(public)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if len(args) > 1:
-            constraint = "fn must be the only argument by position"
-            remedy = f"pass options by name, and arguments of fn to jaxconv.{name}(fn)"
-            fail(name, constraint, f"{len(args)} arguments", remedy, TypeError)
-        return public(*args, **kwargs)
-
-    return checked

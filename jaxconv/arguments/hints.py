@@ -235,14 +235,13 @@ def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> 
         except TypeError:
             continue
         return f"did you mean {tuple(meant)}?"
-    if rank == 2 and {*map(len, given)} == {4}:
+    if all(len(spec) == rank for spec in given):
+        return (
+            "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters"
+        )
+    if rank == 2:
         return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
-    if any(len(spec) != rank for spec in given):
-        return f"use {usual}, or give {x} and {w} an axis for each letter"
-    for spec, (a, b) in zip(given, ("NC", "OI", "NC"), strict=True):
-        if not spec.count(a) == spec.count(b) == 1 or len(set(spec)) < rank:
-            return f"name {a!r}, {b!r} and each spatial letter once in {spec!r}"
-    return "use the same spatial letters in all three"
+    return f"use {usual}, or give {x} and {w} an axis for each letter"
 
 
 # Values
@@ -265,19 +264,10 @@ def of_platform(given: Any) -> str:
     return of_name(given, ("cpu", "gpu", "tpu"))
 
 
-def of_precision(given: Any) -> str:
-    """Which precision is most likely meant by ``given``."""
-    if isinstance(given, (tuple, list)):
-        return "pass one name, or one for each of the two operands"
-    return of_name(given, (*PRECISIONS, *lax.DotAlgorithmPreset.__members__), "use a name")
-
-
 def of_values(given: Sequence[Any], ndim: int) -> str:
     """For what must be ``ndim`` positive integers or pairs of padding."""
     if len(given) == ndim:
         return "use 1"
-    if ndim == 0:
-        return "without spatial dimensions use (), or else add the channel axes"
     if len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
         return f"leave out batch and channels: {tuple(given[1:-1])}"
     if len(given) == 1 and ndim > 1:

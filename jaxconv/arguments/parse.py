@@ -1,6 +1,7 @@
 """lax-style arguments, checked and normalised to the primitive's parameters."""
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -115,7 +116,8 @@ def parse_out_dtype(
     if lhs != rhs:
         x, w = call.name("lhs"), call.name("rhs")
         given = f"{np.dtype(lhs).name} and {np.dtype(rhs).name}"
-        remedy = f"cast one of them with .astype, for example {_cast(x, w, lhs, rhs)}"
+        cast = f"{w}.astype({x}.dtype)" if _kind(lhs) >= _kind(rhs) else f"{x}.astype({w}.dtype)"
+        remedy = f"cast one of them with .astype, for example {cast}"
         call.fail(f"{x} and {w} must have the same dtype", given, remedy, TypeError)
     if preferred is None:
         return None
@@ -140,14 +142,9 @@ def parse_out_dtype(
     return dtype
 
 
-def _cast(x: str, w: str, lhs: np.dtype, rhs: np.dtype) -> str:
-    """The cast that is likely meant: integers to floats to complex numbers, or to fewer bits."""
-
-    def rank(dtype: np.dtype) -> tuple[bool, bool, int]:
-        is_real = not jnp.issubdtype(dtype, np.complexfloating)
-        return not jnp.issubdtype(dtype, np.inexact), is_real, np.dtype(dtype).itemsize
-
-    return f"{x}.astype({w}.dtype)" if rank(lhs) > rank(rhs) else f"{w}.astype({x}.dtype)"
+def _kind(dtype: np.dtype) -> int:
+    """Integers come before floats, and these before complex numbers."""
+    return sum(jnp.issubdtype(dtype, kind) for kind in (np.inexact, np.complexfloating))
 
 
 def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
@@ -157,9 +154,10 @@ def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
     except ValueError:
         if given is None:  # JAX's setting is wrong
             raise
-        names = "None, a name such as 'highest', a lax.Precision, two of either"
-        constraint = f"precision must be {names}, or a lax.DotAlgorithmPreset"
-        call.fail(constraint, repr(given), hints.of_precision(given))
+        kinds = "None, a name such as 'highest', a lax.Precision, two of either"
+        constraint = f"precision must be {kinds}, or a lax.DotAlgorithmPreset"
+        names = (*hints.PRECISIONS, *lax.DotAlgorithmPreset.__members__)
+        call.fail(constraint, repr(given), hints.of_name(given, names, "use a name"))
 
 
 def positive(
@@ -278,10 +276,10 @@ def to_pairs(
 
 def fail_padding(call: Call, padding: str) -> NoReturn:
     """Raises for a string that is no padding."""
-    names = {"SAME", "SAME_LOWER", "VALID", "CAUSAL"} - {padding}  # it may be one for other strides
-    choices = [name for name in sorted(names) if repr(name) in call.paddings]
-    constraint = f"padding must be {call.paddings}"
-    call.fail(constraint, repr(padding), hints.of_name(padding, choices))
+    # It may be one of them for other strides.
+    choices = [name for name in re.findall("'(.+?)'", call.paddings) if name != padding]
+    remedy = hints.of_name(padding, choices)
+    call.fail(f"padding must be {call.paddings}", repr(padding), remedy)
 
 
 def parse_pairs(call: Call, padding: Any, ndim: int) -> Pads:

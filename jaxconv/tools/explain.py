@@ -20,42 +20,27 @@ from jaxconv.transforms.primitive import Lowered, observers
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A convolution of a function, or several that are identical except for the count.
+    """A convolution of a function, or several that are identical except for the count."""
 
-    Attributes:
-      spec: the convolution, in the canonical layout; of arrays on several devices, a device's part.
-      where: the source line that it or, in a gradient, its forward convolution comes from:
-        "file:line (function)"; empty if unknown.
-      direction: "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
-        ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
-      algorithm: the one that runs.
-      why: the reason for it.
-      seconds: time of one call, measured or predicted; None where nothing was measured.
-      sigma: standard deviation of its logarithm; see ``Candidate``.
-      measured: whether exactly this convolution was measured on this machine, by ``autotune``.
-      lax_seconds: time of one call of lax's convolution, likewise.
-      workspace: bytes of intermediate arrays of one call.
-      plan: the whole plan, with all candidates.
-      count: how often it is run; in a scan, once for each step.
-      within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
-        assumes that the branch is taken; else empty.
-      exchanged: what devices exchange for it: borders of the image, sums.
-    """
-
-    spec: ConvSpec
+    spec: ConvSpec  # of arrays on several devices, a device's part
+    # "file:line (function)" of it or, in a gradient, of its forward convolution; empty if unknown.
     where: str
+    # "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
+    # ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
     direction: str
-    algorithm: str
-    why: str
-    seconds: float | None
-    sigma: float | None
-    measured: bool
-    lax_seconds: float | None
-    workspace: int
-    plan: Plan = dataclasses.field(repr=False)
-    count: int = 1
+    algorithm: str  # the one that runs
+    why: str  # the reason for it
+    seconds: float | None  # of one call, measured or predicted; None where nothing was measured
+    sigma: float | None  # standard deviation of its logarithm; see ``Candidate``
+    measured: bool  # whether exactly this one was measured on this machine, by ``autotune``
+    lax_seconds: float | None  # of one call of lax's convolution, likewise
+    workspace: int  # bytes of intermediate arrays of one call
+    plan: Plan = dataclasses.field(repr=False)  # with all candidates
+    count: int = 1  # how often it is run; in a scan, once for each step
+    # "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it assumes that
+    # the branch is taken; else empty.
     within: str = ""
-    exchanged: str = ""
+    exchanged: str = ""  # what devices exchange for it: borders of the image, sums
 
 
 HEADER = (
@@ -71,17 +56,10 @@ WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation(tables.Report):
-    """The convolutions of a function.
+    """Convolutions of a function: a table that fits the terminal; ``table()`` is the whole one."""
 
-    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
-
-    Attributes:
-      platform: the one they are planned for: "cpu", "gpu", "tpu", …
-      rows: the convolutions, in the order of the program.
-    """
-
-    platform: str
-    rows: tuple[Row, ...]
+    platform: str  # the one they are planned for: "cpu", "gpu", "tpu", …
+    rows: tuple[Row, ...]  # in the order of the program
 
     @property
     def count(self) -> int:
@@ -106,8 +84,7 @@ class Explanation(tables.Report):
     def _contents(self) -> tables.Table:
         if not self.rows:
             return tables.Table(["There is no convolution in this function."])
-        figures = _figures(self.seconds, "", self.lax_seconds, self.workspace)
-        total = ("all", "", "", str(self.count), *figures, "")
+        total = ("all", "", "", str(self.count), *_figures(self, ""), "")
         return _table(f"Planned for {self.platform}.", self.rows, [total])
 
 
@@ -128,18 +105,16 @@ def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
     known = "–" if row.sigma is None else tables.factor(row.sigma)
-    sure = "measured" if row.measured else known
-    figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
+    figures = _figures(row, "measured" if row.measured else known)
     what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
 
 
-def _figures(
-    seconds: float | None, sure: str, lax_seconds: float | None, workspace: int
-) -> tuple[str, ...]:
-    times = f"{lax_seconds / seconds:.1f}" if seconds and lax_seconds is not None else "–"
-    own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
-    return own, sure, by_lax, times, tables.mebibytes(workspace)
+def _figures(of: Row | Explanation, sure: str) -> tuple[str, ...]:
+    own, lax = of.seconds, of.lax_seconds
+    ratio = f"{lax / own:.1f}" if own and lax is not None else "–"
+    milliseconds, size = tables.milliseconds, tables.mebibytes(of.workspace)
+    return milliseconds(own), sure, milliseconds(lax), ratio, size
 
 
 def explain(
@@ -152,17 +127,13 @@ def explain(
     only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
 
     As for ``jax.jit``, objects that ``fn`` changes must be among its arguments: what it leaves in
-    them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and the objects
-    themselves stay as they are. JAX or Flax raises an error where ``fn`` changes any other.
-
-    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices,
-    the program is compiled, as XLA decides how the arrays within lie; the convolutions are then a
-    device's parts.
+    them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and they stay as they
+    are. Where arguments are on several devices the program is compiled, as XLA decides how the
+    arrays within lie, and the convolutions are a device's parts, as inside ``shard_map``.
 
     Args:
       fn: any function, including jitted and accelerated ones.
-      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s. Others (numbers,
-        strings, …) are passed unchanged, so that static arguments stay static.
+      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:

@@ -18,7 +18,7 @@ import jax
 from jax.core import Trace
 
 from jaxconv import compat
-from jaxconv.arguments.errors import check_function, of_function
+from jaxconv.arguments.errors import check_function
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
@@ -37,7 +37,6 @@ RULES = ("bwd", "rule")
 THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
 
 
-@of_function
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
     """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
 
