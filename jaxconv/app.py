@@ -78,11 +78,7 @@ def _print_version(wanted: bool) -> None:
 @app.callback(help="Convolution as matrix multiplication, in pure JAX.")
 def _options(
     version: bool = Option(
-        False,
-        "--version",
-        callback=_print_version,
-        is_eager=True,
-        help="Print the version and exit.",
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     # Not every encoding of stdout includes × and →.
@@ -230,22 +226,18 @@ def run(
     sys.argv = [script, *args]
     if not sys.flags.safe_path:  # as Python itself does
         sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
-    if problem := scripts.problem(script, module):
-        _fail(f"can't run {script!r}: {problem}")
+    if not module and not os.path.isfile(script):
+        _fail(f"can't run {script!r}: there is no such file")
     if kept:
         memory.keep()
     enable(platform)
     compiled = Compiled()
     if explain:
         observers.append(compiled)
-    code = None
-    try:
-        scripts.execute(script, module)
-    except SystemExit as end:
-        code = end.code
-        raise
-    finally:
-        if explain:
-            print(compiled, file=sys.stderr)
-        if autotune and code != scripts.INTERRUPTED:
-            scripts.measure()
+    code = scripts.execute(script, module)
+    if explain:
+        print(compiled, file=sys.stderr)
+    if autotune and code != scripts.INTERRUPTED:
+        scripts.measure()
+    if code:
+        raise SystemExit(code)

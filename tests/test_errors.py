@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -415,7 +416,7 @@ REFUSED = {
         "dimension_numbers have a default for 0 to 3 .*; pass them, such as .'NabcdC', 'abcdIO', ",
     ),
     "conv_transpose, letters": at(*TRANSPOSE, "SAME", None, ("NHWC", "HWIX", "NHWC"))(
-        TypeError, STRINGS.format(".*HWIX.*") + "name 'O', 'I' and each"
+        TypeError, STRINGS.format(".*HWIX.*") + "name 'N' and 'C', in the"
     ),
     "conv_transpose, permutations": at(*TRANSPOSE, "SAME", **permuted(rhs_spec=(0, 1, 2, 4)))(
         ValueError, PERMUTATION
@@ -502,13 +503,12 @@ def conv_of_parts() -> None:
 ONE_PROCESS = r"measurements are for .* one process, .*, got 2 processes; omit the call there"
 # By the function and what the message says.
 OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
-    ("explain", r"shapes must be numbers, got \(b, 4, 6, 6\) and .*; pass the sizes"): (
+    ("explain", r"sizes that are numbers, .*, got float32\[b,4,6,6\] by .*; pass the sizes"): (
         explain_symbolic
     ),
-    (
-        "explain",
-        r"convolutions must have taps, positive strides .* by float32\[4,4,3,3\], window_strid",
-    ): explain_malformed,
+    ("explain", r"positive strides .* by float32\[4,4,3,3\] with .*'window_strides': \(0, 1\)"): (
+        explain_malformed
+    ),
     (
         "tune",
         r"a platform with measured predictions, the CPU, got \w+; use jaxconv.autotune, .*",
@@ -516,7 +516,7 @@ OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
     (
         "autotune",
         r"without fn, jaxconv must have planned .*, got none on \w+; run the program first, or ",
-    ): where(primitive, "_planned_here", {}, jaxconv.autotune),
+    ): where(primitive, "_planned_here", deque(), jaxconv.autotune),
     ("autotune", ONE_PROCESS): where(jax, "process_count", lambda: 2, jaxconv.autotune),
     ("tune", ONE_PROCESS): where(jax, "process_count", lambda: 2, calibrate.tune),
     (

@@ -37,6 +37,7 @@ LETTERS_2D = (
     "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length 4 such"
     " as ('NHWC', 'HWIO', 'NHWC'), got"
 )
+NAME_ALL = "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters."
 FIT = "x must be (…, C) and w (C, O), got x of shape (2, 32, 32, 3) and"
 SIZES = (
     "kernel_shape must have one size for each spatial dimension of x, which is (N, spatial…, C) or"
@@ -56,7 +57,6 @@ PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, 
 INTEGERS = f"be {PADDINGS} of integers"
 PAIRS = "have one (low, high) pair for each of 2 spatial dimensions"
 AXES = "spatial_axes must be 2 mesh axes or None, one for each spatial dimension, got"
-ONLY = "fn must be the only argument by position, got"
 PASS_FN = "pass the function itself, not what it returns."
 MOVE = "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 1, -1)"
 OI = "w looks like (O, I, kernel…): pass w.transpose(2, 3, 1, 0)"
@@ -202,11 +202,11 @@ MISTAKES = {
     "an array of objects": at("conv", X.astype(object), W)(
         TypeError,
         "x must be an array of numbers, got dtype object and shape (2, 32, 32, 3); convert it"
-        " with .astype.",
+        " to numbers.",
     ),
     "an array of strings": at("pointwise", X, np.full((3, 8), "a"))(
         TypeError,
-        "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it with .astype.",
+        "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it to numbers.",
     ),
     "a shape": at("conv", X.shape, W)(
         TypeError,
@@ -220,8 +220,8 @@ MISTAKES = {
     ),
     "random keys": at("conv", jax.random.split(jax.random.key(0), (1, 8, 8, 3)), W)(
         TypeError,
-        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); draw numbers by"
-        " it, for example jax.random.normal(key, shape).",
+        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); convert it to"
+        " numbers.",
     ),
     **{
         f"dtype {given!r}": at("conv", X, W, preferred_element_type=given)(
@@ -253,7 +253,7 @@ MISTAKES = {
             "BF16_BF16_F23": "did you mean 'BF16_BF16_F32'?",
             "best": "use a name.",
             3: "use a name.",
-            ("high",) * 3: "pass one name, or one for each of the two operands.",
+            ("high",) * 3: "use a name.",
         }.items()
     },
     "a misspelled precision of a matrix": at("pointwise", X, W[0, 0], precision="hihgest")(
@@ -391,9 +391,9 @@ MISTAKES = {
             3: f"pass all three, such as {LAST}.",
             ("nhwc", "hwio", "nhwc"): f"did you mean {LAST}?",
             ("HWIO", "NHWC", "NHWC"): f"did you mean {LAST}?",
-            ("NHWC", "HWCO", "NHWC"): "name 'O', 'I' and each spatial letter once in 'HWCO'.",
-            ("NHWC", "HWIO", "HHNC"): "name 'N', 'C' and each spatial letter once in 'HHNC'.",
-            ("NHWC", "XYIO", "NHWC"): "use the same spatial letters in all three.",
+            ("NHWC", "HWCO", "NHWC"): NAME_ALL,
+            ("NHWC", "HWIO", "HHNC"): NAME_ALL,
+            ("NHWC", "XYIO", "NHWC"): NAME_ALL,
             ((0, 3, 1, 2),) * 3: (
                 "for axes by number pass lax.ConvDimensionNumbers(*dimension_numbers)."
             ),
@@ -485,7 +485,7 @@ MISTAKES = {
     "strides of an image and a filter": at("conv", X[0, ..., 0], W[..., 0, 0], (1, 1))(
         ValueError,
         "strides must be a positive integer or 0 of them, got (1, 1) for x of shape (32, 32) and w"
-        " of shape (3, 3); without spatial dimensions use (), or else add the channel axes.",
+        f" of shape (3, 3); {EACH}, or add the axes that the operands lack.",
     ),
     "an image without batch swapped": at("conv", W, X[0])(
         TypeError,
@@ -591,17 +591,8 @@ MISTAKES = {
     "explain a result": at("explain", X)(
         TypeError, f"fn must be a function, got ndarray; {PASS_FN}"
     ),
-    "accelerate by position": at("accelerate", jnp.sin, "xla")(
-        TypeError,
-        f"{ONLY} 2 arguments; pass options by name, and arguments of fn to jaxconv.accelerate(fn).",
-    ),
     "accelerate nothing": at("accelerate", fn=None)(
         TypeError, f"fn must be a function, got NoneType; {PASS_FN}"
-    ),
-    "autotune without arguments": at("autotune", jaxconv.conv)(
-        TypeError,
-        "fn's arguments must be passed too, got none (conv() missing 2 required positional"
-        " arguments: 'x' and 'w'); pass them after it: jaxconv.autotune(fn, x, w).",
     ),
     "enable on CUDA": at("enable", "cuda")(
         ValueError, "platforms must be among 'cpu', 'gpu' and 'tpu', got ('cuda',); use 'gpu'."

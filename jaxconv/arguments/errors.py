@@ -29,9 +29,11 @@ class Call:
     # Of lax's arguments that have others here.
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
-    channels: tuple[str, str] | None = None  # where image and kernel have them; as in lax
-    # What may be meant by operands whose channels don't fit, for a group count; as in lax.
+    # Unless as in lax: where image and kernel have their channels; and what may be meant by
+    # operands whose channels don't fit, for a group count.
+    channels: tuple[str, str] | None = None
     guesses: Callable[[int], Iterable[hints.Guess]] | None = None
+    transpose_kernel: bool | None = None  # of ``conv_transpose``
 
     def name(self, argument: str) -> str:
         """What the function calls an argument of lax."""
@@ -60,9 +62,7 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
         remedy = by_shape if is_shape else "convert it with jnp.asarray"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
     if has_type and not _is_numeric(x.dtype):
-        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it with .astype"
-        if str(x.dtype).startswith("key<"):
-            remedy = "draw numbers by it, for example jax.random.normal(key, shape)"
+        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it to numbers"
         fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
 
 

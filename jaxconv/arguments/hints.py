@@ -94,54 +94,43 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
             yield guess
 
 
-def _image(shape: Shape, spec: Sequence[int]) -> Shape:
-    n, c, *spatial = (shape[axis] for axis in spec)
-    return n, *spatial, c
-
-
-def _kernel(shape: Shape, spec: Sequence[int]) -> Shape:
-    o, i, *spatial = (shape[axis] for axis in spec)
-    return (*spatial, i, o)
-
-
-def _transposed(w: Shape, wanted: bool) -> Shape:
-    return (*w[:-2], *w[:-3:-1]) if wanted else w
-
-
 def of_lax(
     lhs: Shape,
     rhs: Shape,
     dnums: lax.ConvDimensionNumbers,
+    transpose_kernel: bool | None,
     groups: int,
-    transpose_kernel: bool | None = None,
 ) -> Iterator[Guess]:
     """The operands of lax's functions swapped, or in another of the common layouts.
 
     ``transpose_kernel`` is that of ``conv_transpose``; None for ``conv_general_dilated``.
     """
-    ndim, is_forward = len(lhs) - 2, transpose_kernel is None
-    now_x, now_w = _image(lhs, dnums.lhs_spec), _kernel(rhs, dnums.rhs_spec)
-    kernel = _transposed(_kernel(lhs, dnums.rhs_spec), bool(transpose_kernel))
-    yield Guess([f"lhs and rhs {SWAPPED}"], _image(rhs, dnums.lhs_spec), kernel, groups)
-    if ndim >= len(LETTERS):
+
+    def canonical(lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers) -> tuple[Shape, Shape]:
+        (n, c, *spatial), (o, i, *kernel), _ = dnums
+        channels = (o, i) if transpose_kernel else (i, o)
+        return tuple(lhs[d] for d in (n, *spatial, c)), tuple(rhs[d] for d in (*kernel, *channels))
+
+    now, is_forward = canonical(lhs, rhs, dnums), transpose_kernel is None
+    yield Guess([f"lhs and rhs {SWAPPED}"], *canonical(rhs, lhs, dnums), groups)
+    if len(lhs) - 2 >= len(LETTERS):
         return
-    letters = LETTERS[ndim]
-    images = ((f"NC{letters}", (lhs[0], *lhs[2:], lhs[1])), (f"N{letters}C", lhs))
-    kernels = ((("OI", "IO"), (*rhs[2:], rhs[1], rhs[0])), (("IO", "OI"), rhs))
-    for (image, x), (orders, w), other in itertools.product(images, kernels, (False, True)):
-        if not _is_likely(x[1:-1], now_x[1:-1]) or not _is_likely(w[:-2], now_w[:-2]):
+    letters = LETTERS[len(lhs) - 2]
+    images = f"NC{letters}", f"N{letters}C"
+    kernels = (f"OI{letters}", f"IO{letters}"), (f"{letters}IO", f"{letters}OI")
+    for image, orders, other in itertools.product(images, kernels, (False, True)):
+        numbers = image, orders[other and is_forward], image
+        x, w = canonical(lhs, rhs, lax.conv_dimension_numbers(lhs, rhs, numbers))
+        if not _is_likely(x[1:-1], now[0][1:-1]) or not _is_likely(w[:-2], now[1][:-2]):
             continue
-        if other and is_forward and (x != now_x or 1 in w[-2:]):
+        if other and is_forward and (x != now[0] or 1 in w[-2:]):
             continue  # the kernel's channels in an uncommon order: only where nothing else is wrong
-        order = orders[other and is_forward]
-        numbers = image, f"{order}{letters}" if orders[0] == "OI" else f"{letters}{order}", image
-        is_now = (x, w) == (now_x, now_w) and order == orders[0]
-        changes = [] if is_now else [f"use dimension_numbers={numbers}"]
+        changes = [] if (x, w) == now else [f"use dimension_numbers={numbers}"]
         if other and not is_forward:
             changes.append(f"use transpose_kernel={not transpose_kernel}")
-        kernel = ("", _transposed(w, other != bool(transpose_kernel)))
+            w = (*w[:-2], *w[:-3:-1])
         name = "feature_group_count" if is_forward else ""
-        yield from _combined([("; ".join(changes), x)], [kernel], groups, name)
+        yield from _combined([("; ".join(changes), x)], [("", w)], groups, name)
 
 
 def of_pointwise(x: Shape, w: Shape) -> Iterator[Guess]:
@@ -268,7 +257,7 @@ def of_values(given: Sequence[Any], ndim: int) -> str:
     """For what must be ``ndim`` positive integers or pairs of padding."""
     if len(given) == ndim:
         return "use 1"
-    if len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
+    if ndim and len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
         return f"leave out batch and channels: {tuple(given[1:-1])}"
     if len(given) == 1 and ndim > 1:
         return f"pass one for each spatial dimension: {tuple(given) * ndim}"
@@ -292,11 +281,8 @@ def of_pads(given: Any, ndim: int) -> str:
     remedy = "pass one pair for each spatial dimension"
     if given is None:
         return "use 'VALID' for none"
-    if isinstance(given, int):
-        return f"{remedy}: {((given, given),) * ndim}"
-    if isinstance(given, (tuple, list)) and all(isinstance(pad, int) for pad in given):
-        if (ndim, len(given)) == (1, 2):
-            return f"{remedy}: {(tuple(given),)}"
-        if len(given) == ndim:
-            return f"{remedy}: {tuple((pad, pad) for pad in given)}"
-    return remedy
+    pads = (given,) * ndim if isinstance(given, int) else given
+    if not isinstance(pads, (tuple, list)) or not all(isinstance(pad, int) for pad in pads):
+        return remedy
+    pairs = (tuple(pads),) if (ndim, len(pads)) == (1, 2) else tuple((pad, pad) for pad in pads)
+    return f"{remedy}: {pairs}" if len(pairs) == ndim else remedy

@@ -3,6 +3,7 @@
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxconv import compat
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import Call
+from jaxconv.arguments.hints import Shape
 from jaxconv.spec import Pads, dilate
 
 
@@ -36,8 +38,7 @@ def parameters(
     dtype, an impossible ``preferred_element_type``, malformed numbers, pads or dilations.
     ValueErrors: everything else that lax refuses.
     """
-    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
-    check_axes(call, lhs, rhs, dnums, window_strides, dimension_numbers)
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, window_strides)
     out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, preferred_element_type)
     ndim = len(lhs.shape) - 2
     strides = positive(call, "window_strides", window_strides, ndim, ValueError)
@@ -48,7 +49,7 @@ def parameters(
     feature_groups = _count(call, "feature_group_count", feature_group_count)
     batch_groups = _count(call, "batch_group_count", batch_group_count)
     _check_groups(call, lhs.shape, rhs.shape, dnums, feature_groups, batch_groups)
-    lhs_spatial = [lhs.shape[d] for d in dnums.lhs_spec[2:]]
+    lhs_spatial = tuple(lhs.shape[d] for d in dnums.lhs_spec[2:])
     kernel_shape = tuple(rhs.shape[d] for d in dnums.rhs_spec[2:])
     if 0 in kernel_shape:
         constraint = "the kernel must have at least one tap in each spatial dimension"
@@ -57,7 +58,7 @@ def parameters(
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
     return {
         "window_strides": strides,
-        "padding": to_pairs(call, padding, lhs_spatial, window, strides, lhs_dilation),
+        "padding": _pads(call, padding, lhs_spatial, window, strides, lhs_dilation),
         "lhs_dilation": lhs_dilation,
         "rhs_dilation": rhs_dilation,
         "dimension_numbers": dnums,
@@ -69,23 +70,22 @@ def parameters(
 
 
 def parse_dimension_numbers(
-    call: Call, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...], given: Any
+    call: Call, lhs_shape: Shape, rhs_shape: Shape, given: Any, strides: Any
 ) -> lax.ConvDimensionNumbers:
-    """``dimension_numbers`` as axes; raises where the operands' ranks allow none."""
-    rank, operands = len(lhs_shape), (call.name("lhs"), call.name("rhs"), lhs_shape, rhs_shape)
+    """``dimension_numbers`` as axes; raises where the operands lack batch and channels."""
+    rank, (x, w, name) = len(lhs_shape), map(call.name, ("lhs", "rhs", "window_strides"))
+    operands = x, w, lhs_shape, rhs_shape, given
     if rank != len(rhs_shape) or rank < 2:
         must = "at least a batch and a channel dimension"
         if rank != len(rhs_shape):
             must = "the same rank (batch, channels and the spatial dimensions)"
-        constraint = f"{operands[0]} and {operands[1]} must have {must}"
-        call.fail(constraint, None, hints.of_axes(*operands, given), TypeError)
+        call.fail(f"{x} and {w} must have {must}", None, hints.of_axes(*operands), TypeError)
     try:
         dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
     except TypeError:
         strings = f"three strings of length {rank} such as {hints.lettered(rank, given)}"
         constraint = f"dimension_numbers must be None, a lax.ConvDimensionNumbers, or {strings}"
-        remedy = hints.of_dimension_numbers(*operands, given)
-        call.fail(constraint, repr(given), remedy, TypeError)
+        call.fail(constraint, repr(given), hints.of_dimension_numbers(*operands), TypeError)
     error = ValueError
     try:
         specs = [tuple(map(operator.index, spec)) for spec in dnums]
@@ -94,20 +94,12 @@ def parse_dimension_numbers(
     if any(sorted(spec) != list(range(rank)) for spec in specs):
         constraint = f"each spec of dimension_numbers must be a permutation of 0…{rank - 1}"
         call.fail(constraint, dnums, "name every dimension once", error)
-    return lax.ConvDimensionNumbers(*specs)
-
-
-def check_axes(
-    call: Call, lhs: Any, rhs: Any, dnums: lax.ConvDimensionNumbers, strides: Any, given: Any
-) -> None:
-    """Raises where there is a stride for each axis of operands that lack batch and channels."""
-    rank, count = len(lhs.shape), len(strides) if isinstance(strides, Sequence) else -1
-    c, i = lhs.shape[dnums.lhs_spec[1]], rhs.shape[dnums.rhs_spec[1]]
-    if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):
-        x, w, name = map(call.name, ("lhs", "rhs", "window_strides"))
+    c, i = lhs_shape[dnums.lhs_spec[1]], rhs_shape[dnums.rhs_spec[1]]
+    count = len(strides) if isinstance(strides, Sequence) else -1
+    if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):  # a stride for each axis
         must = f"must have batch and channels besides the spatial dimensions of {name}"
-        remedy = hints.of_axes(x, w, lhs.shape, rhs.shape, given)
-        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", remedy)
+        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", hints.of_axes(*operands))
+    return lax.ConvDimensionNumbers(*specs)
 
 
 def parse_out_dtype(
@@ -165,7 +157,7 @@ def positive(
     argument: str,
     given: Any,
     length: int,
-    error: type[Exception] = ValueError,
+    error: Any = ValueError,
     or_one: bool = False,
 ) -> tuple[int, ...]:
     """``given``, or ``or_one`` number for all, as ``length`` positive integers; else ``error``."""
@@ -195,33 +187,25 @@ def _count(call: Call, argument: str, given: Any) -> int:
 
 
 def _check_groups(
-    call: Call,
-    lhs_shape: Sequence[int],
-    rhs_shape: Sequence[int],
-    dnums: lax.ConvDimensionNumbers,
-    feature_groups: int,
-    batch_groups: int,
+    call: Call, lhs: Shape, rhs: Shape, dnums: Any, feature_groups: int, batch_groups: int
 ) -> None:
-    n, c = (lhs_shape[d] for d in dnums.lhs_spec[:2])
-    o, i = (rhs_shape[d] for d in dnums.rhs_spec[:2])
+    n, c = (lhs[d] for d in dnums.lhs_spec[:2])
+    o, i = (rhs[d] for d in dnums.rhs_spec[:2])
     x, w, groups = map(call.name, ("lhs", "rhs", "feature_group_count"))
     if feature_groups > 1 and batch_groups > 1:
         constraint = "at most one of feature_group_count and batch_group_count may be above 1"
         remedy = "split the batch by hand and use feature_group_count"
         call.fail(constraint, f"{feature_groups} and {batch_groups}", remedy)
     if c != feature_groups * i:
-        of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {dnums.rhs_spec[1]}")
-        guesses = ()
-        if call.guesses is not None:
-            guesses = call.guesses(feature_groups)
-        elif batch_groups == 1:
-            guesses = hints.of_lax(tuple(lhs_shape), tuple(rhs_shape), dnums, feature_groups)
+        inputs = dnums.rhs_spec[0 if call.transpose_kernel else 1]
+        of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {inputs}")
         times = f"{groups} ({feature_groups}) times " if groups else ""
+        must = f"must be {times}the input channels of {w} ({of_w}: {i})"
         needed = f"{w} needs {c // feature_groups} input channels for this {x}"
         if c % feature_groups:
             needed = f"{groups} must divide the channels of {x}"
-        must = f"must be {times}the input channels of {w} ({of_w}: {i})"
-        remedy = hints.likeliest(guesses) or needed
+        of_lax = partial(hints.of_lax, *call.shapes.values(), dnums, call.transpose_kernel)
+        remedy = hints.likeliest((call.guesses or of_lax)(feature_groups)) or needed
         call.fail(f"the channels of {x} ({of_x}: {c}) {must}", None, remedy)
     for name, count, whole, size in (
         (groups, feature_groups, f"output channels of {w}", o),
@@ -249,13 +233,8 @@ def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
 # Padding
 
 
-def to_pairs(
-    call: Call,
-    padding: Any,
-    lhs_spatial: Sequence[int],
-    window: Sequence[int],
-    strides: Sequence[int],
-    lhs_dilation: Sequence[int],
+def _pads(
+    call: Call, padding: Any, sizes: Shape, window: Shape, strides: Shape, lhs_dilation: Shape
 ) -> Pads:
     """Padding as (low, high) pairs; strings are resolved against the dilated window."""
     if isinstance(padding, str):
@@ -264,9 +243,9 @@ def to_pairs(
             call.fail(constraint, repr(padding), "pass pairs, or use conv_transpose")
         if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
             fail_padding(call, padding)
-        return tuple(lax.padtype_to_pads(lhs_spatial, window, strides, padding))
-    pads = parse_pairs(call, padding, len(lhs_spatial))
-    for size, d, (lo, hi) in zip(lhs_spatial, lhs_dilation, pads, strict=True):
+        return tuple(lax.padtype_to_pads(sizes, window, strides, padding))
+    pads = parse_pairs(call, padding, len(sizes))
+    for size, d, (lo, hi) in zip(sizes, lhs_dilation, pads, strict=True):
         if dilate(size, d) + lo + hi < 0:
             constraint = "negative padding must not be larger than the dimension that it crops"
             given = f"padding {(lo, hi)} of {dilate(size, d)} elements"

@@ -110,25 +110,23 @@ def autotune(
     for ``explain``. Without ``fn``, the convolutions are those that this process has compiled
     through jaxconv so far, for JAX's default backend: call it at the end of a program.
 
-    Each convolution is measured alone, on random numbers, for a few seconds, alternating between
-    all algorithms that could be the fastest, and saved at once; "auto" departs from XLA's own only
-    for one that is clearly faster. Those with an algorithm by name are skipped. In a program of
-    several processes, which must plan alike, nothing can be measured.
+    Each is measured alone, on random numbers, for a few seconds, alternating between all algorithms
+    that could be the fastest, and saved at once; "auto" departs from XLA's own only for one that is
+    clearly faster. Convolutions with an algorithm by name are skipped.
 
     Args:
       fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
       force: whether convolutions that are known are measured again.
-      progress: whether to show progress on stderr, by the package rich; default: if stderr is a
-        terminal.
+      progress: whether to show progress on stderr, if rich is installed; default: in a terminal.
 
     Returns:
-      A ``Tuning``, a table of the convolutions: the algorithm planned before, the one chosen, the
-      median time of each, and how many times as fast as lax's convolution the chosen one is.
+      A ``Tuning``, a table of the convolutions: the algorithms before and now, and their times.
 
     Raises:
       TypeError: ``fn`` can't be called.
-      ValueError: symbolic shapes; several processes; without ``fn``, nothing was compiled.
+      ValueError: symbolic shapes; several processes, which must plan alike; without ``fn``, nothing
+        was compiled.
 
     Example:
       >>> import jax, jaxconv

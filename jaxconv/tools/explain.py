@@ -25,9 +25,6 @@ class Row:
     spec: ConvSpec  # of arrays on several devices, a device's part
     # "file:line (function)" of it or, in a gradient, of its forward convolution; empty if unknown.
     where: str
-    # "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
-    # ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
-    direction: str
     algorithm: str  # the one that runs
     why: str  # the reason for it
     seconds: float | None  # of one call, measured or predicted; None where nothing was measured
@@ -36,6 +33,9 @@ class Row:
     lax_seconds: float | None  # of one call of lax's convolution, likewise
     workspace: int  # bytes of intermediate arrays of one call
     plan: Plan = dataclasses.field(repr=False)  # with all candidates
+    # "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
+    # ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
+    direction: str = ""
     count: int = 1  # how often it is run; in a scan, once for each step
     # "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it assumes that
     # the branch is taken; else empty.
@@ -122,9 +122,9 @@ def explain(
 ) -> Explanation:
     """Explains how each convolution in a function is planned, without running anything.
 
-    lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
-    ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
-    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
+    lax's convolutions are planned as by ``accelerate`` and ``enable``. Pass the whole training step
+    or the gradient: backward convolutions are listed only if ``fn`` contains them. Convolutions
+    with an unused result are omitted, as by XLA.
 
     As for ``jax.jit``, objects that ``fn`` changes must be among its arguments: what it leaves in
     them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and they stay as they
@@ -137,8 +137,7 @@ def explain(
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:
-      An ``Explanation``, a table of the convolutions: source line, direction, algorithm, times and
-      how sure they are, workspace. Each of its ``rows`` has the whole ``plan``.
+      An ``Explanation``, a table of the convolutions; each of its ``rows`` has the whole ``plan``.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -162,8 +161,8 @@ def explain(
         whole = conv.spec("explain")
         spec, exchanged = parts.get(whole, (whole, ""))
         where = source_line(conv.eqn.source_info.traceback)
-        row = _row(spec, conv.algorithm, platform, where, _direction(conv), conv.within, exchanged)
-        counts[row] += conv.times
+        more = {"direction": _direction(conv), "within": conv.within, "exchanged": exchanged}
+        counts[_row(spec, conv.algorithm, platform, where, **more)] += conv.times
     rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
     return Explanation(platform, tuple(rows))
 
@@ -211,15 +210,7 @@ class Compiled:
         return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
 
 
-def _row(
-    spec: ConvSpec,
-    algorithm: str,
-    platform: str,
-    where: str,
-    direction: str = "",
-    within: str = "",
-    exchanged: str = "",
-) -> Row:
+def _row(spec: ConvSpec, algorithm: str, platform: str, where: str, **more: Any) -> Row:
     plan, why = plan_spec(spec, platform), "it was asked for by name"
     if algorithm == "auto":
         algorithm, why = plan.algorithm, plan.why
@@ -228,7 +219,7 @@ def _row(
     costs = cost.seconds, cost.sigma, cost.measured, by_lax, cost.workspace
     if spec.is_empty:
         costs = 0.0, None, False, 0.0, 0
-    return Row(spec, where, direction, algorithm, why, *costs, plan, 1, within, exchanged)
+    return Row(spec, where, algorithm, why, *costs, plan, **more)
 
 
 def _direction(conv: Found) -> str:

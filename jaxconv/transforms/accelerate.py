@@ -1,9 +1,8 @@
 """``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
 
-``fn`` runs unchanged, with its own arguments, but binding lax's convolution has another effect
-while it runs: a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in the
-current trace instead, and forwards everything else. Tracers, static arguments, effects and state
-are thus those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
+While ``fn`` runs, a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in
+place of lax's, and forwards everything else, so that tracers, static arguments, effects and state
+are those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
 """
 
 import contextlib
@@ -40,25 +39,20 @@ THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thun
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
     """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
 
-    Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whoever calls it (Flax,
-    Equinox, Haiku, Keras, ``jax.numpy``, ``jax.scipy``), under ``jit``, ``grad``, ``scan``,
-    ``while_loop``, ``cond``, ``checkpoint``, ``custom_jvp``, ``custom_vjp`` and ``shard_map``
-    too. It composes with every transformation in any order: ``jax.jit(accelerate(step))`` and
-    ``accelerate(jax.jit(step))`` compile the same. Accelerating twice has no further effect.
+    Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whichever library calls
+    it, and under every transformation: ``jax.jit(accelerate(step))`` and
+    ``accelerate(jax.jit(step))`` compile the same.
 
-    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with
-    lax, with one warning for each primitive. Functions already compiled (``jit(f).lower(…)
-    .compile()``) are unaffected, and so is code that runs after ``fn`` has returned, such as the
-    function returned by ``jax.vjp``.
+    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with lax,
+    with one warning for each primitive. So do those of functions already compiled, and of code that
+    runs after ``fn`` has returned, such as the function returned by ``jax.vjp``.
 
     Args:
-      fn: any function; its arguments, results, static arguments, donation and effects are
-        preserved. Preferably the whole training step, so that it includes the gradients.
-      algorithm: "auto", or a name in ``ALGORITHMS``, which is used wherever it supports the
-        convolution; "auto" plans the others.
+      fn: any function, preferably the whole training step, so that it includes the gradients.
+      algorithm: "auto", or a name in ``ALGORITHMS``, used wherever it supports the convolution.
 
     Returns:
-      A function with the same arguments and results.
+      A function with the same arguments, results, static arguments, donation and effects.
 
     Raises:
       TypeError: ``fn`` can't be called.

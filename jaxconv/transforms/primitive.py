@@ -6,7 +6,7 @@ by this primitive. Each derived convolution is thus planned in turn.
 """
 
 import dataclasses
-import threading
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -174,25 +174,18 @@ class Lowered:
     part_of: PartOf | None = None  # if ``spec`` is a device's part
 
 
-_planned_here: dict[tuple[ConvSpec, str], None] = {}
-_planned_lock = threading.Lock()
-REMEMBERED = 4096
+# What "auto" planned in this process, and for which platform: the last of them.
+_planned_here = deque[tuple[ConvSpec, str]](maxlen=4096)
 
 
 def _remember(lowered: Lowered) -> None:
-    if lowered.algorithm != "auto" or lowered.spec.is_empty:
-        return
-    with _planned_lock:
-        _planned_here[lowered.spec, lowered.platform] = None
-        if len(_planned_here) > REMEMBERED:
-            del _planned_here[next(iter(_planned_here))]
+    if lowered.algorithm == "auto" and not lowered.spec.is_empty:
+        _planned_here.append((lowered.spec, lowered.platform))
 
 
 def planned_here(platform: str) -> list[ConvSpec]:
-    """The convolutions that "auto" planned in this process for ``platform``, each once; the last
-    ``REMEMBERED`` of them."""
-    with _planned_lock:
-        return [spec for spec, where in _planned_here if where == platform]
+    """The convolutions that "auto" planned in this process for ``platform``, each once."""
+    return list(dict.fromkeys(spec for spec, where in _planned_here.copy() if where == platform))
 
 
 # Each is called with every convolution that is lowered.
