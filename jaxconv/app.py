@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import runpy
 import sys
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
@@ -21,13 +22,14 @@ from jaxconv.bench import compare as engine
 from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
 from jaxconv.planning import rows
 from jaxconv.tools import memory
-from jaxconv.tools import script as scripts
+from jaxconv.tools.autotune import autotune as tuned
 from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
 KNOWN_SUITES = ", ".join(SUITES)
-CLOSED_PIPE = 141  # the exit code of what a closed pipe ends: 128 and the number of SIGPIPE
+# Exit codes of what an interrupt or a closed pipe ends: 128 and the number of the signal.
+INTERRUPTED, CLOSED_PIPE = 130, 141
 
 
 class Commands(TyperGroup):
@@ -39,7 +41,7 @@ class Commands(TyperGroup):
             sys.stdout.flush()
             return result
         except KeyboardInterrupt:
-            raise typer.Exit(scripts.INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             # Its reader has gone, as head does; without this a last flush would fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -234,10 +236,31 @@ def run(
     compiled = Compiled()
     if explain:
         observers.append(compiled)
-    code = scripts.execute(script, module)
+    code = _execute(script, module)
     if explain:
         print(compiled, file=sys.stderr)
-    if autotune and code != scripts.INTERRUPTED:
-        scripts.measure()
+    if autotune and code != INTERRUPTED:
+        try:
+            print(tuned(), file=sys.stderr)
+        except ValueError as error:  # nothing was compiled, or there are several processes
+            print(error, file=sys.stderr)
     if code:
         raise SystemExit(code)
+
+
+def _execute(script: str, module: bool) -> Any:
+    """Runs a script as Python itself would, and prints the traceback of an error; the exit code."""
+    try:
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(os.path.abspath(script), run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    except BaseException as error:
+        # Not left to typer, which handles some errors differently and would show in the traceback.
+        traceback = error.__traceback__
+        while traceback and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

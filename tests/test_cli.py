@@ -26,7 +26,6 @@ from jaxconv.bench.measure import reference
 from jaxconv.config import notify
 from jaxconv.planning.machine import here
 from jaxconv.planning.rows import Timed, record
-from jaxconv.tools import script as scripts
 from jaxconv.transforms import primitive
 
 PLATFORM = jax.default_backend()
@@ -556,7 +555,7 @@ def test_run_measures_unless_interrupted(
     script: Script, run: Run, monkeypatch: pytest.MonkeyPatch, ending: str, code: int
 ) -> None:
     path = script(CONVOLVES + ending)
-    monkeypatch.setattr(scripts, "autotune", lambda: "the table")
+    monkeypatch.setattr(cli, "tuned", lambda: "the table")
     found, out, err = run("run", "--autotune", path)
     assert (found, out) == (code, "")
     assert ("the table" in err) == (code != 130)
@@ -577,7 +576,7 @@ def test_an_interrupt_ends_measuring(
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(scripts, "autotune", interrupted)
+    monkeypatch.setattr(cli, "tuned", interrupted)
     assert run("run", "--autotune", script(CONVOLVES)) == (130, "", "")
 
 
@@ -600,7 +599,6 @@ def test_run_ends_as_python_does(
     assert (found, out) == (code, "")
     assert message in err
     assert cli.__file__ not in err
-    assert scripts.__file__ not in err
     assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
     assert sys.path[0] == str(path.parent)
 

@@ -391,7 +391,7 @@ REFUSED = {
         UnsupportedConvError, "'pointwise' can't do this convolution .*, got float32"
     ),
     "conv of a spec": at("conv", jax.ShapeDtypeStruct(X.shape, X.dtype), W)(
-        TypeError, "got ShapeDtypeStruct; jaxconv.plan takes shapes"
+        TypeError, "got ShapeDtypeStruct; convert it with jnp.asarray; shapes are for jaxconv.plan"
     ),
     "mesh axes outside shard_map": at("conv", X, W, spatial_axes=("rows", None))(
         ValueError,

@@ -210,8 +210,7 @@ MISTAKES = {
     ),
     "a shape": at("conv", X.shape, W)(
         TypeError,
-        "x must be an array, got tuple; jaxconv.plan takes shapes; for values pass"
-        " jnp.zeros(shape), for example.",
+        "x must be an array, got tuple; convert it with jnp.asarray; shapes are for jaxconv.plan.",
     ),
     "complex and real": at("conv", X, W.astype(np.complex64))(
         TypeError,

@@ -57,9 +57,7 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
     has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
     has_type = hasattr(x, "shape") and hasattr(x, "dtype")
     if not (has_values if concrete else has_type):
-        is_shape = isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, tuple) and is_integers(x))
-        by_shape = "jaxconv.plan takes shapes; for values pass jnp.zeros(shape), for example"
-        remedy = by_shape if is_shape else "convert it with jnp.asarray"
+        remedy = "convert it with jnp.asarray; shapes are for jaxconv.plan"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
     if has_type and not _is_numeric(x.dtype):
         given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it to numbers"

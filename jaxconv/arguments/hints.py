@@ -95,23 +95,19 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
 
 
 def of_lax(
-    lhs: Shape,
-    rhs: Shape,
-    dnums: lax.ConvDimensionNumbers,
-    transpose_kernel: bool | None,
-    groups: int,
+    lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers, transposed: bool | None, groups: int
 ) -> Iterator[Guess]:
     """The operands of lax's functions swapped, or in another of the common layouts.
 
-    ``transpose_kernel`` is that of ``conv_transpose``; None for ``conv_general_dilated``.
+    ``transposed`` is ``transpose_kernel`` of ``conv_transpose``; None without that.
     """
 
     def canonical(lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers) -> tuple[Shape, Shape]:
         (n, c, *spatial), (o, i, *kernel), _ = dnums
-        channels = (o, i) if transpose_kernel else (i, o)
+        channels = (o, i) if transposed else (i, o)
         return tuple(lhs[d] for d in (n, *spatial, c)), tuple(rhs[d] for d in (*kernel, *channels))
 
-    now, is_forward = canonical(lhs, rhs, dnums), transpose_kernel is None
+    now, is_forward = canonical(lhs, rhs, dnums), transposed is None
     yield Guess([f"lhs and rhs {SWAPPED}"], *canonical(rhs, lhs, dnums), groups)
     if len(lhs) - 2 >= len(LETTERS):
         return
@@ -127,7 +123,7 @@ def of_lax(
             continue  # the kernel's channels in an uncommon order: only where nothing else is wrong
         changes = [] if (x, w) == now else [f"use dimension_numbers={numbers}"]
         if other and not is_forward:
-            changes.append(f"use transpose_kernel={not transpose_kernel}")
+            changes.append(f"use transpose_kernel={not transposed}")
             w = (*w[:-2], *w[:-3:-1])
         name = "feature_group_count" if is_forward else ""
         yield from _combined([("; ".join(changes), x)], [("", w)], groups, name)

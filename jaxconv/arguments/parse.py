@@ -153,12 +153,7 @@ def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
 
 
 def positive(
-    call: Call,
-    argument: str,
-    given: Any,
-    length: int,
-    error: Any = ValueError,
-    or_one: bool = False,
+    call: Call, name: str, given: Any, length: int, error: Any = ValueError, or_one: bool = False
 ) -> tuple[int, ...]:
     """``given``, or ``or_one`` number for all, as ``length`` positive integers; else ``error``."""
     try:
@@ -171,7 +166,7 @@ def positive(
     if len(values) != length or min(values, default=1) < 1:
         of_them = "of them" if or_one else f"positive integer{'s' * (length != 1)}"
         must = f"{'a positive integer or ' * or_one}{length} {of_them}"
-        call.fail(f"{call.name(argument)} must be {must}", repr(given), remedy, error)
+        call.fail(f"{call.name(name)} must be {must}", repr(given), remedy, error)
     return values
 
 

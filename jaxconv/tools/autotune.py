@@ -42,7 +42,6 @@ class Measurement:
     chosen: str  # the one that it takes from now on
     why: str  # the reason for it
     seconds: tuple[tuple[str, float], ...]  # the median by algorithm, the fastest first
-    compile_seconds: tuple[tuple[str, float], ...]
     ratio: float | None  # lax's time over that of ``chosen``; None where one was not measured
     known: bool = False  # whether it was measured by an earlier call, or by ``jaxconv tune``
 
@@ -179,8 +178,7 @@ def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measur
         if name in ALGORITHMS and unplannable(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
-    times = tuple(possible.items()), tuple(row.compile_seconds.items())
-    return Measurement(row.spec, planned, chosen, why, *times, ratio, known)
+    return Measurement(row.spec, planned, chosen, why, tuple(possible.items()), ratio, known)
 
 
 def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]:
@@ -227,16 +225,11 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
     """Random operands in the order of memory."""
-    numbers = np.random.default_rng(0)
-
-    def drawn(shape: Sequence[int], axes: Sequence[int]) -> Array:
-        values = numbers.standard_normal([shape[axis] for axis in axes], dtype=np.float32)
-        if jnp.issubdtype(spec.dtype, np.integer):
-            values = np.abs(8 * values)
-        return jnp.asarray(values.astype(spec.dtype))
-
-    lhs_axes, rhs_axes = _memory(spec)
-    return drawn(spec.lhs_shape, lhs_axes), drawn(spec.rhs_shape, rhs_axes)
+    numbers, positive = np.random.default_rng(0), jnp.issubdtype(spec.dtype, np.integer)
+    shapes = map(np.take, (spec.lhs_shape, spec.rhs_shape), _memory(spec))
+    drawn = (numbers.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    lhs, rhs = ((np.abs(8 * x) if positive else x).astype(spec.dtype) for x in drawn)
+    return jnp.asarray(lhs), jnp.asarray(rhs)
 
 
 def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:

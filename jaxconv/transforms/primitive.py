@@ -203,19 +203,12 @@ def _(lhs: Any, rhs: Any, *, moved: bool, part_of: PartOf | None = None, **param
 
 
 def _run(
-    platform: str,
-    lhs: Array,
-    rhs: Array,
-    *,
-    algorithm: str,
-    moved: bool,
-    part_of: PartOf | None = None,
-    **params: Any,
+    platform: str, lhs: Array, rhs: Array, *, algorithm: str, moved: bool, **params: Any
 ) -> Array:
     """``moved``: whether an image channels first is one of those of ``is_moved``."""
     spec = ConvSpec.from_params(lhs, rhs, params)
     for observe in observers:
-        observe(Lowered(spec, algorithm, platform, part_of))
+        observe(Lowered(spec, algorithm, platform, params.get("part_of")))
     numbers = params["dimension_numbers"]
     out = run(*layout.to_canonical(lhs, rhs, numbers), spec, algorithm, platform, moved)
     return layout.from_canonical(out, numbers)
