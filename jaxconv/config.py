@@ -126,8 +126,7 @@ class Config:
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
-        """Changes settings for a ``with`` block, in all threads. Blocks may be nested and may
-        overlap between threads: the one entered last takes precedence.
+        """Changes settings for a ``with`` block, in all threads; the one entered last counts.
 
         Args:
           values: settings by name.

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,8 @@ Each = int | Sequence[int]  # one number for all spatial dimensions, or one for 
 Padding = str | int | Sequence[tuple[int, int]]
 PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
 # What these functions call the arguments of lax.
-NAMES = MappingProxyType(
-    {
-        "lhs": "x",
-        "rhs": "w",
-        "window_strides": "strides",
-        "rhs_dilation": "dilation",
-        "feature_group_count": "groups",
-    }
-)
+NAMES = {"lhs": "x", "rhs": "w", "window_strides": "strides", "rhs_dilation": "dilation"}
+NAMES |= {"feature_group_count": "groups"}
 
 
 def lax_arguments(

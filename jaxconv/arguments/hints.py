@@ -157,18 +157,13 @@ def _is_likely(spatial: Sequence[int], now: Sequence[int]) -> bool:
     return len(set(spatial)) <= 1 or len(set(now)) > 1
 
 
-# Ranks and dimension numbers
-
-
 def _channels_first(given: Any) -> tuple[bool, bool]:
     """Of image and kernel, by ``dimension_numbers``, which may be malformed."""
     if given is None:
         return True, True
-    image, kernel, *_ = (*given, "", "") if isinstance(given, (tuple, list)) else (given, given)
-    if isinstance(image, str) and isinstance(kernel, str):
-        return image[1:2] == "C" and len(image) > 2, kernel[:2] in ("OI", "IO") and len(kernel) > 2
-    axes = isinstance(given, lax.ConvDimensionNumbers)
-    return axes and image[1] == 1, axes and max(kernel[:2]) == 1
+    image, kernel, *_ = (*given, "", "") if isinstance(given, (tuple, list)) else ("", "")
+    image, kernel = (s[:2] if isinstance(s, (str, tuple)) else "" for s in (image, kernel))
+    return image[1:] in ("C", (1,)), kernel in ("OI", "IO", (0, 1), (1, 0))
 
 
 def lettered(rank: int, like: Any = ()) -> tuple[str, str, str]:
@@ -227,9 +222,6 @@ def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> 
     if rank == 2:
         return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
     return f"use {usual}, or give {x} and {w} an axis for each letter"
-
-
-# Values
 
 
 def of_name(

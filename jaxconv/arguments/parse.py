@@ -225,9 +225,6 @@ def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
     )
 
 
-# Padding
-
-
 def _pads(
     call: Call, padding: Any, sizes: Shape, window: Shape, strides: Shape, lhs_dilation: Shape
 ) -> Pads:

@@ -79,15 +79,10 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         lost = time is not None and seconds[name] < time
         return f"{name} {tables.milliseconds(seconds[name])}" + f" (not {lead} faster)" * lost
 
-    return (
-        row.planned,
-        row.chosen,
-        "–" if time is None else tables.milliseconds(time),
-        "–" if row.ratio is None else f"{row.ratio:.2f}",
-        "before" if row.known else "now",
-        ", ".join(other(name) for name in seconds if name != row.chosen),
-        str(row.spec),
-    )
+    ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+    when = "before" if row.known else "now"
+    others = ", ".join(other(name) for name in seconds if name != row.chosen)
+    return row.planned, row.chosen, tables.milliseconds(time), ratio, when, others, str(row.spec)
 
 
 def autotune(
@@ -128,10 +123,9 @@ def autotune(
         was compiled.
 
     Example:
-      >>> import jax, jaxconv
-      >>> image = jax.ShapeDtypeStruct((1, 16, 16, 8), "float32")
-      >>> kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), "float32")
-      >>> tuning = jaxconv.autotune(jaxconv.conv, image, kernel)
+      >>> import jax.numpy as jnp, jaxconv
+      >>> operands = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+      >>> tuning = jaxconv.autotune(jaxconv.conv, *operands)
       >>> len(tuning.rows)
       1
     """

@@ -43,10 +43,8 @@ class Row:
     exchanged: str = ""  # what devices exchange for it: borders of the image, sums
 
 
-HEADER = (
-    *("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax", "workspace"),
-    "convolution",
-)
+HEADER = ("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax")
+HEADER += ("workspace", "convolution")
 FIGURES = range(3, 9)
 SPARE = (5, 8, 6, 3, 1)
 CAUTION = "Times are per call, measured or else predicted, likely within the factor ×/÷."
@@ -144,13 +142,11 @@ def explain(
       ValueError: an unknown platform; symbolic shapes.
 
     Example:
-      >>> import jax, jaxconv
+      >>> import jax, jax.numpy as jnp, jaxconv
       >>> def loss(image, kernel):
-      ...     return (jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2).sum()
-      >>> image = jax.ShapeDtypeStruct((1, 3, 8, 8), "float32")
-      >>> kernel = jax.ShapeDtypeStruct((4, 3, 3, 3), "float32")
-      >>> explanation = jaxconv.explain(jax.grad(loss, argnums=1), image, kernel)
-      >>> [row.direction for row in explanation.rows]
+      ...     return (jaxconv.conv(image, kernel) ** 2).sum()
+      >>> operands = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+      >>> [row.direction for row in jaxconv.explain(jax.grad(loss, 1), *operands).rows]
       ['forward', 'weight gradient']
     """
     platform = checked_platform("explain", platform)

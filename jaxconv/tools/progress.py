@@ -24,12 +24,8 @@ def shown(
     from rich import markup, progress  # optional
     from rich.console import Console
 
-    columns = (
-        progress.BarColumn(20),
-        progress.TextColumn("{task.completed:.0f} of {task.total:.0f}" + " s" * seconds),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.description}"),
-    )
+    count = "{task.completed:.0f} of {task.total:.0f}" + " s" * seconds
+    columns = progress.BarColumn(20), count, progress.TimeRemainingColumn(), "{task.description}"
     start, done = time.perf_counter(), -1
     stderr = Console(stderr=True)
     # Drawn between the steps only, which may be timed, and not while a result is printed.

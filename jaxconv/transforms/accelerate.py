@@ -216,14 +216,11 @@ def _rewritten_value(value: Any, algorithm: str) -> Any:
 @_of_jaxpr
 def _rewritten(jaxpr: Any, algorithm: str) -> Any:
     """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
-    eqns = [_rewritten_eqn(eqn, algorithm) for eqn in jaxpr.eqns]
+    eqns = []
+    for eqn in (planned_eqn(eqn, algorithm) for eqn in jaxpr.eqns):
+        params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
+        eqns.append(eqn if params is eqn.params else eqn.replace(params=params))
     return None if all(map(operator.is_, eqns, jaxpr.eqns)) else compat.with_eqns(jaxpr, eqns)
-
-
-def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
-    eqn = planned_eqn(eqn, algorithm)
-    params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
-    return eqn if params is eqn.params else eqn.replace(params=params)
 
 
 @functools.lru_cache

@@ -43,9 +43,8 @@ def enable(platforms: Sequence[str] = ("cpu",)) -> None:
       >>> jaxconv.disable()
     """
     names = _checked("enable", platforms)
-    with _lock:
-        _wanted[names] = names
-        _apply()
+    _wanted[names] = names
+    _apply()
 
 
 def disable() -> None:
@@ -55,9 +54,8 @@ def disable() -> None:
       >>> import jaxconv
       >>> jaxconv.disable()
     """
-    with _lock:
-        _wanted.clear()
-        _apply()
+    _wanted.clear()
+    _apply()
 
 
 @contextlib.contextmanager
@@ -80,16 +78,14 @@ def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
       >>> y.shape
       (1, 4, 8, 8)
     """
-    names, block = _checked("enabled", platforms), object()
-    with _lock:
-        _wanted[block] = names
-        _apply()
+    block = object()
+    _wanted[block] = _checked("enabled", platforms)
     try:
+        _apply()
         yield
     finally:
-        with _lock:
-            _wanted.pop(block, None)  # disable() may have ended it
-            _apply()
+        _wanted.pop(block, None)  # disable() may have ended it
+        _apply()
 
 
 def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
@@ -105,20 +101,21 @@ def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
 
 def _apply() -> None:
     """Installs or removes jaxconv's rules according to ``_wanted``."""
-    wanted: set[str] = set().union(*_wanted.values())
-    changed = wanted ^ _originals.keys()
-    for platform in changed:
-        tables = platform_rules(platform)
-        if platform in wanted:
-            _originals[platform] = {n: t.get(conv_general_dilated_p) for n, t in tables.items()}
-            mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
-            continue
-        for name, entry in _originals.pop(platform).items():
-            del tables[name][conv_general_dilated_p]
-            if entry is not None:
-                tables[name][conv_general_dilated_p] = entry
-    if changed:
-        jax.clear_caches()
+    with _lock:
+        wanted = set[str]().union(*list(_wanted.values()))
+        changed = wanted ^ _originals.keys()
+        for platform in changed:
+            tables = platform_rules(platform)
+            if platform in wanted:
+                _originals[platform] = {n: t.get(conv_general_dilated_p) for n, t in tables.items()}
+                mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
+                continue
+            for name, entry in _originals.pop(platform).items():
+                del tables[name][conv_general_dilated_p]
+                if entry is not None:
+                    tables[name][conv_general_dilated_p] = entry
+        if changed:
+            jax.clear_caches()
 
 
 def _rule(platform: str) -> Callable[..., Any]:

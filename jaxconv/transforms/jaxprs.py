@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -104,11 +105,10 @@ def _walk(jaxpr: Any, stack: str = "", times: int = 1, within: str = "") -> Iter
 def source_line(traceback: Any) -> str:
     """ "file:line (function)" of the user's frame: never jaxconv's, preferably no library's."""
     frames = [f for f in compat.user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
-    libraries = ("site-packages", "dist-packages")
-    own = [f for f in frames if not any(name in f.file_name for name in libraries)]
     if not frames:
         return ""
-    frame = (own or frames)[0]
+    own = (f for f in frames if not re.search("(site|dist)-packages", f.file_name))
+    frame = next(own, frames[0])
     path = Path(frame.file_name)
     name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
     return f"{name}:{frame.start_line} ({frame.function_name.rpartition('<locals>.')[2]})"
