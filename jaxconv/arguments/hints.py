@@ -161,9 +161,9 @@ def _channels_first(given: Any) -> tuple[bool, bool]:
     """Of image and kernel, by ``dimension_numbers``, which may be malformed."""
     if given is None:
         return True, True
-    image, kernel, *_ = (*given, "", "") if isinstance(given, (tuple, list)) else ("", "")
-    image, kernel = (s[:2] if isinstance(s, (str, tuple)) else "" for s in (image, kernel))
-    return image[1:] in ("C", (1,)), kernel in ("OI", "IO", (0, 1), (1, 0))
+    specs = (*given, "", "")[:2] if isinstance(given, (tuple, list)) else ("", "")
+    image, kernel = (s if isinstance(s, (str, tuple)) and len(s) > 2 else "" for s in specs)
+    return image[1:2] in ("C", (1,)), kernel[:2] in ("OI", "IO", (0, 1), (1, 0))
 
 
 def lettered(rank: int, like: Any = ()) -> tuple[str, str, str]:

@@ -199,8 +199,7 @@ class Compiled:
     def __str__(self) -> str:
         rows: dict[str, list[Row]] = {}
         for key, lines in self._lines.items():
-            row = dataclasses.replace(_row(*key, lines[0]), count=len(lines))
-            rows.setdefault(key[-1], []).append(row)
+            rows.setdefault(key[-1], []).append(_row(*key, lines[0], count=len(lines)))
         width = tables.terminal_width()
         found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
         return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
