@@ -255,10 +255,8 @@ def of_values(given: Sequence[Any], ndim: int) -> str:
 
 def of_no_integers(given: Any, ndim: int) -> str:
     """For what must be ``ndim`` integers, or one where 0, and is no sequence of integers."""
-    if isinstance(given, int):
-        return f"use {(given,) * ndim}"
-    if given is None:
-        return f"use {(1,) * ndim or 1}"
+    if given is None or isinstance(given, int):
+        return f"use {(given or 1,) * ndim or 1}"
     if isinstance(given, str) and given.upper() in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
         return f"pass padding by name, padding={given!r}"
     return "pass static Python integers; under jax.jit, name the argument in static_argnums"

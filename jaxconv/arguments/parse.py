@@ -212,15 +212,15 @@ def _check_groups(
             call.fail(f"{name} must divide the {whole}", given, f"{remedy}, or change {name}")
 
 
-def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
-    """Whether lax can compile these parameters of its primitive: its rules of shape accept more."""
-    axes = tuple(range(len(rhs_shape)))
+def plannable(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> bool:
+    """Whether a convolution has no symbolic sizes, and lax can compile it, whose rule of shape
+    accepts more."""
     specs = params["dimension_numbers"]
-    if any(tuple(sorted(spec)) != axes for spec in specs):
+    if any(sorted(spec) != list(range(len(rhs.shape))) for spec in specs):
         return False
-    taps = [rhs_shape[d] for d in specs.rhs_spec[2:]]
+    taps = [rhs.shape[d] for d in specs.rhs_spec[2:]]
     factors = [params[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
-    return all(
+    return compat.is_constant_shape((*lhs.shape, *rhs.shape)) and all(
         len(values) == len(taps) and min(values, default=1) > 0 for values in (taps, *factors)
     )
 

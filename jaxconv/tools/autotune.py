@@ -210,8 +210,7 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
                 first[name] = quickest(subjects[name].call)
         limit = HOPELESS_MEASURED * min(first.values())
         running = [name for name, time in first.items() if name == planned or time <= limit]
-        timing = [subjects[name] for name in running]
-        rounds = alternate(timing, ROUNDS, seconds, fewest=FEWEST_ROUNDS)
+        rounds = alternate([subjects[n] for n in running], ROUNDS, seconds, fewest=FEWEST_ROUNDS)
     medians = first | dict(zip(running, np.median(rounds, axis=0).tolist(), strict=True))
     compiling = {name: subjects[name].compile_seconds for name in first}
     return Timed(spec, here(platform), medians, compiling)

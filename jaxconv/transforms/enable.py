@@ -9,8 +9,9 @@ import jax
 
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
+from jaxconv.arguments.parse import plannable
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.transforms.primitive import lowered, plannable
+from jaxconv.transforms.primitive import lowered
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 

@@ -15,9 +15,10 @@ from jax.tree_util import Partial
 
 from jaxconv import compat
 from jaxconv.arguments.errors import check_function, fail
+from jaxconv.arguments.parse import plannable
 from jaxconv.compat import conv_general_dilated_p, without_dead_code
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.primitive import conv_p, plannable
+from jaxconv.transforms.primitive import conv_p
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)

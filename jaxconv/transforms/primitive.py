@@ -17,7 +17,7 @@ from jax import Array
 from jaxconv import compat, layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import unsupported
-from jaxconv.arguments.parse import well_formed
+from jaxconv.arguments.parse import plannable
 from jaxconv.compat import Primitive, ad, batching, conv_general_dilated_p, mlir
 from jaxconv.planning.choose import run
 from jaxconv.sharding.partition import PartOf, partitioned
@@ -61,11 +61,6 @@ def planned_eqn(eqn: Any, algorithm: str) -> Any:
     lhs, rhs = eqn.invars
     params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
     return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
-
-
-def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether jaxconv plans this convolution: it has no symbolic sizes, and lax can compile it."""
-    return compat.is_constant_shape((*lhs.shape, *rhs.shape)) and well_formed(rhs.shape, params)
 
 
 # Cached, so that JAX traces equal derivatives and batches once.
