@@ -161,18 +161,16 @@ def add_rules(convolution: Any) -> None:
     for module, name in _TABLES.items():
         table = getattr(sys.modules.get(module), name, {})
         rule = table.get(conv_general_dilated_p)
-        if rule is not None and convolution not in table:
-            table[convolution] = _for_primitive(convolution, rule)
+        if rule is None or convolution in table:
+            continue
+        if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
+            table[convolution] = partial(rule.func, convolution)
+        else:
+            table[convolution] = _without_algorithm(rule)
 
 
-def _for_primitive(convolution: Any, rule: Any) -> Any:
-    if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
-        return partial(rule.func, convolution)
-
-    def without_algorithm(*args: Any, algorithm: str, **params: Any) -> Any:
-        return rule(*args, **params)
-
-    return without_algorithm
+def _without_algorithm(rule: Any) -> Any:
+    return lambda *args, algorithm, **params: rule(*args, **params)
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:

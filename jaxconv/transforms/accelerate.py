@@ -167,38 +167,16 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
     return {**params, **changed} if changed else params
 
 
-def _of_jaxpr(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with its results kept as long as the jaxpr, its first argument, lives."""
-    kept: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
-
-    def once(jaxpr: Any, *args: Any) -> Any:
-        results = kept.setdefault(jaxpr, {})
-        if args not in results:
-            results[args] = function(jaxpr, *args)
-        return results[args]
-
-    return once
-
-
 def _convolves(value: Any) -> bool:
     """Whether ``value`` is or contains a jaxpr with convolutions of lax."""
-    if hasattr(value, "eqns"):
-        return _has_convolutions(value)
     if isinstance(value, tuple):
         return any(map(_convolves, value))
     # Some parameters of JAX's primitives are objects that hold traced functions (lax.custom_root).
     params = getattr(value, "params", None)
     if isinstance(params, dict):
         return any(map(_convolves, params.values()))
-    return isinstance(value, jax.stages.Traced) and _has_convolutions(value.jaxpr)
-
-
-@_of_jaxpr
-def _has_convolutions(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive is conv_general_dilated_p or any(map(_convolves, eqn.params.values()))
-        for eqn in jaxpr.eqns
-    )
+    jaxpr = value.jaxpr if isinstance(value, jax.stages.Traced) else value
+    return hasattr(jaxpr, "eqns") and _rewritten(jaxpr, "auto") is not None
 
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
@@ -213,14 +191,20 @@ def _rewritten_value(value: Any, algorithm: str) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
-@_of_jaxpr
+_kept: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
 def _rewritten(jaxpr: Any, algorithm: str) -> Any:
     """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
-    eqns = []
-    for eqn in (planned_eqn(eqn, algorithm) for eqn in jaxpr.eqns):
-        params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
-        eqns.append(eqn if params is eqn.params else eqn.replace(params=params))
-    return None if all(map(operator.is_, eqns, jaxpr.eqns)) else compat.with_eqns(jaxpr, eqns)
+    results = _kept.setdefault(jaxpr, {})
+    if algorithm not in results:
+        eqns = []
+        for eqn in (planned_eqn(eqn, algorithm) for eqn in jaxpr.eqns):
+            params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
+            eqns.append(eqn if params is eqn.params else eqn.replace(params=params))
+        same = all(map(operator.is_, eqns, jaxpr.eqns))
+        results[algorithm] = None if same else compat.with_eqns(jaxpr, eqns)
+    return results[algorithm]
 
 
 @functools.lru_cache
