@@ -28,24 +28,19 @@ from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
 KNOWN_SUITES = ", ".join(SUITES)
-# Exit codes of what an interrupt or a closed pipe ends: 128 and the number of the signal.
-INTERRUPTED, CLOSED_PIPE = 130, 141
+INTERRUPTED = 130  # the exit code
 
 
 class Commands(TyperGroup):
-    """Interrupts, closed pipes and messages end a command without a traceback."""
+    """Interrupts and messages end a command without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            sys.stdout.flush()  # typer handles pipes that are closed, as by head
             return result
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
-            # Its reader has gone, as head does; without this a last flush would fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(CLOSED_PIPE) from None
         except commands.CommandError as error:
             _fail(str(error))
 

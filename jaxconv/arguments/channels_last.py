@@ -29,10 +29,8 @@ def lax_arguments(
     groups: int,
     **others: Any,
 ) -> tuple[Call, dict[str, Any]]:
-    """Arguments of ``conv`` as those of ``lax.conv_general_dilated``, and the call for its errors.
-
-    ``x`` and ``w`` are anything with a shape; a batch that ``x`` lacks is to be added.
-    """
+    """``conv``'s arguments as lax's, and the call for its errors; a batch that ``x`` lacks is to be
+    added. ``x`` and ``w`` are anything with a shape."""
     channels = "the last axis", "the last axis but one"
     guesses = partial(hints.of_conv, tuple(x.shape), tuple(w.shape))
     call = Call(function, {"x": x.shape, "w": w.shape}, NAMES, PADDINGS, channels, guesses)

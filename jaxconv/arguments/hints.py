@@ -55,9 +55,7 @@ def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterat
         changes = [text for text in (of_x, of_w) if text]
         yield Guess(changes, x, w, groups)
         inputs, channels = w[-2], x[-1]
-        if not name or not 0 < inputs < channels or channels % inputs:
-            continue
-        if inputs == 1 or groups > 1:
+        if name and 0 < inputs < channels and not channels % inputs and (inputs == 1 or groups > 1):
             count = channels // inputs
             reason = "the kernel looks depthwise: " if inputs == 1 else ""
             yield Guess([*changes, f"{reason}use {name}={count}"], x, w, count)
@@ -97,10 +95,8 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
 def of_lax(
     lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers, transposed: bool | None, groups: int
 ) -> Iterator[Guess]:
-    """The operands of lax's functions swapped, or in another of the common layouts.
-
-    ``transposed`` is ``transpose_kernel`` of ``conv_transpose``; None without that.
-    """
+    """The operands of lax's functions swapped, or in another of the common layouts. ``transposed``:
+    ``transpose_kernel`` of ``conv_transpose``; None for ``conv_general_dilated``."""
 
     def canonical(lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers) -> tuple[Shape, Shape]:
         (n, c, *spatial), (o, i, *kernel), _ = dnums

@@ -34,9 +34,7 @@ def parameters(
 ) -> dict[str, Any]:
     """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
 
-    ``lhs`` and ``rhs`` are arrays or stand for some. TypeErrors: operands of different rank or
-    dtype, an impossible ``preferred_element_type``, malformed numbers, pads or dilations.
-    ValueErrors: everything else that lax refuses.
+    ``lhs`` and ``rhs`` are arrays or stand for some. Errors are of the classes that lax raises.
     """
     dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, window_strides)
     out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, preferred_element_type)

@@ -42,10 +42,8 @@ def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
 def planned_params(
     lhs: Any, rhs: Any, params: dict[str, Any], algorithm: str
 ) -> dict[str, Any] | None:
-    """This primitive's parameters for lax's convolution; None where that stays with lax.
-
-    An algorithm that does not support the convolution is replaced by "auto".
-    """
+    """This primitive's parameters for lax's convolution, "auto" in place of an algorithm that does
+    not support it; None where it stays with lax."""
     if not plannable(lhs, rhs, params):
         return None
     if algorithm != "auto":
@@ -259,11 +257,8 @@ LOOKED_AT = 64
 
 
 def is_moved(image: Any) -> bool:
-    """Whether an image (N, C, spatial…) was made from one channels last by elementwise operations.
-
-    Such as a convolution's output with its activation: XLA cancels the transposition, and the image
-    (a value in MLIR) lies channels last in memory.
-    """
+    """Whether an image (N, C, spatial…), a value in MLIR, was made from one channels last by
+    elementwise operations, as an activation: XLA cancels the transposition, so that it lies so."""
     shape, pending = image.type.shape, [image]
     for _ in range(LOOKED_AT):
         if not pending:
