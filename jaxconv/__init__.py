@@ -15,7 +15,7 @@ from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
 from jaxconv.config import config
 from jaxconv.patches import col2im, im2col
-from jaxconv.planning.machine import version
+from jaxconv.planning.machine import version as _version
 from jaxconv.planning.plan import plan
 from jaxconv.tools.autotune import autotune
 from jaxconv.tools.explain import explain
@@ -42,4 +42,4 @@ __all__ = [
     "plan",
     "pointwise",
 ]
-__version__ = version()
+__version__ = _version()
