@@ -176,7 +176,7 @@ MISTAKES = {
     "a kernel without the one channel": at("conv", X[..., :1], kernel(3, 3))(
         TypeError,
         f"{RANKS} x of shape (2, 32, 32, 1) and w of shape (3, 3); w has no channel axes: pass"
-        " w[..., None, None].",
+        " jnp.tile(w[..., None, None], 1) and groups=1 for the same on each.",
     ),
     "two leading axes": at("conv", X[None], W)(
         TypeError,
