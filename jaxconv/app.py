@@ -91,7 +91,7 @@ def compare(
         show_default="the astronaut of scikit-image",
     ),
     output: Path = Option(
-        "jaxconv-compare.png", "--output", "-o", help="Where the picture is written."
+        Path("jaxconv-compare.png"), "--output", "-o", help="Where the picture is written."
     ),
     algorithm: list[str] | None = Option(
         None,
