@@ -194,11 +194,8 @@ def candidates(spec: ConvSpec, platform: str) -> list[str]:
 
 
 def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Timed:
-    """Times algorithms for ``spec`` in turn, on random operands; stores nothing.
-
-    All but the first are left out where XLA refuses them or memory is exhausted, and are timed no
-    further than a few calls where these show them hopeless.
-    """
+    """Times algorithms for ``spec`` in turn, on random operands; stores nothing. All but the first
+    are left out where XLA refuses them, and called a few times only where these are hopeless."""
     planned, *others = names
     with jax.enable_x64(jax.config.read("jax_enable_x64") or spec.dtype.name in WIDE):
         arrays = operands(spec)
