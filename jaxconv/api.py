@@ -179,7 +179,7 @@ def conv_transpose(
       padding: "SAME", "VALID" (of the convolution that this transposes), or (low, high) pairs of
         this convolution itself; with ``use_consistent_padding``, of the one it transposes.
       rhs_dilation: distance between neighbouring kernel elements.
-      dimension_numbers: as in ``conv_general_dilated``; default: channels last, up to 3-D.
+      dimension_numbers: as in ``conv_general_dilated``; default: channels last.
       transpose_kernel: flip the kernel's spatial axes and swap its channel axes, so that the result
         is the input gradient of the convolution with ``rhs`` (as Keras and PyTorch define it).
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
@@ -205,9 +205,6 @@ def conv_transpose(
     ndim = rhs.ndim - 2
     if dimension_numbers is None:
         dimension_numbers = hints.lettered(rhs.ndim)
-        if ndim > 3:
-            constraint = "dimension_numbers have a default for 0 to 3 spatial dimensions only"
-            call.fail(constraint, None, f"pass them, such as {dimension_numbers}")
     dnums = parse.parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, strides)
     strides = parse.positive(call, "window_strides", strides, ndim, TypeError)
     rhs_dilation = (1,) * ndim if rhs_dilation is None else rhs_dilation

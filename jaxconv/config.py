@@ -66,12 +66,9 @@ class Config:
 
     Example:
       >>> import jaxconv
-      >>> jaxconv.config.update("workspace_limit", "512MiB")
-      >>> jaxconv.config.workspace_limit
-      536870912
-      >>> with jaxconv.config.set(workspace_limit="1GB", use_cache=False):
+      >>> with jaxconv.config.set(workspace_limit="512MiB", use_cache=False):
       ...     jaxconv.config.workspace_limit
-      1000000000
+      536870912
     """
 
     __slots__ = ("_blocks", "_environment")

@@ -409,12 +409,6 @@ REFUSED = {
     "conv_transpose of other rank": at("conv_transpose", X, zeros(3, 4, 5), (2,), "SAME")(
         TypeError, "lhs and rhs must have the same rank .*; make the leading axes of lhs one batch"
     ),
-    "conv_transpose in 4-D": at(
-        "conv_transpose", zeros(1, 3, 3, 3, 3, 2), zeros(2, 2, 2, 2, 2, 2), (1,) * 4, "SAME"
-    )(
-        ValueError,
-        "dimension_numbers have a default for 0 to 3 .*; pass them, such as .'NabcdC', 'abcdIO', ",
-    ),
     "conv_transpose, letters": at(*TRANSPOSE, "SAME", None, ("NHWC", "HWIX", "NHWC"))(
         TypeError, STRINGS.format(".*HWIX.*") + "name 'N' and 'C', in the"
     ),

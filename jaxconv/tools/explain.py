@@ -170,19 +170,13 @@ def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> dict[ConvSpec, tup
     abstract = any(isinstance(getattr(s, "mesh", None), AbstractMesh) for s in shardings)
     if abstract or all(s is None or s.num_devices == 1 for s in shardings):
         return {}
-    parts: dict[ConvSpec, tuple[ConvSpec, str]] = {}
-
-    def observe(lowered: Lowered) -> None:
-        if lowered.part_of is not None:
-            whole, exchanged = lowered.part_of
-            parts[whole] = lowered.spec, exchanged
-
-    observers.append(observe)
+    found: list[Lowered] = []
+    observers.append(found.append)
     try:
         jax.jit(accelerate(traced)).lower(arrays).compile()
     finally:
-        observers.remove(observe)
-    return parts
+        observers.remove(found.append)
+    return {conv.part_of[0]: (conv.spec, conv.part_of[1]) for conv in found if conv.part_of}
 
 
 class Compiled:
