@@ -196,11 +196,9 @@ def conv_transpose(
       >>> jaxconv.conv_transpose(image, kernel, (2, 2), "SAME").shape
       (1, 16, 16, 2)
     """
-    words = {
-        "names": {"window_strides": "strides", "feature_group_count": ""},
-        "paddings": "'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs",
-        "transpose_kernel": transpose_kernel,
-    }
+    names = {"window_strides": "strides", "feature_group_count": ""}
+    paddings = "'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs"
+    words = {"names": names, "paddings": paddings, "transpose_kernel": transpose_kernel}
     call, lhs, rhs = _operands("conv_transpose", lhs, rhs, **words)
     ndim = rhs.ndim - 2
     if dimension_numbers is None:

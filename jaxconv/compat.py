@@ -135,9 +135,6 @@ def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
     return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns))
 
 
-# Rules
-
-
 def remat_rules() -> dict[Any, Any]:
     """The rules by which JAX 0.12 recomputes if jax_remat3 is set; empty where there are none."""
     try:
@@ -228,9 +225,6 @@ def with_sharding_in_type(ctx: Any, out: Any) -> Any:
     (aval,) = ctx.avals_out
     explicit = has_explicit_sharding(aval)
     return _jaxs("lower_with_sharding_in_types")(ctx, out, aval) if explicit else out
-
-
-# XLA's partitioner
 
 
 def _partitions() -> bool:

@@ -142,8 +142,6 @@ def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
     try:
         return compat.canonicalize_precision(given)
     except ValueError:
-        if given is None:  # JAX's setting is wrong
-            raise
         kinds = "None, a name such as 'highest', a lax.Precision, two of either"
         constraint = f"precision must be {kinds}, or a lax.DotAlgorithmPreset"
         names = (*hints.PRECISIONS, *lax.DotAlgorithmPreset.__members__)
