@@ -326,6 +326,15 @@ def test_times_that_nobody_measured_are_not_shown() -> None:
     assert total.count("–") == 3
 
 
+def test_what_is_no_call_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"conv\(\) missing 2 required positional arguments"):
+        explain(conv)
+    with pytest.raises(TypeError, match="fn must be a function, got ShapeDtypeStruct"):
+        explain(X, W)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'y'"):
+        explain(conv, X, W, y=1)
+
+
 @pytest.mark.parametrize("algorithm", ["im2col", "xla"])
 def test_algorithms_by_name_are_kept(algorithm: str) -> None:
     accelerated = jaxconv.accelerate(jax.grad(loss, BOTH), algorithm=algorithm)

@@ -38,6 +38,7 @@ LETTERS_2D = (
     "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length 4 such"
     " as ('NHWC', 'HWIO', 'NHWC'), got"
 )
+NAME_ALL = "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters."
 FIT = "x must be (…, C) and w (C, O), got x of shape (2, 32, 32, 3) and"
 SIZES = (
     "kernel_shape must have one size for each spatial dimension of x, which is (N, spatial…, C) or"
@@ -57,7 +58,6 @@ PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, 
 INTEGERS = f"be {PADDINGS} of integers"
 PAIRS = "have one (low, high) pair for each of 2 spatial dimensions"
 AXES = "spatial_axes must be 2 mesh axes or None, one for each spatial dimension, got"
-ONLY = "fn must be the only argument by position, got"
 PASS_FN = "pass the function itself, not what it returns."
 MOVE = "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 1, -1)"
 OI = "w looks like (O, I, kernel…): pass w.transpose(2, 3, 1, 0)"
@@ -183,7 +183,7 @@ MISTAKES = {
     ),
     "a kernel without the one channel": type_error("conv", X[..., :1], kernel(3, 3))(
         f"{RANKS} x of shape (2, 32, 32, 1) and w of shape (3, 3); w has no channel axes: pass"
-        " w[..., None, None]."
+        " jnp.tile(w[..., None, None], 1) and groups=1 for the same on each."
     ),
     "two leading axes": type_error("conv", X[None], W)(
         f"{RANKS} x of shape (1, 2, 32, 32, 3) and w of shape (3, 3, 3, 8); make the leading axes"
@@ -200,18 +200,17 @@ MISTAKES = {
     ),
     "an array of objects": type_error("conv", X.astype(object), W)(
         "x must be an array of numbers, got dtype object and shape (2, 32, 32, 3); convert it"
-        " with .astype."
+        " to numbers."
     ),
     "an array of strings": type_error("pointwise", X, np.full((3, 8), "a"))(
-        "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it with .astype."
+        "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it to numbers."
     ),
     "a shape": type_error("conv", X.shape, W)(
-        "x must be an array, got tuple; jaxconv.plan takes shapes; for values pass"
-        " jnp.zeros(shape), for example."
+        "x must be an array, got tuple; convert it with jnp.asarray; shapes are for jaxconv.plan."
     ),
     "random keys": type_error("conv", jax.random.split(jax.random.key(0), (1, 8, 8, 3)), W)(
-        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); draw numbers by"
-        " it, for example jax.random.normal(key, shape)."
+        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); convert it to"
+        " numbers."
     ),
     **{
         f"dtype {given!r}": type_error("conv", X, W, preferred_element_type=given)(
@@ -238,7 +237,7 @@ MISTAKES = {
             "BF16_BF16_F23": "did you mean 'BF16_BF16_F32'?",
             "best": "use a name.",
             3: "use a name.",
-            ("high",) * 3: "pass one name, or one for each of the two operands.",
+            ("high",) * 3: "use a name.",
         }.items()
     },
     "a name for a sharding": type_error(
@@ -362,9 +361,9 @@ MISTAKES = {
             3: f"pass all three, such as {LAST}.",
             ("nhwc", "hwio", "nhwc"): f"did you mean {LAST}?",
             ("HWIO", "NHWC", "NHWC"): f"did you mean {LAST}?",
-            ("NHWC", "HWCO", "NHWC"): "name 'O', 'I' and each spatial letter once in 'HWCO'.",
-            ("NHWC", "HWIO", "HHNC"): "name 'N', 'C' and each spatial letter once in 'HHNC'.",
-            ("NHWC", "XYIO", "NHWC"): "use the same spatial letters in all three.",
+            ("NHWC", "HWCO", "NHWC"): NAME_ALL,
+            ("NHWC", "HWIO", "HHNC"): NAME_ALL,
+            ("NHWC", "XYIO", "NHWC"): NAME_ALL,
             ((0, 3, 1, 2),) * 3: (
                 "for axes by number pass lax.ConvDimensionNumbers(*dimension_numbers)."
             ),
@@ -442,7 +441,7 @@ MISTAKES = {
     ),
     "strides of an image and a filter": value_error("conv", X[0, ..., 0], W[..., 0, 0], (1, 1))(
         "strides must be a positive integer or 0 of them, got (1, 1) for x of shape (32, 32) and w"
-        " of shape (3, 3); without spatial dimensions use (), or else add the channel axes."
+        f" of shape (3, 3); {EACH}, or add the axes that the operands lack."
     ),
     "an image without batch swapped": type_error("conv", W, X[0])(
         f"{RANKS} x of shape (3, 3, 3, 8) and w of shape (32, 32, 3); x and w look swapped: the"
@@ -527,12 +526,8 @@ MISTAKES = {
     ),
     # What takes functions, platforms and settings
     "explain a result": type_error("explain", X)(f"fn must be a function, got ndarray; {PASS_FN}"),
-    "accelerate by position": type_error("accelerate", jnp.sin, "xla")(
-        f"{ONLY} 2 arguments; pass options by name, and arguments of fn to jaxconv.accelerate(fn)."
-    ),
-    "autotune without arguments": type_error("autotune", jaxconv.conv)(
-        "fn's arguments must be passed too, got none (conv() missing 2 required positional"
-        " arguments: 'x' and 'w'); pass them after it: jaxconv.autotune(fn, x, w)."
+    "accelerate nothing": type_error("accelerate", fn=None)(
+        f"fn must be a function, got NoneType; {PASS_FN}"
     ),
     "enable on CUDA": value_error("enable", "cuda")(
         "platforms must be among 'cpu', 'gpu' and 'tpu', got ('cuda',); use 'gpu'."

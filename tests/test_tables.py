@@ -77,7 +77,7 @@ def tuning() -> Tuning:
     seconds = tuple((name, 1.234 * 3**i) for i, name in enumerate(ALGORITHMS))
     specs = [CASES[name].spec("float32") for name in ("3x3", "transposed", "grouped")]
     rows = [
-        Measurement(spec, "im2col_tiled", chosen, "why", seconds, seconds, ratio, known=known)
+        Measurement(spec, "im2col_tiled", chosen, "why", seconds, ratio, known=known)
         for spec in specs
         for chosen, ratio, known in (("im2col_tiled", 12.3, False), ("winograd4", None, True))
     ]
