@@ -166,8 +166,7 @@ def col2im(
     kernel_shape = _kernel_shape("col2im", kernel_shape, len(x_shape) - 2)
     shapes = {"patches": patches.shape, "x_shape": x_shape, "kernel_shape": kernel_shape}
     call = Call("col2im", shapes, NAMES, PADDINGS)
-    ndim = len(kernel_shape)
-    batched = len(x_shape) != ndim + 1
+    batched = len(x_shape) != len(kernel_shape) + 1
     full_shape = x_shape if batched else (1, *x_shape)
     spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, strides, padding, dilation)
     channels = x_shape[-1]
@@ -182,26 +181,20 @@ def col2im(
         constraint = f"no axis may be longer than {loops.MAX_INDEX}, with its padding"
         fail("col2im", constraint, longest, "split the array")
     x = patches.reshape(*expected[:-1], *kernel_shape, channels)
-    for d in range(ndim):
+    for d in range(len(kernel_shape)):
         x = _sum_taps(x, spec, d)
-    crop = [(-lo, -hi, 0) for lo, hi in spec.padding]
-    x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
-    return x.reshape(x_shape)
+    return layout.padded(x, [(-lo, -hi, 0) for lo, hi in spec.padding]).reshape(x_shape)
 
 
 def _sum_taps(x: Array, spec: ConvSpec, axis: int) -> Array:
     """Undoes one axis of ``layout.patches``: (N, …, out, …, kernel, …) → (N, …, padded, …)."""
-    size, step = spec.padded_spatial[axis], spec.rhs_dilation[axis]
-    tap_axis = 1 + spec.spatial_ndim
-    config = [(0, 0, 0)] * (x.ndim - 1)
-    config[1 + axis] = (0, 0, spec.window_strides[axis] - 1)
+    size, tap_axis = spec.padded_spatial[axis], 1 + spec.spatial_ndim
 
     def placed(tap: Any) -> Array:
         view = lax.dynamic_index_in_dim(x, tap, tap_axis, keepdims=False)
-        view = lax.pad(view, np.zeros((), x.dtype), config)
-        shape = list(view.shape)
-        shape[1 + axis] = size
-        zeros = jnp.zeros(shape, x.dtype)
-        return lax.dynamic_update_slice_in_dim(zeros, view, tap * step, 1 + axis)
+        view = layout.padded(view, [(0, 0, spec.window_strides[axis] - 1)], 1 + axis)
+        zeros = jnp.zeros((*view.shape[: 1 + axis], size, *view.shape[2 + axis :]), x.dtype)
+        start = tap * spec.rhs_dilation[axis]
+        return lax.dynamic_update_slice_in_dim(zeros, view, start, 1 + axis)
 
     return loops.sum_of(spec.kernel_shape[axis], placed, loops.UNROLL)

@@ -6,7 +6,8 @@ Blahut, "Fast Algorithms for Signal Processing" (2010), chapter 5.
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, reduce
+from typing import Any
 
 import numpy as np
 from jax import Array
@@ -46,13 +47,7 @@ def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
 
 def _product_of(roots: Sequence[Fraction]) -> list[Fraction]:
     """Coefficients of Π (x - root), the constant first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [
-            high - root * low for high, low in zip(shifted, [*coefficients, 0], strict=True)
-        ]
-    return coefficients
+    return list(reduce(np.convolve, [[-root, Fraction(1)] for root in roots], [Fraction(1)]))
 
 
 def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
@@ -61,14 +56,13 @@ def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
 
 
 def _combination(row: Sequence[Fraction], terms: Sequence[Array]) -> Array:
-    total = None
+    total: Any = None
     for factor, term in zip(row, terms, strict=True):
         if factor == 0:
             continue
         part = term if abs(factor) == 1 else term * np.asarray(float(abs(factor)), term.dtype)
-        if total is None:
-            total = part if factor > 0 else -part
+        if factor > 0:
+            total = part if total is None else total + part
         else:
-            total = total + part if factor > 0 else total - part
-    assert total is not None
+            total = -part if total is None else total - part
     return total

@@ -5,10 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxconv import compat, layout, loops
-from jaxconv.algorithms import pointwise
+from jaxconv import layout, loops
+from jaxconv.algorithms import gemm, pointwise
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
 # Bytes of the patch matrix of a tile.
@@ -70,7 +69,7 @@ class Im2colTiled(Algorithm):
         x = lhs
         if any(d > 1 for d in spec.lhs_dilation):
             x, spec = layout.pad_and_dilate(x, spec)
-        kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+        kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
         rows = tile_rows(spec)
         height, *widths = spec.out_spatial
 
@@ -78,7 +77,7 @@ class Im2colTiled(Algorithm):
             tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
             matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
             matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
-            tile = gemm(matrix, kernel, spec).reshape(g, rows, *widths, -1)
+            tile = gemm.product(matrix, kernel, spec).reshape(g, rows, *widths, -1)
             return layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
 
         tiles = loops.RowBlocks(len(x), height, 1, rows)
@@ -96,18 +95,19 @@ class Im2colTiled(Algorithm):
         def product(n: Any, row: Any, rows: int) -> Array:
             tile, tile_spec = layout.rows_of(image, spec, n, 1, row, rows)
             part = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(cotangent, n, 1), row, rows, 1)
-            part = layout.features_to_batch(part, g).reshape(g, -1, spec.out_channels // g)
+            part = gemm.rows_of(part, g)
             matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
-            return gradient_gemm(matrix.reshape(*part.shape[:2], -1), part, spec)
+            return gemm.gradient(matrix.reshape(*part.shape[:2], -1), part, spec)
 
         shape = (g, spec.gemm[3], spec.out_channels // g)
-        total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
         total = loops.sum_over(
-            len(image) * tiles, total, lambda i: product(i // tiles, i % tiles * rows, rows)
+            len(image) * tiles,
+            loops.zeros(shape, spec.accumulator_dtype, image),
+            lambda i: product(i // tiles, i % tiles * rows, rows),
         )
         if left:
             total = loops.sum_over(len(image), total, lambda i: product(i, tiles * rows, left))
-        return kernel_of(total, spec)
+        return gemm.kernel_of(total, spec)
 
 
 IM2COL_TILED = Im2colTiled()

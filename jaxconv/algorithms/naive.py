@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxconv import layout, loops
+from jaxconv.algorithms import gemm
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, kernel_matrix
 from jaxconv.spec import ConvSpec
 
 
@@ -31,17 +31,15 @@ class Naive(Algorithm):
         g = spec.groups
         x, spec = layout.pad_and_dilate(lhs, spec)
         x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+        kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
 
         def at(position: Array) -> Array:
-            output = loops.unravel(position, spec.out_spatial)
-            starts = [p * stride for p, stride in zip(output, spec.window_strides, strict=True)]
+            starts = loops.unravel(position, spec.out_spatial, spec.window_strides)
             window = loops.strided(x, starts, spec.kernel_shape, spec.rhs_dilation)
-            return gemm(window.reshape(g, -1, kernel.shape[1]), kernel, spec)  # (g, n, o)
+            return gemm.product(window.reshape(g, -1, kernel.shape[1]), kernel, spec)  # (g, n, o)
 
         out = lax.map(at, jnp.arange(spec.positions, dtype=jnp.int32))  # (positions, g, n, o)
-        out = jnp.moveaxis(out, 0, 2).reshape(x.shape[0], *spec.out_spatial, -1)
-        return layout.batch_groups_to_features(out, g)
+        return gemm.outputs_of(jnp.moveaxis(out, 0, 2), spec)
 
 
 NAIVE = Naive()

@@ -8,12 +8,11 @@ of patchify, each output uses one tap, and the product is reshaped.
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, moved_kernel
-from jaxconv.algorithms.gemm import contract, gemm, gemm_transposed, gradient_gemm, kernel_of
+from jaxconv.algorithms import gemm
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
 
@@ -45,16 +44,14 @@ def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
     Kernel axes of length 1 are left out: they would only hide the GEMM.
     """
     x, spec = layout.pad_and_dilate(lhs, spec)
-    counts, steps, shape, kernel_axes = [], [], [x.shape[0]], []
-    for k, stride, d, out in zip(
-        spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
-    ):
-        counts.append(out * k)
-        steps.append(stride if k == 1 else d)
-        shape.append(out)
-        if k > 1:
+    shape, kernel_axes = [x.shape[0]], []
+    for axis in spec.axes:
+        shape.append(axis.out)
+        if axis.taps > 1:
             kernel_axes.append(len(shape))
-            shape.append(k)
+            shape.append(axis.taps)
+    counts = [axis.out * axis.taps for axis in spec.axes]
+    steps = [axis.stride if axis.taps == 1 else axis.dilation for axis in spec.axes]
     x = loops.strided(x, (0,) * spec.spatial_ndim, counts, steps)
     return x.reshape(*shape, x.shape[-1]), kernel_axes
 
@@ -66,23 +63,20 @@ def in_order(spec: ConvSpec) -> bool:
 
 def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     g, ndim = spec.groups, spec.spatial_ndim
-    x = layout.features_to_batch(lhs, g).reshape(g, -1, spec.rhs_shape[-2])
+    x = gemm.rows_of(lhs, g)
     kernel = layout.split_groups(jnp.flip(rhs, range(ndim)), -1, g)  # kernel: (kernel…, c, g, o)
     kernel = jnp.moveaxis(kernel, (-2, ndim), (0, 1)).reshape(g, x.shape[-1], -1)
-    out = gemm(x, kernel, spec)  # out: (g, n·positions, kernel·o)
+    out = gemm.product(x, kernel, spec)  # out: (g, n·positions, kernel·o)
     n = g * spec.lhs_shape[0]
     out = out.reshape(n, *spec.lhs_spatial, *spec.kernel_shape, -1)
     pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-    sizes = [size * k for size, k in zip(spec.lhs_spatial, spec.kernel_shape, strict=True)]
+    sizes = [axis.size * axis.taps for axis in spec.axes]
     out = out.transpose(0, *pairs, 1 + 2 * ndim).reshape(n, *sizes, -1)
     # With a low padding of k - 1, element i contributes to position i·k through its last tap.
-    shifts = [lo - (k - 1) for (lo, _), k in zip(spec.padding, spec.kernel_shape, strict=True)]
-    edges = [
-        (shift, want - size - shift, 0)
-        for shift, want, size in zip(shifts, spec.out_spatial, sizes, strict=True)
-    ]
-    out = lax.pad(out, np.zeros((), out.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return layout.batch_groups_to_features(out, g)
+    shifts = [axis.low - (axis.taps - 1) for axis in spec.axes]
+    ends = [want - size for want, size in zip(spec.out_spatial, sizes, strict=True)]
+    edges = [(shift, end - shift, 0) for shift, end in zip(shifts, ends, strict=True)]
+    return layout.batch_groups_to_features(layout.padded(out, edges), g)
 
 
 # Positions from which computing the transpose of a kernel's gradient is faster.
@@ -104,15 +98,15 @@ def turned(spec: ConvSpec) -> bool:
 class Pointwise(Algorithm):
     name = "pointwise"
     summary = "one contraction: windows don't overlap, nothing to gather"
+    static = True
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if spreads(spec):
             return None
         spec = spec.forward
-        for k, stride, d, out in zip(
-            spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
-        ):
-            if not (k == 1 or out == 1 or (k == stride and d == 1)):
+        for axis in spec.axes:
+            apart = axis.taps == axis.stride and axis.dilation == 1
+            if not (apart or 1 in (axis.taps, axis.out)):
                 return f"windows overlap: kernel {spec.kernel_shape}, strides {spec.window_strides}"
         return None
 
@@ -147,9 +141,7 @@ class Pointwise(Algorithm):
         x, kernel_axes = windows(lhs, spec)
         if in_order(spec):
             x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
-            kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
-            out = gemm_transposed(x.reshape(-1, kernel.shape[1]), kernel, spec)
-            return out.reshape(-1, *spec.out_spatial, spec.out_channels)
+            return gemm.in_memory(x, rhs, spec)
         kernel = [k for k in spec.kernel_shape if k > 1]
         groups = [spec.groups] if spec.groups > 1 else []
         c = spec.rhs_shape[-2]
@@ -157,33 +149,28 @@ class Pointwise(Algorithm):
         rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
         contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
         batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
-        # out: (g, n, out spatial…, o), without g where there is one group
-        out = contract(x, rhs, (contracting, batch), spec)
-        out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
-        return layout.batch_groups_to_features(out, spec.groups)
+        # The product: (g, n, out spatial…, o), without g where there is one group.
+        return gemm.outputs_of(gemm.contract(x, rhs, (contracting, batch), spec), spec)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g = spec.groups
         x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
-        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+        cotangent = gemm.rows_of(cotangent, g)
         out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
         channels = [x.ndim - 1]
         columns = channels + kernel_axes if layout.taps_last(spec) else kernel_axes + channels
         x = x.transpose(*out_axes, *columns)
         matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
         if in_order(spec):
-            return layout.from_memory(gradient_gemm(cotangent, matrix, spec), spec)
+            return layout.from_memory(gemm.gradient(cotangent, matrix, spec), spec)
         if not turned(spec):
-            return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
-        out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
+            return gemm.kernel_of(gemm.gradient(matrix, cotangent, spec), spec)
+        out = gemm.gradient(cotangent, matrix, spec)  # out: (g, o, k)
         # Without the barrier XLA folds the transpose into the product.
-        return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
+        return gemm.kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
 
     def moving(self, spec: ConvSpec) -> float:
-        return 0.0 if in_order(spec.forward) else moved_kernel(spec)
-
-    def largest_index(self, spec: ConvSpec) -> int:
-        return 0
+        return 0.0 if in_order(spec.forward) else super().moving(spec)
 
 
 POINTWISE = Pointwise()

@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.compat import OLD_XLA, auto_insert_reshard
+from jaxconv.compat import OLD_XLA
 from jaxconv.spec import ConvSpec, dilate
 
 # Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
@@ -44,17 +43,13 @@ IMAGE_BYTES = 5 << 20
 
 
 def gradient_cost(spec: ConvSpec) -> Cost:
-    forward = spec.forward
+    forward, size = spec.forward, spec.accumulator_dtype.itemsize
     copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
     if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
-        elements = math.prod(forward.lhs_shape) + math.prod(forward.out_shape)
-        copied += elements * spec.accumulator_dtype.itemsize
+        copied += (math.prod(forward.lhs_shape) + math.prod(forward.out_shape)) * size
     rows, images = block_of(forward)
     steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
-    size = spec.accumulator_dtype.itemsize
-    span = (rows - 1) * forward.window_strides[0] + dilate(
-        forward.kernel_shape[0], forward.rhs_dilation[0]
-    )
+    span = (rows - 1) * forward.window_strides[0] + forward.axes[0].window
     block = math.prod((images, span, *forward.padded_spatial[1:], forward.lhs_shape[-1])) * size
     lanes = forward.rhs_shape[-2] * forward.out_channels
     sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
@@ -80,14 +75,13 @@ def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
     an image that still lies channels last: MobileNetV2 took 1.7 times as long.
     """
     g, dtype = spec.groups, spec.accumulator_dtype
-    edges = [(lo, hi, d - 1) for (lo, hi), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
+    edges = [(axis.low, axis.high, axis.spacing - 1) for axis in spec.axes]
     if any(map(any, edges)):
-        x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+        x = layout.padded(x, edges, first=2)
     kernel = rhs.reshape(spec.taps, 1, g, *(1 for _ in spec.kernel_shape)).astype(dtype)
 
     def term(i: int) -> Array:
-        offsets = loops.unravel(i, spec.kernel_shape)
-        starts = (0, *(t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)))
+        starts = (0, *loops.unravel(i, spec.kernel_shape, spec.rhs_dilation))
         view = loops.strided(x, starts, (g, *spec.out_spatial), (1, *spec.window_strides))
         return view.astype(dtype) * lax.index_in_dim(kernel, i, keepdims=False)
 
@@ -116,9 +110,7 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         last = range(len(shape) - len(channels), len(shape))
 
         def term(i: int) -> Array:
-            offsets = loops.unravel(i // c, taps)
-            starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-            view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
+            view = layout.view(x, i // c, spec, taps)
             if c > 1:
                 view = layout.split_groups(view, -1, g)[..., i % c]
             view = view.astype(dtype)
@@ -135,18 +127,15 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 
     def sum_of_block(first: Sequence[Any], taps: Sequence[int]) -> Array:
         ones = (1,) * spec.spatial_ndim
-        starts = [t * d for t, d in zip(first, spec.rhs_dilation, strict=True)]
-        window = [dilate(k, d) for k, d in zip(taps, spec.rhs_dilation, strict=True)]
-        outputs = map(dilate, spec.out_spatial, spec.window_strides)
-        spans = [size + k - 1 for size, k in zip(outputs, window, strict=True)]
+        axes = list(zip(first, taps, spec.axes, strict=True))
+        starts = [t * axis.dilation for t, _, axis in axes]
+        spans = [(k - 1) * a.dilation + dilate(a.out, a.stride) for _, k, a in axes]
         kernel = loops.strided(rhs[None], first, taps, ones)[0]
         return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
 
     if SLICES_WIDEN:
         x = x.astype(dtype)
-    total = jnp.zeros(shape, dtype)
-    for operand in (x, rhs):
-        total, _ = auto_insert_reshard(total, operand)
+    total = loops.zeros(shape, dtype, x, rhs)
     axis, blocks = blocks_of(spec)
     outer, rest = spec.kernel_shape[:axis], (0,) * (spec.spatial_ndim - axis - 1)
     for start, count, taps in blocks:
@@ -218,8 +207,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
 
     def column(i: Any) -> Array:
-        offsets = loops.unravel(i, others)
-        starts = [t * d for t, d in zip(offsets, dilations, strict=True)]
+        starts = loops.unravel(i, others, dilations)
 
         def term(row: int) -> Array:
             view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
@@ -249,15 +237,15 @@ class Shift(Algorithm):
     summary = "multiply-add of shifted views, no GEMM"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
+        forward, terms = spec.forward, "input channels per group"
         channels = spec.rhs_shape[-2]
         if spec.weight_gradient:
-            forward = spec.forward
-            channels = forward.rhs_shape[-2] * forward.out_channels // forward.groups
-            if channels > MAX_CHANNELS:
-                return f"{channels} products per group and tap; it sums at most {MAX_CHANNELS}"
-            return None if spec.spatial_ndim else "there is no spatial dimension to sum over"
+            terms = "products per group and tap"
+            channels = math.prod(forward.rhs_shape[-2:]) // forward.groups
         if channels > MAX_CHANNELS:
-            return f"{channels} input channels per group; it sums at most {MAX_CHANNELS}"
+            return f"{channels} {terms}; it sums at most {MAX_CHANNELS}"
+        if spec.weight_gradient and not spec.spatial_ndim:
+            return "there is no spatial dimension to sum over"
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
@@ -324,9 +312,10 @@ class Shift(Algorithm):
             total = sums(0, 0, rows)
         else:
             shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
-            total, _ = auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
             total = loops.sum_over(
-                steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
+                steps,
+                loops.zeros(shape, spec.accumulator_dtype, image),
+                lambda i: sums(i // blocks * images, i % blocks * rows, rows),
             )
         if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
             total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
