@@ -22,10 +22,8 @@ MAX_INDEX = np.iinfo(np.int32).max
 
 
 def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Sequence[int]) -> Array:
-    """``counts`` elements, ``steps`` apart, from ``starts`` on along each spatial axis of ``x``.
-
-    x: (N, spatial…, …). Starts known at trace time become a static slice, others a dynamic one.
-    """
+    """``counts`` elements, ``steps`` apart, from ``starts`` on along each axis but the first of
+    ``x``. Starts known at trace time become a static slice, others a dynamic one."""
     first, rest = x.shape[0], x.shape[1 + len(counts) :]
     spans = [(count - 1) * step + 1 for count, step in zip(counts, steps, strict=True)]
     spans, starts = (first, *spans, *rest), (0, *starts, *(0 for _ in rest))
@@ -37,11 +35,9 @@ def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Seque
 
 
 def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
-    """``term(0) + … + term(count - 1)``: unrolled up to ``unroll`` terms, beyond that a loop.
+    """``term(0) + … + term(count - 1)``: unrolled up to ``unroll`` terms, beyond that a loop."""
 
-    Summed in pairs, 121 terms in float32 have an error of 1e-7 as lax's, instead of 5e-7.
-    """
-
+    # Summed in pairs, 121 terms in float32 have an error of 1e-7 as lax's, instead of 5e-7.
     def chunk(first: Any, length: int) -> Array:
         terms = [term(first + i) for i in range(length)]
         while len(terms) > 1:
@@ -57,13 +53,11 @@ def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
 
 
 def in_one_loop(x: Array) -> Array:
-    """``x``, limited to ±infinity: its value, but an operation that XLA compiles to a loop.
-
-    XLA:CPU hands a sum over ``x``, with the products and sums that make ``x``, to a library that
-    writes each of them to memory: depthwise 3×3, 66×66×16 to 48 channels, then summed over threes,
-    takes 4.8 ms, so 0.8 to 1.0. ``lax.optimization_barrier`` would also keep an activation out of
-    the loop, and JAX 0.10.2 removes it too early.
-    """
+    """``x``, limited to ±infinity: its value, but an operation that XLA compiles to a loop."""
+    # XLA:CPU hands a sum over ``x``, with the products and sums that make it, to a library that
+    # writes each to memory: depthwise 3×3, 66×66×16 to 48 channels, then summed over threes, takes
+    # 4.8 ms, so 0.8 to 1.0. ``lax.optimization_barrier`` would also keep an activation out of the
+    # loop, and JAX 0.10.2 removes it too early.
     if not jnp.issubdtype(x.dtype, np.floating):
         return x
     limit = np.array(np.inf, x.dtype)
@@ -108,10 +102,8 @@ def zeros(shape: Sequence[int], dtype: Any, *like: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class RowBlocks:
-    """An array (batch, height, …) in blocks: of whole images, or of rows of one image.
-
-    Where the rows don't divide, the last block of an image starts earlier and repeats some.
-    """
+    """An array (batch, height, …) in blocks: of whole images, or of rows of one image. Where these
+    don't divide, the last block of an image starts earlier and repeats some."""
 
     batch: int
     height: int

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -45,8 +45,8 @@ class Axis(NamedTuple):
         return max(0, (self.padded - self.window) // self.stride + 1)
 
 
-def _integers(values: Iterable[Any]) -> Any:
-    return tuple(map(operator.index, values))
+_STEPS = "window_strides", "lhs_dilation", "rhs_dilation"
+_COUNTS = "feature_group_count", "batch_group_count"
 
 
 # The spatial axes (x), input channels and output channels of a kernel; the canonical order first.
@@ -54,10 +54,8 @@ KERNEL_ORDERS = ("xIO", "OIx", "xOI", "IOx")
 
 
 def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
-    """The order in memory of the kernel, or of the kernel's gradient that ``spec`` computes.
-
-    In groups, and where it is none of ``KERNEL_ORDERS``, the canonical one: it is moved to it.
-    """
+    """The order in memory of the kernel, or of the kernel's gradient that ``spec`` computes. In
+    groups, and where it is none of ``KERNEL_ORDERS``, it is moved to the canonical one."""
     _, (o, i, *spatial), out_spec = dimension_numbers
     taps = spec.taps
     if spec.weight_gradient:
@@ -129,22 +127,22 @@ class ConvSpec:
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
         out_dtype, precision = params["preferred_element_type"], params["precision"]
+        default = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+        # lax does not convert NumPy integers.
+        steps: dict[str, Any] = {name: tuple(map(operator.index, params[name])) for name in _STEPS}
+        counts: dict[str, Any] = {name: operator.index(params[name]) for name in _COUNTS}
+        alike = tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec)))
         spec = cls(
             lhs_shape=(n, *lhs_spatial, c),
             rhs_shape=(*rhs_spatial, i, o),
-            # lax does not convert NumPy integers.
-            window_strides=_integers(params["window_strides"]),
-            padding=tuple(_integers(pads) for pads in params["padding"]),
-            lhs_dilation=_integers(params["lhs_dilation"]),
-            rhs_dilation=_integers(params["rhs_dilation"]),
+            padding=tuple((operator.index(lo), operator.index(hi)) for lo, hi in params["padding"]),
             dtype=np.dtype(lhs.dtype),
             out_dtype=np.dtype(lhs.dtype if out_dtype is None else out_dtype),
-            feature_group_count=operator.index(params["feature_group_count"]),
-            batch_group_count=operator.index(params["batch_group_count"]),
             # A dot algorithm does not apply to convolutions: lax uses the default.
-            precision=precision if isinstance(precision, tuple) else (lax.Precision.DEFAULT,) * 2,
-            channels_first=bool(lhs_spatial)
-            and tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec))),
+            precision=precision if isinstance(precision, tuple) else default,
+            channels_first=bool(lhs_spatial) and alike,
+            **steps,
+            **counts,
         )
         spec = spec.replace(weight_gradient=_is_weight_gradient(spec, *numbers))
         return spec.replace(kernel_order=_kernel_order(spec, numbers))
@@ -179,11 +177,10 @@ class ConvSpec:
 
     @cached_property
     def axes(self) -> tuple[Axis, ...]:
+        pads = zip(*self.padding, strict=True) if self.padding else ((), ())
         sizes = self.lhs_spatial, self.kernel_shape, self.window_strides
-        each = zip(*sizes, self.padding, self.lhs_dilation, self.rhs_dilation, strict=True)
-        return tuple(
-            Axis(*three, *pads, spacing, dilation) for *three, pads, spacing, dilation in each
-        )
+        each = zip(*sizes, *pads, self.lhs_dilation, self.rhs_dilation, strict=True)
+        return tuple(map(Axis._make, each))
 
     @cached_property
     def padded_spatial(self) -> tuple[int, ...]:

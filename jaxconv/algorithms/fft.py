@@ -5,10 +5,9 @@ outputs that did not wrap around are kept. Stockham, "High-speed convolution and
 (1966).
 
 A transform sums over all elements of a block, so errors are relative to the norm of the block, not
-to each output: where magnitudes vary within a block, its small outputs have few correct digits, and
-an output whose window is all zeros is exactly zero only if the whole block is. One NaN or infinity
-spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest output; lax's are
-1e-7 to 2e-7 with one input channel, and larger than an FFT's with 16 or in its scalar loop.
+to each output: where magnitudes vary within a block, its small outputs have few correct digits. One
+NaN or infinity spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest
+output; lax's are 1e-7 to 2e-7 with one input channel, and larger with 16 or in its scalar loop.
 
 Very large and very small operands are scaled by powers of two, which is exact, since spectra may
 overflow where outputs do not.
@@ -121,10 +120,8 @@ def inverse(y: Array, blocks: Blocks, dtype: Any) -> Array:
 
 
 def product(a: Array, b: Array, spec: ConvSpec) -> Array:
-    """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency.
-
-    It is computed in real numbers: XLA:CPU takes 2 to 4 times as long for a complex product.
-    """
+    """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency, in real
+    numbers, since XLA:CPU takes 2 to 4 times as long for a complex one."""
     if a.shape[2] == 1:
         return a * b
     g, m, _, f = a.shape
@@ -157,16 +154,14 @@ def dilated(x: Array, dilation: Sequence[int], first: int = 1) -> Array:
 
 def row_blocks(spec: ConvSpec) -> loops.RowBlocks:
     """The images and rows of each step, of outputs with stride 1."""
-    blocks = blocks_of(spec)
-    first = blocks.axes[0]
+    blocks, first = blocks_of(spec), blocks_of(spec).axes[0]
     rows = min(first.positions, blocks.rows * first.step)
     return loops.RowBlocks(spec.lhs_shape[0], first.positions, blocks.images, rows)
 
 
 def inputs_of(x: Array, spec: ConvSpec, image: Any, row: Any) -> Array:
     """The part of a bordered ``x`` that a step from an image and an output row on needs."""
-    blocks = blocks_of(spec)
-    first = blocks.axes[0]
+    blocks, first = blocks_of(spec), blocks_of(spec).axes[0]
     x = lax.dynamic_slice_in_dim(x, image, blocks.images)
     if first.count == 1:
         return x
@@ -198,10 +193,9 @@ class Fft(Algorithm):
         # Of 31×31 taps on 12×12 elements at most 144 are needed, the others multiply zeros: the
         # error was 2.4 times lax's.
         needed = (min(-(-a.taps // a.spacing), a.size) for a in spec.axes)
-        products = spec.rhs_shape[-2] * math.prod(needed)
-        if products < MIN_PRODUCTS:
-            return f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
-        return None
+        few = spec.rhs_shape[-2] * math.prod(needed) < MIN_PRODUCTS
+        reason = f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
+        return reason if few else None
 
     def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
         if spec.weight_gradient:
@@ -211,22 +205,17 @@ class Fft(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         spec = spec.forward
-        blocks = blocks_of(spec)
+        blocks, steps = blocks_of(spec), row_blocks(spec).steps
         g, (c, o) = spec.groups, spec.rhs_shape[-2:]
-        steps = row_blocks(spec).steps
-        size = math.prod(blocks.lengths)
+        size, itemsize = math.prod(blocks.lengths), spec.accumulator_dtype.itemsize
         half = size // 2 + 1
-        itemsize = spec.accumulator_dtype.itemsize
         tiles, step = steps * blocks.tiles, blocks.tiles * (g * c + o) * size * itemsize
         flops = (tiles * (g * c + o) + c * o) * transform_flops(blocks.lengths)
         kernel = 2 * c * o * size * itemsize
-        return Cost(
-            flops=round(flops) + 8 * tiles * c * o * half,
-            traffic=spec.operand_bytes + 6 * steps * step + 2 * kernel,
-            workspace=layout.padded_bytes(spec) * (steps > 1) + step + kernel,
-            gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
-            steps=steps,
-        )
+        shape = None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c)
+        traffic = spec.operand_bytes + 6 * steps * step + 2 * kernel
+        workspace = layout.padded_bytes(spec) * (steps > 1) + step + kernel
+        return Cost(round(flops) + 8 * tiles * c * o * half, traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
@@ -286,8 +275,7 @@ class Fft(Algorithm):
         total = loops.sum_over(steps.steps, loops.zeros(sums.shape, sums.dtype, x), step)
         kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
         taps = (slice(0, axis.window, axis.dilation) for axis in spec.axes)
-        kernel = kernel[(..., *taps)]
-        kernel = kernel.transpose(*range(3, 3 + ndim), 1, 0, 2)
+        kernel = kernel[(..., *taps)].transpose(*range(3, 3 + ndim), 1, 0, 2)
         return rescaled(kernel.reshape(1, *spec.rhs_shape), lhs_exponent + rhs_exponent)[0]
 
 

@@ -25,13 +25,11 @@ def product(a: Array, b: Array, spec: ConvSpec) -> Array:
 
 
 def in_memory(x: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """x: (n, out spatial…, c, taps…) → (n, out spatial…, O), by a kernel as it lies in memory.
-
-    XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
-    """
+    """x: (n, out spatial…, c, taps…) → (n, out spatial…, O), by a kernel as it lies in memory."""
+    # XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
     kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
-    out = contract(x.reshape(-1, kernel.shape[1]), kernel, (((1,), (1,)), ((), ())), spec)
-    return out.reshape(-1, *spec.out_spatial, spec.out_channels)
+    x = x.reshape(-1, kernel.shape[1])
+    return outputs_of(contract(x, kernel, (((1,), (1,)), ((), ())), spec), spec)
 
 
 def rows_of(y: Array, groups: int) -> Array:

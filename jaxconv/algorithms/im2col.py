@@ -25,15 +25,11 @@ class Im2col(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         groups, m, _, k = spec.gemm
-        patch_matrix = groups * m * k * spec.dtype.itemsize
+        patches = groups * m * k * spec.dtype.itemsize
         # The gather goes axis by axis: the last one reads an array of patches.
-        before = patch_matrix // max(spec.kernel_shape[:1] or (1,))
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * (patch_matrix + before),
-            workspace=layout.padded_bytes(spec) + patch_matrix + before,
-            gemm=spec.gemm,
-        )
+        made = patches + patches // max(spec.kernel_shape[:1] or (1,))
+        traffic, workspace = spec.operand_bytes + 2 * made, layout.padded_bytes(spec) + made
+        return Cost(spec.flops, traffic, workspace, spec.gemm)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups

@@ -49,45 +49,37 @@ class Im2colTiled(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         spec = spec.forward
-        groups, _, n, k = spec.gemm
-        rows = tile_rows(spec)
-        tiles = -(-spec.out_spatial[0] // rows)
-        tile_m = spec.positions // spec.out_spatial[0] * rows
-        tile = groups * tile_m * (k * spec.dtype.itemsize + n * spec.accumulator_dtype.itemsize)
-        steps = spec.out_shape[0] * tiles
-        dilated = layout.padded_bytes(spec) if any(d > 1 for d in spec.lhs_dilation) else 0
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * tile * steps,
-            workspace=dilated + 2 * tile,
-            gemm=(groups * steps, tile_m, n, k),
-            steps=steps,
-        )
+        (groups, _, n, k), rows = spec.gemm, tile_rows(spec)
+        steps = spec.out_shape[0] * -(-spec.out_spatial[0] // rows)
+        m = spec.positions // spec.out_spatial[0] * rows
+        tile = groups * m * (k * spec.dtype.itemsize + n * spec.accumulator_dtype.itemsize)
+        dilated = layout.padded_bytes(spec) if max(spec.lhs_dilation) > 1 else 0
+        traffic, workspace = spec.operand_bytes + 2 * tile * steps, dilated + 2 * tile
+        return Cost(spec.flops, traffic, workspace, (groups * steps, m, n, k), steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups
-        x = lhs
-        if any(d > 1 for d in spec.lhs_dilation):
-            x, spec = layout.pad_and_dilate(x, spec)
+        if max(spec.lhs_dilation) > 1:
+            lhs, spec = layout.pad_and_dilate(lhs, spec)
         kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
         rows = tile_rows(spec)
         height, *widths = spec.out_spatial
 
         def tile_at(image: Any, row: Any) -> Array:
-            tile, tile_spec = layout.rows_of(x, spec, image, 1, row, rows)
+            tile, tile_spec = layout.rows_of(lhs, spec, image, 1, row, rows)
             matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
             matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
             tile = gemm.product(matrix, kernel, spec).reshape(g, rows, *widths, -1)
             return layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
 
-        tiles = loops.RowBlocks(len(x), height, 1, rows)
-        return tiles.filled(spec.out_shape, spec.out_dtype, x, tile_at)
+        tiles = loops.RowBlocks(len(lhs), height, 1, rows)
+        return tiles.filled(spec.out_shape, spec.out_dtype, lhs, tile_at)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g = spec.groups
         if g > 1 and len(image) == 1:
             return group_by_group(image, cotangent, spec)
-        if any(d > 1 for d in spec.lhs_dilation):
+        if max(spec.lhs_dilation) > 1:
             image, spec = layout.pad_and_dilate(image, spec)
         rows = tile_rows(spec)
         tiles, left = divmod(spec.out_spatial[0], rows)

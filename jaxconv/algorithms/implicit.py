@@ -42,19 +42,15 @@ class Implicit(Algorithm):
         forward = spec.forward
         (groups, m, n, _), taps, c = forward.gemm, forward.taps, forward.rhs_shape[-2]
         view = groups * m * c * spec.dtype.itemsize
+        workspace, traffic = layout.padded_bytes(spec), spec.operand_bytes
         if spec.weight_gradient:
-            views = taps if taps <= at_once(forward) else 1
-            traffic, workspace, shape = 2 * view * taps, (views + 1) * view, (c, n, m)
+            views, shape = taps if taps <= at_once(forward) else 1, (c, n, m)
+            traffic, workspace = traffic + 2 * view * taps, workspace + (views + 1) * view
         else:
-            output = groups * m * n * spec.accumulator_dtype.itemsize
-            traffic, workspace = (2 * view + 3 * output) * taps, min(taps, UNROLL) * (view + output)
-            shape = m, n, c
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + traffic,
-            workspace=layout.padded_bytes(spec) + workspace,
-            gemm=(groups * taps, *shape),
-        )
+            output, shape = groups * m * n * spec.accumulator_dtype.itemsize, (m, n, c)
+            traffic += (2 * view + 3 * output) * taps
+            workspace += min(taps, UNROLL) * (view + output)
+        return Cost(spec.flops, traffic, workspace, (groups * taps, *shape))
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups

@@ -17,15 +17,10 @@ class Naive(Algorithm):
         return "it is for learning"
 
     def cost(self, spec: ConvSpec) -> Cost:
-        groups, m, n, k = spec.gemm
-        patch = groups * m // spec.positions * k * spec.dtype.itemsize
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * patch * spec.positions,
-            workspace=layout.padded_bytes(spec) + patch,
-            gemm=(groups * spec.positions, m // spec.positions, n, k),
-            steps=spec.positions,
-        )
+        (groups, m, n, k), steps = spec.gemm, spec.positions
+        patch = groups * m // steps * k * spec.dtype.itemsize
+        traffic, padded = spec.operand_bytes + 2 * patch * steps, layout.padded_bytes(spec)
+        return Cost(spec.flops, traffic, padded + patch, (groups * steps, m // steps, n, k), steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups

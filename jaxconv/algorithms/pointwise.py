@@ -1,8 +1,8 @@
 """A single contraction where windows don't overlap: 1×1, patchify, a kernel as large as the image.
 
-Each element of the image then belongs to at most one window, and the patch matrix is a reshape. The
-converse holds too: where the image is dilated by the size of the kernel, as in the input gradient
-of patchify, each output uses one tap, and the product is reshaped.
+Each element of the image then belongs to at most one window, and the patch matrix is a reshape.
+Conversely, where the image is dilated by the size of the kernel, as in the input gradient of
+patchify, each output uses one tap, and the product is reshaped.
 """
 
 import math
@@ -27,22 +27,16 @@ def spreads(spec: ConvSpec) -> bool:
 
 
 def same_product(spec: ConvSpec) -> str | None:
-    """Why an algorithm that gathers patches is redundant for a prepared ``spec``.
-
-    A tiled product of one tap is fast in isolation, but XLA fuses nothing into its loop: with two
-    of them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
-    """
-    forward = spec.forward
-    if forward.taps == 1 and POINTWISE.unsupported(spec) is None:
-        return "it would compute the same product as pointwise"
-    return None
+    """Why an algorithm that gathers patches is redundant for a prepared ``spec``."""
+    # A tiled product of one tap is fast alone, but XLA fuses nothing into its loop: with two of
+    # them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
+    same = spec.forward.taps == 1 and POINTWISE.unsupported(spec) is None
+    return "it would compute the same product as pointwise" if same else None
 
 
 def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
-    """The windows side by side, (n, (out, kernel)…, g·c), and which axes are the kernel's.
-
-    Kernel axes of length 1 are left out: they would only hide the GEMM.
-    """
+    """The windows side by side, (n, (out, kernel)…, g·c), and which axes are the kernel's; without
+    those of length 1, which would only hide the GEMM."""
     x, spec = layout.pad_and_dilate(lhs, spec)
     shape, kernel_axes = [x.shape[0]], []
     for axis in spec.axes:
@@ -84,12 +78,10 @@ MANY_POSITIONS = 128
 
 
 def turned(spec: ConvSpec) -> bool:
-    """Whether a kernel's gradient is computed as (o, k) and transposed.
-
-    XLA:CPU transposes the left matrix as it multiplies; fewer columns cost less: 8×56×56 from 256
-    to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of 66.
-    147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
-    """
+    """Whether a kernel's gradient is computed as (o, k) and transposed."""
+    # XLA:CPU transposes the left matrix as it multiplies; fewer columns cost less: 8×56×56 from 256
+    # to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of 66.
+    # 147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
     k, o = spec.taps * spec.rhs_shape[-2], spec.out_channels
     many = spec.lhs_shape[0] * spec.positions >= MANY_POSITIONS
     return spec.groups == 1 and many and k > o and k % layout.LANES == 0
@@ -115,25 +107,16 @@ class Pointwise(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         if spreads(spec):
-            groups, _, n, k = spec.gemm
+            (groups, _, n, k), taps = spec.gemm, spec.taps
             m = spec.lhs_shape[0] * math.prod(spec.lhs_spatial)
-            output = groups * m * n * spec.taps * spec.accumulator_dtype.itemsize
-            return Cost(
-                flops=2 * groups * m * n * k,
-                traffic=spec.operand_bytes + 4 * output,
-                workspace=2 * output,
-                gemm=(groups, m, n * spec.taps, k // spec.taps),
-            )
-        forward = spec.forward
-        # Any other axes are transposed first, at the speed of the product.
-        moves = forward.taps > 1 or spec.groups > 1
-        moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
-            workspace=layout.padded_bytes(forward) + moved,
-            gemm=spec.gemm,
-        )
+            output = groups * m * n * taps * spec.accumulator_dtype.itemsize
+            traffic, shape = spec.operand_bytes + 4 * output, (groups, m, n * taps, k // taps)
+            return Cost(2 * math.prod(shape), traffic, 2 * output, shape)
+        forward, workspace = spec.forward, layout.padded_bytes(spec.forward)
+        if forward.taps > 1 or spec.groups > 1:  # other axes are moved, at the speed of the product
+            workspace += math.prod(forward.lhs_shape) * spec.dtype.itemsize
+        traffic = spec.operand_bytes + 2 * layout.padded_bytes(spec)
+        return Cost(spec.flops, traffic, workspace, spec.gemm)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         if spreads(spec):

@@ -42,26 +42,6 @@ ROWS, PRODUCTS = 14, 100
 IMAGE_BYTES = 5 << 20
 
 
-def gradient_cost(spec: ConvSpec) -> Cost:
-    forward, size = spec.forward, spec.accumulator_dtype.itemsize
-    copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
-    if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
-        copied += (math.prod(forward.lhs_shape) + math.prod(forward.out_shape)) * size
-    rows, images = block_of(forward)
-    steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
-    span = (rows - 1) * forward.window_strides[0] + forward.axes[0].window
-    block = math.prod((images, span, *forward.padded_spatial[1:], forward.lhs_shape[-1])) * size
-    lanes = forward.rhs_shape[-2] * forward.out_channels
-    sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * copied + 2 * (block + sums) * steps,
-        workspace=copied + block + sums,
-        gemm=None,
-        steps=steps,
-    )
-
-
 def by_planes(spec: ConvSpec) -> bool:
     """Whether each channel of each image, a plane in memory, is convolved as it lies there."""
     depthwise = spec.rhs_shape[-2] == 1 and spec.out_channels == spec.groups
@@ -69,15 +49,11 @@ def by_planes(spec: ConvSpec) -> bool:
 
 
 def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…).
-
-    3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1. Not for
-    an image that still lies channels last: MobileNetV2 took 1.7 times as long.
-    """
+    """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…)."""
+    # 3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1. Not for
+    # an image that still lies channels last: MobileNetV2 took 1.7 times as long.
     g, dtype = spec.groups, spec.accumulator_dtype
-    edges = [(axis.low, axis.high, axis.spacing - 1) for axis in spec.axes]
-    if any(map(any, edges)):
-        x = layout.padded(x, edges, first=2)
+    x, _ = layout.pad_and_dilate(x, spec, first=2)
     kernel = rhs.reshape(spec.taps, 1, g, *(1 for _ in spec.kernel_shape)).astype(dtype)
 
     def term(i: int) -> Array:
@@ -125,24 +101,24 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         out = sum_of_taps(x, rhs, spec.kernel_shape)
         return loops.in_one_loop(out).reshape(spec.out_shape)
 
-    def sum_of_block(first: Sequence[Any], taps: Sequence[int]) -> Array:
-        ones = (1,) * spec.spatial_ndim
-        axes = list(zip(first, taps, spec.axes, strict=True))
-        starts = [t * axis.dilation for t, _, axis in axes]
-        spans = [(k - 1) * a.dilation + dilate(a.out, a.stride) for _, k, a in axes]
-        kernel = loops.strided(rhs[None], first, taps, ones)[0]
-        return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
-
     if SLICES_WIDEN:
         x = x.astype(dtype)
     total = loops.zeros(shape, dtype, x, rhs)
-    axis, blocks = blocks_of(spec)
-    outer, rest = spec.kernel_shape[:axis], (0,) * (spec.spatial_ndim - axis - 1)
+    cut, blocks = blocks_of(spec)
+    outer, rest = spec.kernel_shape[:cut], (0,) * (spec.spatial_ndim - cut - 1)
+    ones = (1,) * spec.spatial_ndim
     for start, count, taps in blocks:
+        spans = [
+            (k - 1) * axis.dilation + dilate(axis.out, axis.stride)
+            for k, axis in zip(taps, spec.axes, strict=True)
+        ]
 
         def block(i: Any, start: int = start, count: int = count, taps: Any = taps) -> Array:
             *ahead, number = loops.unravel(i, (*outer, count))
-            return sum_of_block((*ahead, start + number * taps[axis], *rest), taps)
+            first = *ahead, start + number * taps[cut], *rest
+            starts = [t * d for t, d in zip(first, spec.rhs_dilation, strict=True)]
+            kernel = loops.strided(rhs[None], first, taps, ones)[0]
+            return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)  # noqa: B023
 
         total = loops.sum_over(math.prod(outer) * count, total, block)
     return total.reshape(spec.out_shape)
@@ -151,9 +127,8 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]]]]:
     """The axis that is cut into blocks of taps, and (first tap, blocks, taps of a block) along it.
 
-    A block has all taps of the axes behind; it begins at a computed position, and its taps lie at
-    fixed ones from there. With a position computed for each tap, 15×15 took 3 s to compile; so it
-    takes 0.2 to 0.4, and runs as fast.
+    A block has all taps of the axes behind. Its taps lie at fixed positions from a computed first:
+    with each computed, 15×15 took 3 s to compile; so it takes 0.2 to 0.4, and runs as fast.
     """
     axis, inner = spec.spatial_ndim - 1, spec.rhs_shape[-2]
     while inner * spec.kernel_shape[axis] <= TERMS_OF_BLOCK:
@@ -264,19 +239,26 @@ class Shift(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         if spec.weight_gradient:
-            return gradient_cost(spec)
+            forward, size = spec.forward, spec.accumulator_dtype.itemsize
+            copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
+            if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
+                copied += (math.prod(forward.lhs_shape) + math.prod(forward.out_shape)) * size
+            rows, images = block_of(forward)
+            steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
+            span = (rows - 1) * forward.window_strides[0] + forward.axes[0].window
+            rest = *forward.padded_spatial[1:], forward.lhs_shape[-1]
+            block = math.prod((images, span, *rest)) * size
+            lanes = forward.rhs_shape[-2] * forward.out_channels
+            sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
+            traffic = spec.operand_bytes + 2 * copied + 2 * (block + sums) * steps
+            return Cost(spec.flops, traffic, copied + block + sums, None, steps)
         terms = spec.taps * spec.rhs_shape[-2]
         steps = 1 if terms <= UNROLL else -(-terms // TERMS_OF_BLOCK)
-        output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
-        padded = layout.padded_bytes(spec)
+        (groups, m, n, _), padded = spec.gemm, layout.padded_bytes(spec)
+        output = groups * m * n * spec.accumulator_dtype.itemsize
         images = spec.lhs_shape[0] if image_by_image(spec) else 1
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * padded + 2 * output * (steps - 1),
-            workspace=padded // images,
-            gemm=None,
-            steps=images * steps,
-        )
+        traffic = spec.operand_bytes + 2 * padded + 2 * output * (steps - 1)
+        return Cost(spec.flops, traffic, padded // images, None, images * steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         first = by_planes(spec)

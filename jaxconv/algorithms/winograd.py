@@ -6,9 +6,8 @@ F(m, r) makes m outputs of r taps from m + r - 1 products instead of m·r:
 
 along each spatial axis, with x a tile of m + r - 1 inputs, y its m outputs. Channels are summed
 between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o). Sums of
-up to 2**dimensions elements may overflow close to the largest representable number.
-
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015).
+up to 2**dimensions elements may overflow close to the largest representable number. Lavin & Gray,
+"Fast Algorithms for Convolutional Neural Networks" (2015).
 """
 
 import dataclasses
@@ -110,8 +109,7 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
 
 
 def inputs_of(x: Array, cut: Tiling, image: Any, row: Any) -> Array:
-    """The padded part of ``x`` that a block from an image and an output row on needs, in whole
-    tiles."""
+    """The padded part of ``x``, in whole tiles, that a block from an image and a row on needs."""
     return whole_tiles(layout.rows_of(x, cut.spec, image, cut.images, row, cut.rows)[0], cut)
 
 
@@ -156,10 +154,8 @@ def from_frequencies(ys: Sequence[Array], cut: Tiling) -> Array:
 
 
 def kernel_transform(cut: Tiling) -> np.ndarray:
-    """G of all axes at once: (frequencies of the last axis, others, taps).
-
-    One product with it is as fast as sums along each axis and compiles faster.
-    """
+    """G of all axes at once, (frequencies of the last axis, others, taps): one product with it is
+    as fast as sums along each axis and compiles faster."""
     total = np.ones((1, 1))
     for _, matrix, _ in cut.matrices:
         total = np.einsum("ft,nr->nftr", total, np.array(matrix, float))
@@ -218,9 +214,8 @@ class Winograd(Algorithm):
         if taps == 1:
             return "a kernel of one tap has no products to save"
         most = len(POINTS) + 2 - self.m
-        return (
-            f"{taps} taps along an axis, it rounds too much above {most}" if taps > most else None
-        )
+        reason = f"{taps} taps along an axis, it rounds too much above {most}"
+        return reason if taps > most else None
 
     def excluded(self, spec: ConvSpec) -> str | None:
         if self.m > 2:  # in float32 3 to 5 times lax's error, where F(2, 3) has 0.7 to 1.8 times it
@@ -238,10 +233,9 @@ class Winograd(Algorithm):
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        forward = spec.forward
-        if min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
-            return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
-        return None
+        few = min(spec.forward.rhs_shape[-2], spec.forward.gemm[2]) < MANY_CHANNELS
+        reason = f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
+        return reason if few else None
 
     def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
         # F(2, 3) reaches the outputs that the definition reaches, though infinity becomes NaN there
@@ -254,18 +248,15 @@ class Winograd(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         cut = tiling(self.m, spec.forward)
-        (count, *sizes), steps = cut.gemm, cut.blocks.steps
-        p, o, c = sizes
-        kernel, block = cut.kernel_bytes, cut.block_bytes
+        (count, p, o, c), steps = cut.gemm, cut.blocks.steps
+        kernel, block, shape = cut.kernel_bytes, cut.block_bytes, (count * steps, p, o, c)
         # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into it.
         looped = kernel if steps > 1 else 0
-        return Cost(
-            flops=2 * count * math.prod(sizes) * steps,
-            traffic=spec.operand_bytes + 2 * kernel + 3 * block * steps,
-            workspace=kernel + (block + looped if spec.weight_gradient else max(block, looped)),
-            gemm=(count * steps, *((c, o, p) if spec.weight_gradient else (p, o, c))),
-            steps=steps,
-        )
+        workspace = kernel + (block + looped if spec.weight_gradient else max(block, looped))
+        traffic = spec.operand_bytes + 2 * kernel + 3 * block * steps
+        if spec.weight_gradient:
+            shape = count * steps, c, o, p
+        return Cost(2 * math.prod(shape), traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         cut = tiling(self.m, spec)

@@ -3,8 +3,6 @@
 XLA:CPU has its fast path for exactly this layout, and the pass that converts others to it does not
 reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8.
 
-On JAX 0.10 one fast path is for padded images only: see ``PADDED_IS_FASTER``.
-
 It is a separate primitive, lowered as lax's was when jaxconv was imported, since ``enable``
 replaces lax's lowering.
 """
@@ -130,15 +128,11 @@ class Xla(Algorithm):
             # 1×1 kernels so ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of
             # others 2 to 8.
             return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
-        if spec.groups > 1:
-            # It also turns non-finite values into NaN.
-            if spec.dtype.name not in FAST:
-                return (
-                    "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
-                )
+        if spec.groups > 1 and spec.dtype.name not in FAST:  # non-finite values become NaN, too
+            return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
+        if spec.groups > 1 and spec.taps > spec.positions:
             # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).
-            if spec.taps > spec.positions:
-                return "XLA is slow in groups with a kernel larger than the output"
+            return "XLA is slow in groups with a kernel larger than the output"
         return None
 
     def cost(self, spec: ConvSpec) -> Cost:

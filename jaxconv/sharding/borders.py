@@ -59,7 +59,7 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
     or, if ``sums``, all outputs with its part of the taps. None where no window of the same size
     does it, because windows would begin at different places between a dilated image's elements.
     """
-    axis, stride = spec.axes[d], spec.window_strides[d]
+    axis, size, stride = spec.axes[d], spec.lhs_spatial[d], spec.window_strides[d]
     total = axis.taps if sums else axis.out
     own = -(-total // devices)
     begins = np.arange(devices) * own
@@ -76,12 +76,12 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
     length = (extent - 1 - zeros) // axis.spacing + 1
     if length < 1:
         return None
-    held = -(-axis.size // devices)
+    held = -(-size // devices)
     before_own, used = np.arange(devices) * held, begins < total
     counts = np.minimum(own, total - begins)
     outs, along = (axis.out, counts) if sums else (counts, axis.taps)
     last = places + (outs - 1) * stride + (along - 1) * axis.dilation
-    starts, stops = np.maximum(firsts, 0), np.minimum(last // axis.spacing + 1, axis.size)
+    starts, stops = np.maximum(firsts, 0), np.minimum(last // axis.spacing + 1, size)
     need = used & (starts < stops)
     left = int(np.max((before_own - starts)[need], initial=0))
     right = int(np.max((stops - before_own - held)[need], initial=0))
@@ -91,19 +91,11 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
     after = max(0, length - rows - before, int(met.max()) + length - rows)
     if met.min() == met.max():  # all windows begin at one place: those without outputs, too
         offsets[:] = met[0]
+    starts = tuple(np.clip(offsets + before, 0, before + rows + after - length).tolist())
+    padding = zeros, extent - zeros - dilate(length, axis.spacing)
+    surplus = tuple((zeros - gaps).tolist())
     return AxisCut(
-        devices=devices,
-        size=axis.size,
-        held=held,
-        left=left,
-        right=right,
-        before=before,
-        after=after,
-        starts=tuple(np.clip(offsets + before, 0, before + rows + after - length).tolist()),
-        length=length,
-        padding=(zeros, extent - zeros - dilate(length, axis.spacing)),
-        outputs=outputs,
-        surplus=tuple((zeros - gaps).tolist()),
+        devices, size, held, left, right, before, after, starts, length, padding, outputs, surplus
     )
 
 

@@ -160,7 +160,7 @@ def partitioned(
     """The lowering of ``bind(lhs, rhs, **params)`` of values in MLIR for several devices."""
     _registered()
     platforms = ctx.module_context.platforms
-    found = dimensions(*ctx.avals_in, params)
+    found = dimensions(*ctx.avals_in, params=params)
     # JAX's cache on disk tells programs apart by it.
     shapes = [aval.str_short() for aval in ctx.avals_in]
     key = repr((shapes, sorted(params.items(), key=str), devices, platforms)).encode()
