@@ -18,15 +18,13 @@ from jaxconv.spec import ConvSpec
 LANES = 16
 
 
-def to_canonical(
-    lhs: Array, rhs: Array, dimension_numbers: lax.ConvDimensionNumbers
-) -> tuple[Array, Array]:
-    (n, c, *lhs_spatial), (o, i, *rhs_spatial), _ = dimension_numbers
+def to_canonical(lhs: Array, rhs: Array, numbers: lax.ConvDimensionNumbers) -> tuple[Array, Array]:
+    (n, c, *lhs_spatial), (o, i, *rhs_spatial), _ = numbers
     return lax.transpose(lhs, (n, *lhs_spatial, c)), lax.transpose(rhs, (*rhs_spatial, i, o))
 
 
-def from_canonical(out: Array, dimension_numbers: lax.ConvDimensionNumbers) -> Array:
-    n, c, *spatial = dimension_numbers.out_spec
+def from_canonical(out: Array, numbers: lax.ConvDimensionNumbers) -> Array:
+    n, c, *spatial = numbers.out_spec
     return lax.transpose(out, np.argsort((n, *spatial, c)))
 
 
@@ -82,9 +80,8 @@ def rows_of(
     x: Array, spec: ConvSpec, image: Any, images: int, row: Any, rows: int
 ) -> tuple[Array, ConvSpec]:
     """The padded input rows needed for ``rows`` output rows from ``row`` on, of ``images`` images
-    from ``image`` on, and the spec of their convolution, which has no ``lhs_dilation``. Rows are
-    along the first spatial axis. Padding all would take a second copy of the image.
-    """
+    from ``image`` on, and the spec of their convolution, which has no ``lhs_dilation``. Padding all
+    would take a second copy of the image."""
     axis, size = spec.axes[0], x.shape[1]
     span = (rows - 1) * axis.stride + axis.window
     taken, low = min(span, size), max(0, axis.low)

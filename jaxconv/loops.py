@@ -116,7 +116,6 @@ class RowBlocks:
 
     @property
     def steps(self) -> int:
-        """The number of blocks."""
         return self.batch // self.images * self.per_image
 
     def start(self, i: Any) -> tuple[Any, Any]:

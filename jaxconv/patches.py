@@ -111,8 +111,7 @@ def im2col(
     batched = x.ndim != len(kernel_shape) + 1
     x = x if batched else x[None]
     spec = _patch_spec(call, x.shape, x.dtype, kernel_shape, (strides, padding, dilation))
-    channels = spec.taps * x.shape[-1]
-    shape = (x.shape[0], *spec.out_spatial, channels)
+    shape = (x.shape[0], *spec.out_spatial, spec.taps * x.shape[-1])
     if 0 in shape:
         out = jnp.zeros(shape, x.dtype)
     else:
@@ -159,8 +158,7 @@ def col2im(
     full_shape = x_shape if batched else (1, *x_shape)
     steps = strides, padding, dilation
     spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, steps)
-    channels = x_shape[-1]
-    expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
+    expected = (*full_shape[:1], *spec.out_spatial, spec.taps * x_shape[-1])
     if patches.shape != (shape := expected if batched else expected[1:]):
         constraint = f"patches of x_shape {x_shape} must have the shape {shape}"
         call.fail(constraint, None, "pass the arguments that im2col had")
@@ -170,7 +168,7 @@ def col2im(
     if longest > loops.MAX_INDEX:
         constraint = f"no axis may be longer than {loops.MAX_INDEX}, with its padding"
         fail("col2im", constraint, longest, "split the array")
-    x = patches.reshape(*expected[:-1], *kernel_shape, channels)
+    x = patches.reshape(*expected[:-1], *kernel_shape, x_shape[-1])
     for d in range(len(kernel_shape)):
         x = _sum_taps(x, spec, d)
     return layout.padded(x, [(-lo, -hi, 0) for lo, hi in spec.padding]).reshape(x_shape)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -37,7 +37,6 @@ class Axis(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Length of the image with its holes and padding."""
         return dilate(self.size, self.spacing) + self.low + self.high
 
     @property
@@ -74,15 +73,14 @@ def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
 LARGEST_KERNEL = 49
 
 
-def _is_weight_gradient(
-    spec: "ConvSpec", lhs_spec: Sequence[int], rhs_spec: Sequence[int], out_spec: Sequence[int]
-) -> bool:
+def _is_weight_gradient(spec: "ConvSpec", dimension_numbers: Any) -> bool:
     """Whether a convolution has the layout and the sizes of those that JAX derives for kernels.
 
     There image and cotangent have one layout and the output a kernel's; in a forward convolution
     image and output have one. Where all three are alike, as channels first, or each is another,
     sizes tell: a kernel is smaller than the cotangent, an output larger than the kernel.
     """
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
     alike, kept = lhs_spec == rhs_spec, lhs_spec == out_spec
     if kept and not alike:
         return False
@@ -144,7 +142,7 @@ class ConvSpec:
             **steps,
             **counts,
         )
-        spec = spec.replace(weight_gradient=_is_weight_gradient(spec, *numbers))
+        spec = spec.replace(weight_gradient=_is_weight_gradient(spec, numbers))
         return spec.replace(kernel_order=_kernel_order(spec, numbers))
 
     def replace(self, **changes: Any) -> "ConvSpec":

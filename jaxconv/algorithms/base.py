@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -161,9 +161,7 @@ def is_narrow(dtype: np.dtype) -> bool:
     return info(dtype).bits < 8
 
 
-def repaired(
-    out: Array, groups: int, spread: tuple[int, ...], direct: Callable[[], Array]
-) -> Array:
+def repaired(out: Array, groups: int, spread: Sequence[int], direct: Callable[[], Array]) -> Array:
     """``out`` where no operand had NaN or infinity, else what ``direct`` computes.
 
     They are looked for in one channel of each group at every ``spread``-th and the last position,
@@ -202,8 +200,7 @@ def apply(
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
     lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)
     if todo.weight_gradient and type(algorithm).gradient is not Algorithm.gradient:
-        image, cotangent = layout.as_forward(lhs, rhs, todo)
-        kernel = algorithm.gradient(image, cotangent, todo.forward)
+        kernel = algorithm.gradient(*layout.as_forward(lhs, rhs, todo), todo.forward)
         out = jnp.moveaxis(kernel, -2, 0)
     else:
         out = algorithm.run(lhs, rhs, todo, convolve)

@@ -1,8 +1,7 @@
 """A product of spectra: real FFTs, in overlapping blocks where that is less work (overlap-save).
 
 Each block includes all elements that its windows cover; of its circular correlation, only the
-outputs that did not wrap around are kept. Stockham, "High-speed convolution and correlation"
-(1966).
+outputs that did not wrap around are kept. Stockham, "High-speed convolution and correlation", 1966.
 
 A transform sums over all elements of a block, so errors are relative to the norm of the block, not
 to each output: where magnitudes vary within a block, its small outputs have few correct digits. One

@@ -78,24 +78,17 @@ def kernel_of(matrix: Array, spec: ConvSpec) -> Array:
 FEWEST = 32
 
 
-def contract(
-    a: Array, b: Array, dimension_numbers: lax.DotDimensionNumbers, spec: ConvSpec
-) -> Array:
+def contract(a: Array, b: Array, numbers: lax.DotDimensionNumbers, spec: ConvSpec) -> Array:
     """``lax.dot_general``, summed in ``spec.accumulator_dtype``."""
     total = spec.accumulator_dtype
-    products = math.prod(a.shape[axis] for axis in dimension_numbers[0][0])
+    products = math.prod(a.shape[axis] for axis in numbers[0][0])
     integers = jnp.issubdtype(a.dtype, np.integer)
     mixed = integers and not jnp.issubdtype(total, np.integer)
     # XLA:GPU refuses integers summed in floats, and sums float32 in float32 for a float64 result.
     if mixed or a.dtype.itemsize >= 4 or (integers and products < FEWEST):
         a, b = a.astype(total), b.astype(total)
-    return lax.dot_general(
-        operand_p.bind(a),
-        operand_p.bind(b),
-        dimension_numbers,
-        precision=spec.precision,
-        preferred_element_type=total,
-    )
+    a, b = operand_p.bind(a), operand_p.bind(b)
+    return lax.dot_general(a, b, numbers, spec.precision, preferred_element_type=total)
 
 
 # An operand of a matrix product. On GPU a barrier keeps apart from the product what makes it: XLA
@@ -107,6 +100,5 @@ operand_p.def_abstract_eval(lambda x: x)
 ad.deflinear2(operand_p, lambda cotangent, _: [cotangent])
 batching.defvectorized(operand_p)
 mlir.register_lowering(operand_p, lambda _, x: [x])
-mlir.register_lowering(
-    operand_p, mlir.lower_fun(lax.optimization_barrier, multiple_results=False), platform="gpu"
-)
+_barrier = mlir.lower_fun(lax.optimization_barrier, multiple_results=False)
+mlir.register_lowering(operand_p, _barrier, platform="gpu")

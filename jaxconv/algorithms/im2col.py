@@ -1,8 +1,5 @@
-"""Gathers every patch into one matrix and multiplies once.
-
-Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document
-Processing" (2006).
-"""
+"""Gathers every patch into one matrix and multiplies once (Chellapilla, Puri & Simard, "High
+Performance Convolutional Neural Networks for Document Processing", 2006)."""
 
 import jax.numpy as jnp
 from jax import Array

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxconv import layout, loops
@@ -24,17 +23,12 @@ def tile_rows(spec: ConvSpec) -> int:
 def group_by_group(image: Array, cotangent: Array, spec: ConvSpec) -> Array:
     """``gradient`` of one image in groups, as from vmap over per-example gradients: the former
     examples are contiguous in memory."""
-    g = spec.groups
-    _, *spatial, channels = spec.lhs_shape
-    kernel_shape = (*spec.rhs_shape[:-1], spec.out_channels // g)
-    one = spec.replace(
-        lhs_shape=(1, *spatial, channels // g), rhs_shape=kernel_shape, feature_group_count=1
-    )
-    kernels = lax.map(
-        lambda pair: IM2COL_TILED.gradient(pair[0][None], pair[1][None], one),
-        (layout.features_to_batch(image, g), layout.features_to_batch(cotangent, g)),
-    )
-    return jnp.moveaxis(kernels, 0, -2).reshape(spec.rhs_shape)
+    g, (_, *spatial, c) = spec.groups, spec.lhs_shape
+    rhs_shape = (*spec.rhs_shape[:-1], spec.out_channels // g)
+    one = spec.replace(lhs_shape=(1, *spatial, c // g), rhs_shape=rhs_shape, feature_group_count=1)
+    each = layout.features_to_batch(image, g), layout.features_to_batch(cotangent, g)
+    kernels = lax.map(lambda pair: IM2COL_TILED.gradient(pair[0][None], pair[1][None], one), each)
+    return gemm.kernel_of(kernels, spec)
 
 
 class Im2colTiled(Algorithm):
@@ -63,16 +57,15 @@ class Im2colTiled(Algorithm):
             lhs, spec = layout.pad_and_dilate(lhs, spec)
         kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
         rows = tile_rows(spec)
-        height, *widths = spec.out_spatial
 
         def tile_at(image: Any, row: Any) -> Array:
             tile, tile_spec = layout.rows_of(lhs, spec, image, 1, row, rows)
             matrix = layout.patches(layout.features_to_batch(tile, g), tile_spec)
             matrix = matrix.reshape(g, -1, kernel.shape[1])  # matrix: (g, rows·widths, k)
-            tile = gemm.product(matrix, kernel, spec).reshape(g, rows, *widths, -1)
-            return layout.batch_groups_to_features(tile, g).astype(spec.out_dtype)
+            tile = gemm.outputs_of(gemm.product(matrix, kernel, spec), tile_spec)
+            return tile.astype(spec.out_dtype)
 
-        tiles = loops.RowBlocks(len(lhs), height, 1, rows)
+        tiles = loops.RowBlocks(len(lhs), spec.out_spatial[0], 1, rows)
         return tiles.filled(spec.out_shape, spec.out_dtype, lhs, tile_at)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:

@@ -126,8 +126,7 @@ class Pointwise(Algorithm):
             x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
             return gemm.in_memory(x, rhs, spec)
         kernel = [k for k in spec.kernel_shape if k > 1]
-        groups = [spec.groups] if spec.groups > 1 else []
-        c = spec.rhs_shape[-2]
+        c, groups = spec.rhs_shape[-2], [spec.groups] if spec.groups > 1 else []
         x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
         rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
         contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))

@@ -107,11 +107,10 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     cut, blocks = blocks_of(spec)
     outer, rest = spec.kernel_shape[:cut], (0,) * (spec.spatial_ndim - cut - 1)
     ones = (1,) * spec.spatial_ndim
+    outs = list(map(dilate, spec.out_spatial, spec.window_strides))
     for start, count, taps in blocks:
-        spans = [
-            (k - 1) * axis.dilation + dilate(axis.out, axis.stride)
-            for k, axis in zip(taps, spec.axes, strict=True)
-        ]
+        sizes = map(dilate, taps, spec.rhs_dilation)
+        spans = [size + out - 1 for size, out in zip(sizes, outs, strict=True)]
 
         def block(i: Any, start: int = start, count: int = count, taps: Any = taps) -> Array:
             *ahead, number = loops.unravel(i, (*outer, count))
@@ -173,10 +172,9 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
     x: (n, rows, …, G·c), padded; y: (n, out rows, …, G·o); lanes: (G,) or (G, c, o). The taps of a
     column, multiplied by the same cotangents, are neighbours in memory where lanes fill a vector.
-    Sums over images and widths come last, for all columns at once: with one sum per column, XLA of
-    JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms instead of
-    1.2).
     """
+    # Sums over images and widths come last, for all columns at once: with one sum per column, JAX
+    # 0.10.2 compiles its products to several loops (3×3 on 8×14×14×576: 21 ms instead of 1.2).
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
     (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
     fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
@@ -224,17 +222,14 @@ class Shift(Algorithm):
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        channels, n = spec.rhs_shape[-2], spec.gemm[2]
         if spec.weight_gradient:
             # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
-            if spec.spatial_ndim == spec.forward.taps == 1:
-                return "a single tap along one axis is not compiled to one loop"
-        elif not n == 1 < spec.groups:
-            few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
-            if channels * n > few:
-                return (
-                    f"in a network more than {few} products per tap and group take long to compile"
-                )
+            single = spec.spatial_ndim == spec.forward.taps == 1
+            return "a single tap along one axis is not compiled to one loop" if single else None
+        channels, n = spec.rhs_shape[-2], spec.gemm[2]
+        few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
+        if channels * n > few and not n == 1 < spec.groups:
+            return f"in a network more than {few} products per tap and group take long to compile"
         return None
 
     def cost(self, spec: ConvSpec) -> Cost:
@@ -274,7 +269,7 @@ class Shift(Algorithm):
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         """Sums products of shifted rows, by blocks of rows that stay in cache."""
-        if any(d > 1 for d in spec.lhs_dilation):
+        if max(spec.lhs_dilation) > 1:
             image, spec = layout.pad_and_dilate(image, spec)
         if SLICES_WIDEN:
             image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
@@ -284,9 +279,8 @@ class Shift(Algorithm):
 
         def sums(first: Any, row: Any, rows: int) -> Array:
             x, part = layout.rows_of(image, spec, first, images, row, rows)
-            y = lax.dynamic_slice_in_dim(
-                lax.dynamic_slice_in_dim(cotangent, first, images), row, rows, 1
-            )
+            y = lax.dynamic_slice_in_dim(cotangent, first, images)
+            y = lax.dynamic_slice_in_dim(y, row, rows, 1)
             return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
 
         steps = len(image) // images * blocks
@@ -306,10 +300,8 @@ class Shift(Algorithm):
         return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
 
     def largest_index(self, spec: ConvSpec) -> int:
-        if spec.weight_gradient:
-            return super().largest_index(spec)
-        terms = spec.taps * spec.rhs_shape[-2]
-        looped = terms > UNROLL or image_by_image(spec)
+        terms = 0 if spec.weight_gradient else spec.taps * spec.rhs_shape[-2]
+        looped = spec.weight_gradient or terms > UNROLL or image_by_image(spec)
         return max(terms, super().largest_index(spec)) if looped else 0
 
 

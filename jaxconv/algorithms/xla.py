@@ -1,10 +1,9 @@
 """lax's own convolution, always in the canonical layout.
 
 XLA:CPU has its fast path for exactly this layout, and the pass that converts others to it does not
-reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8.
-
-It is a separate primitive, lowered as lax's was when jaxconv was imported, since ``enable``
-replaces lax's lowering.
+reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8. It is a
+separate primitive, lowered as lax's was when jaxconv was imported, since ``enable`` replaces lax's
+lowering.
 """
 
 import math
