@@ -125,7 +125,9 @@ def _apply() -> None:
         _originals[platform] = {
             name: table.get(conv_general_dilated_p) for name, table in tables.items()
         }
-        mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
+        # Called for each of equal convolutions too, since it looks at where operands come from.
+        options = {"platform": platform, "cacheable": False}
+        mlir.register_lowering(conv_general_dilated_p, _rule(platform), **options)
     for platform in set(_originals) - wanted:
         tables = platform_rules(platform)
         for name, entry in _originals.pop(platform).items():
@@ -143,8 +145,6 @@ def _rule(platform: str) -> Callable[..., Any]:
         lhs_aval, rhs_aval = ctx.avals_in
         if not plannable(lhs_aval, rhs_aval, params):
             return original(ctx, lhs, rhs, **params)
-        # JAX calls the rule once for equal convolutions: it can't see where an image comes from. In
-        # a network channels first most come from another convolution.
-        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"}, moved=True)
+        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"})
 
     return rule
