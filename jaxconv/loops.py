@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.compat import auto_insert_reshard
+from jaxconv.compat import OLD_XLA, auto_insert_reshard
 
 # Most slices to unroll; beyond that, a loop.
 UNROLL = 64
@@ -62,6 +62,19 @@ def in_one_loop(x: Array) -> Array:
         return x
     limit = np.array(np.inf, x.dtype)
     return lax.clamp(-limit, x, limit)
+
+
+def stored(x: Array) -> Array:
+    """``x``, kept in memory: what made it is not computed again by each operation that reads it."""
+    if not OLD_XLA:
+        return lax.optimization_barrier(x)
+    # JAX 0.10.2 removes barriers before it fuses. XLA doesn't know that this loop has no steps.
+    first = lax.real(x[(0,) * x.ndim]) if jnp.iscomplexobj(x) else x[(0,) * x.ndim]
+    never = first.astype(np.float32) > np.float32(np.inf)
+    zeros = jnp.zeros_like
+    return lax.while_loop(lambda state: state[0], lambda s: (zeros(s[0]), zeros(s[1])), (never, x))[
+        1
+    ]
 
 
 def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:

@@ -47,6 +47,7 @@ class Algorithm:
     # "auto" takes it if its predicted or measured time is below this share of the fastest other
     # algorithm's; 1 for those whose results are as accurate as any.
     margin: float = 1.0
+    rereads: bool = True  # whether elements of the operands are read by several operations
     static: bool = False  # whether it computes no index at run time: all slices are static
     caveat: str = ""  # how its results fall short of others', appended to a plan's reason
 

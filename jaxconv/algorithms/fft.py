@@ -177,6 +177,7 @@ class Fft(Algorithm):
     name = "fft"
     summary = "a product of spectra, by overlapping blocks"
     margin = 0.5
+    rereads = False
     caveat = "its errors are relative to the norm of a block, so zeros may become 1e-7 of it"
 
     def unsupported(self, spec: ConvSpec) -> str | None:

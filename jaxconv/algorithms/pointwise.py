@@ -90,6 +90,7 @@ def turned(spec: ConvSpec) -> bool:
 class Pointwise(Algorithm):
     name = "pointwise"
     summary = "one contraction: windows don't overlap, nothing to gather"
+    rereads = False
     static = True
 
     def unsupported(self, spec: ConvSpec) -> str | None:

@@ -110,6 +110,7 @@ class Xla(Algorithm):
     # values for float32 padding beyond it (0.10.2 and 0.12).
     name = "xla"
     summary = "lax's own convolution, in the canonical layout"
+    rereads = False
 
     def excluded(self, spec: ConvSpec) -> str | None:
         return None

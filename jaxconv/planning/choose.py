@@ -1,13 +1,13 @@
 """The decision: which algorithm "auto" takes for a convolution, and how it is then run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
 import jax
 from jax import Array
 
-from jaxconv import tables
+from jaxconv import loops, tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm, UnsupportedConvError
 from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.arguments import hints
@@ -124,18 +124,30 @@ def workspace(
 
 
 def run(
-    lhs: Array, rhs: Array, spec: ConvSpec, algorithm: str, platform: str, moved: bool = False
+    lhs: Array,
+    rhs: Array,
+    spec: ConvSpec,
+    algorithm: str,
+    platform: str,
+    moved: bool = False,
+    remade: Sequence[bool] = (False, False),
 ) -> Array:
     """Computes ``spec`` on canonical arrays by ``algorithm``, or by the one that "auto" chooses.
 
     The convolutions that an algorithm asked for by name delegates never go to XLA, so that a
-    measurement is of that algorithm. ``moved``: an image channels first still is last in memory.
+    measurement is of that algorithm.
+
+    Args:
+      moved: whether an image channels first still is last in memory.
+      remade: of both operands, whether XLA would make them again for each tap.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":
         algorithm, _ = choose(spec, platform)
     if moved:
         spec = spec.replace(channels_first=False)
+    if platform == "cpu" and ALGORITHMS[algorithm].rereads:
+        lhs, rhs = (loops.stored(x) if r else x for x, r in zip((lhs, rhs), remade, strict=True))
     return execute(lhs, rhs, spec, algorithm, platform, without)
 
 

@@ -1,0 +1,78 @@
+"""Where values cross from one convolution to the next, XLA computes none of them again."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array, lax
+
+import jaxconv
+from jaxconv import loops
+
+IMAGE = jax.random.normal(jax.random.key(0), (2, 20, 8), jnp.float32)
+KERNEL = jax.random.normal(jax.random.key(1), (3, 2, 8), jnp.float32)
+
+
+def lax_conv(x: Array, w: Array) -> Array:
+    numbers = ("NWC", "WIO", "NWC")
+    return lax.conv_general_dilated(
+        x, w, (1,), "SAME", dimension_numbers=numbers, feature_group_count=4
+    )
+
+
+def conv(x: Array, w: Array) -> Array:
+    return jaxconv.conv(x, w, groups=4, algorithm="shift")
+
+
+def stored(function: Callable[..., Array], monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many operands are stored before they are convolved; the values are checked."""
+    found: list[Array] = []
+    store = loops.stored
+    monkeypatch.setattr(loops, "stored", lambda x: (found.append(x), store(x))[1])
+    out = jax.jit(function)(IMAGE, KERNEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "conv", lax_conv)
+        expected = function(IMAGE, KERNEL)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+    return len(found)
+
+
+def jitted(x: Array, w: Array) -> Array:
+    block = jax.jit(lambda x: jax.nn.relu(conv(x, w)))
+    return block(block(x))
+
+
+def scanned(x: Array, w: Array) -> Array:
+    return lax.scan(lambda x, _: (conv(jax.nn.relu(conv(x, w)), w), None), x, None, length=2)[0]
+
+
+MANY = {
+    "one after another": lambda x, w: conv(conv(x, w), w),
+    "an activation between": lambda x, w: conv(jax.nn.gelu(conv(x, w)), w),
+    "padded between": lambda x, w: conv(jnp.pad(conv(x, w), ((0, 0), (2, 2), (0, 0))), w),
+    "a residual sum": lambda x, w: conv(x + conv(x, w), w),
+    "in a scan": scanned,
+    "a jitted block": jitted,
+}
+FEW = {
+    "alone": conv,
+    "an activation": lambda x, w: conv(jax.nn.gelu(x), w),
+    "a normalisation": lambda x, w: conv(jax.nn.standardize(x), w),
+    "a product": lambda x, w: conv(jax.nn.relu(x @ w[0].repeat(4, 0)), w),
+}
+
+
+@pytest.mark.parametrize("function", MANY.values(), ids=MANY)
+def test_the_second_reads_what_the_first_stored(
+    function: Callable[..., Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stored(function, monkeypatch) >= 1
+
+
+@pytest.mark.parametrize("function", FEW.values(), ids=FEW)
+def test_what_is_cheap_is_made_where_it_is_read(
+    function: Callable[..., Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert stored(function, monkeypatch) == 0
