@@ -1,6 +1,6 @@
 """Every algorithm on every case: values, derivatives, batches and loops, and what it refuses.
 
-Expected are lax and a loop in NumPy, both in float64, and for derivatives lax's own.
+Expected is a loop in NumPy in float64, which agrees with lax and its derivatives.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jax import Array, lax
 
 import jaxconv
 from jaxconv import loops
-from jaxconv.algorithms import im2col_tiled, pointwise, shift, winograd
+from jaxconv.algorithms import im2col_tiled, pointwise, shift
 from jaxconv.algorithms.base import apply, prepared, unsupported
 from jaxconv.planning import accelerators
 from jaxconv.planning.choose import run
@@ -105,15 +105,16 @@ def conv_by(name: str, case: Case, **arguments: Any) -> Conv:
     return lambda lhs, rhs: jaxconv.conv_general_dilated(lhs, rhs, **arguments, algorithm=name)
 
 
-def derivatives(conv: Conv) -> Callable[..., dict[str, Array]]:
+def derivatives(conv: Conv, forward_mode: bool = True) -> Callable[..., dict[str, Array]]:
     """The convolution and its derivatives: multilinear in five arguments, without a minus sign."""
 
     def fun(lhs: Any, rhs: Any, lhs_tangent: Any, rhs_tangent: Any, cotangent: Any) -> Any:
         out, transpose = jax.vjp(conv, lhs, rhs)
-        lhs_gradient, rhs_gradient = transpose(cotangent)
-        _, tangent = jax.jvp(conv, (lhs, rhs), (lhs_tangent, rhs_tangent))
-        gradients = {"lhs gradient": lhs_gradient, "rhs gradient": rhs_gradient}
-        return {"out": out, "tangent": tangent} | gradients
+        outs = {"out": out}
+        outs["lhs gradient"], outs["rhs gradient"] = transpose(cotangent)
+        if forward_mode:
+            outs["tangent"] = jax.jvp(conv, (lhs, rhs), (lhs_tangent, rhs_tangent))[1]
+        return outs
 
     return fun
 
@@ -130,69 +131,56 @@ class Expected:
         oracles.check(out, self.value, self.magnitude, self.length, np.float64, spread)
 
 
-@functools.cache
-def expected_derivatives(name: str) -> tuple[list[np.ndarray], dict[str, Expected]]:
-    """Arguments for ``derivatives`` of a case, and what lax makes of them."""
-    case = CASES[name]
+def by_loop(case: Case, args: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What ``derivatives`` gives."""
+    lhs, rhs, lhs_tangent, rhs_tangent, cotangent = args
+    gradients = case.loop_gradients(lhs, rhs, cotangent)
+    tangent = case.loop(lhs_tangent, rhs) + case.loop(lhs, rhs_tangent)
+    names = ("out", "tangent", "lhs gradient", "rhs gradient")
+    return dict(zip(names, (case.loop(lhs, rhs), tangent, *gradients), strict=True))
+
+
+def expected_of(case: Case) -> tuple[list[np.ndarray], dict[str, Expected]]:
+    """Arguments for ``derivatives`` of a case, and what it must make of them."""
     rng = np.random.default_rng(1)
-    out_shape = jax.eval_shape(case.lax, *case.operands()).shape
+    out_shape = case.loop(*case.operands()).shape
     args = list(map(rng.standard_normal, (case.lhs_shape, case.rhs_shape) * 2 + (out_shape,)))
-    by_lax = jax.jit(derivatives(case.lax))
-    values, magnitudes = by_lax(*args), by_lax(*map(np.abs, args))
-    lengths = by_lax(*map(np.ones_like, args))  # of ones, a sum counts its products
+    # Of ones, a sum counts its products.
+    kinds = [args, [np.abs(x) for x in args], [np.ones_like(x) for x in args]]
+    values, magnitudes, lengths = (by_loop(case, kind) for kind in kinds)
     return args, {
-        key: Expected(
-            np.asarray(values[key]),
-            np.asarray(magnitudes[key]),
-            int(np.max(lengths[key], initial=0)),
-        )
+        key: Expected(values[key], magnitudes[key], int(np.max(lengths[key], initial=0)))
         for key in values
     }
 
 
-def absolute_by(name: str, case: str, fun: Callable[[Conv], Callable], *args: Any) -> Any:
-    """``fun`` of the convolution, all its operands and Winograd's matrices without their signs.
-
-    A direct sum rounds relative to Σ |x·w|. Winograd's transforms cancel, also between outputs of
-    a tile, and it rounds relative to |Aᵀ| [(|G| |w|) ⊙ (|Bᵀ| |x|)] (Barabasz et al., 2020).
-    """
-    exact = winograd.transforms
-
-    def absolute(m: int, r: int) -> Any:
-        return tuple(tuple(tuple(map(abs, row)) for row in matrix) for matrix in exact(m, r))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "transforms", absolute)
-        return jax.jit(fun(conv_by(name, CASES[case])))(*map(np.abs, args))
+@functools.cache
+def expected_derivatives(name: str) -> tuple[list[np.ndarray], dict[str, Expected]]:
+    return expected_of(CASES[name])
 
 
-def winograd_roundings(name: str, case: str) -> int:
-    """Roundings that Winograd adds to those of its products: a coefficient and a sum of at most n
-    terms in both transforms along each axis, and over all of them in the kernel's, at once."""
-    m = {"winograd": 2, "winograd4": 4}[name]
-    spec = CASES[case].spec()
-    spec = spec.forward
-    n = [k + m - 1 for k in spec.kernel_shape if k > 1]
-    return sum(2 * (size + 1) for size in n) + math.prod(n)
+def assert_as_by_loop(name: str, case: Case, *, forward_mode: bool = False) -> None:
+    args, expected = (
+        expected_derivatives(case.name) if case in CASES.values() else expected_of(case)
+    )
+    outs = jax.jit(derivatives(conv_by(name, case), forward_mode))(*args)
+    for key, out in outs.items():
+        assert out.dtype == np.float64
+        expected[key].check(out, name)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_is_lax(name: str) -> None:
+    args, expected = expected_derivatives(name)
+    for key, out in jax.jit(derivatives(CASES[name].lax))(*args).items():
+        expected[key].check(out)
 
 
 @pytest.mark.parametrize(("name", "case"), board(2))
 def test_values_and_derivatives(name: str, case: str) -> None:
-    args, expected = expected_derivatives(case)
-    if name.startswith("winograd"):
-        magnitudes = absolute_by(name, case, derivatives, *args)
-        more = winograd_roundings(name, case)
-        expected = {
-            key: Expected(e.value, np.asarray(magnitudes[key]), e.length + more)
-            for key, e in expected.items()
-        }
-    outs = jax.jit(derivatives(conv_by(name, CASES[case])))(*args)
-    for key, out in outs.items():
-        assert out.dtype == np.float64
-        expected[key].check(out, name)
-    lhs, rhs = args[:2]
-    by_loop = dataclasses.replace(expected["out"], value=CASES[case].loop(lhs, rhs))
-    by_loop.check(outs["out"], name)
+    # Tangents are two convolutions more, by the same rule for every algorithm.
+    forward_mode = (_NAMES.index(name) + _CASES.index(case)) % 4 == 0
+    assert_as_by_loop(name, CASES[case], forward_mode=forward_mode)
 
 
 def test_pointwise_multiplies_kernel_gradients_either_way() -> None:
@@ -235,10 +223,7 @@ def test_shift_sums_many_taps_by_blocks(case: Case) -> None:
     _, blocks = shift.blocks_of(spec)
     assert terms > shift.UNROLL
     assert all(math.prod(taps) * spec.rhs_shape[-2] <= shift.TERMS_OF_BLOCK for *_, taps in blocks)
-    lhs, rhs = case.operands()
-    value = case.loop(lhs, rhs)
-    magnitude = case.loop(np.abs(lhs), np.abs(rhs))
-    Expected(value, magnitude, terms).check(jax.jit(conv_by("shift", case))(lhs, rhs))
+    assert_as_by_loop("shift", case)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +256,7 @@ def test_shift_by_planes(case: Case, copied: int, monkeypatch: pytest.MonkeyPatc
     spec = prepared(case.spec())
     assert spec.channels_first
     assert shift.by_planes(spec) == (case.name != "batch groups")
-    args = case.operands()
-    cotangent = np.random.default_rng(1).standard_normal(jax.eval_shape(case.lax, *args).shape)
-    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
-    _, pull_lax = jax.vjp(case.lax, *args)
-    by_shift, pull = jax.vjp(jax.jit(conv_by("shift", case)), *args)
-    assert_close(by_shift, case.loop(*args))
-    jax.tree.map(assert_close, pull(cotangent), pull_lax(cotangent))
+    assert_as_by_loop("shift", case)
 
 
 # The kernel's spatial axes, input and output channels in the order of memory.
@@ -320,74 +299,45 @@ def test_kernels_in_any_order_of_memory(
     if math.prod(rhs[:2]) == 1:
         order = "xIO" if letters.index("I") < letters.index("O") else "xOI"
     assert case.spec().kernel_order == order
-    args = case.operands()
-    out, pull_lax = jax.vjp(case.lax, *args)
-    by_name, pull = jax.vjp(jax.jit(conv_by(name, case)), *args)
-    cotangent = np.random.default_rng(1).standard_normal(out.shape)
-    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
-    assert_close(by_name, case.loop(*args))
-    jax.tree.map(assert_close, pull(cotangent), pull_lax(cotangent))
+    assert_as_by_loop(name, case)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_oracles_agree(case: str) -> None:
-    args, expected = expected_derivatives(case)
-    by_loop = dataclasses.replace(expected["out"], value=CASES[case].loop(*args[:2]))
-    by_loop.check(expected["out"].value)
-
-
-def batches_and_loops(conv: Conv) -> Callable[[Any, Any], dict[str, Array]]:
-    """Batches of two images, of two kernels (inside a loop over the images), and of two of both."""
-
-    def fun(lhs: Any, rhs: Any) -> dict[str, Array]:
-        kernels = jax.vmap(conv, (None, 0))
-        return {
-            "vmap lhs": jax.vmap(conv, (0, None))(lhs, rhs[1]),
-            "vmap both": jax.vmap(conv)(lhs, rhs),
-            "vmap rhs in scan": lax.scan(lambda _, x: (None, kernels(x, rhs)), None, lhs)[1],
-        }
-
-    return fun
+# Batches of two images, of two of both operands, and of two kernels inside a loop over the images.
+BATCHES: dict[str, Callable[[Conv], Conv]] = {
+    "vmap lhs": lambda conv: lambda lhs, rhs: jax.vmap(conv, (0, None))(lhs, rhs[1]),
+    "vmap both": jax.vmap,
+    "vmap rhs in scan": lambda conv: (
+        lambda lhs, rhs: lax.scan(
+            lambda _, x: (None, jax.vmap(conv, (None, 0))(x, rhs)), None, lhs
+        )[1]
+    ),
+}
 
 
 @functools.cache
 def expected_batches(name: str) -> tuple[np.ndarray, np.ndarray, list[list[Expected]]]:
-    """Two of each operand of a case, and what lax makes of each pair."""
+    """Two of each operand of a case, and the convolution of each pair."""
     case = CASES[name]
     lhs, rhs = (np.stack(pair) for pair in zip(case.operands(), case.operands(seed=1), strict=True))
     length = expected_derivatives(name)[1]["out"].length
 
     def expected(x: np.ndarray, w: np.ndarray) -> Expected:
-        magnitude = oracles.lax_conv(np.abs(x), np.abs(w), **case.arguments)
-        return Expected(oracles.lax_conv(x, w, **case.arguments), magnitude, length)
+        return Expected(case.loop(x, w), case.loop(np.abs(x), np.abs(w)), length)
 
     return lhs, rhs, [[expected(x, w) for w in rhs] for x in lhs]
 
 
 @pytest.mark.usefixtures("_loops")
+@pytest.mark.parametrize("kind", BATCHES)
 @pytest.mark.parametrize(("name", "case"), board(3))
-def test_vmap_and_scan(name: str, case: str) -> None:
+def test_vmap_and_scan(name: str, case: str, kind: str) -> None:
     lhs, rhs, expected = expected_batches(case)
-    if name.startswith("winograd"):
-        more = winograd_roundings(name, case)
-
-        def of_pairs(conv: Conv) -> Conv:
-            return lambda lhs, rhs: lax.map(lambda x: lax.map(lambda w: conv(x, w), rhs), lhs)
-
-        magnitudes = np.asarray(absolute_by(name, case, of_pairs, lhs, rhs))
-        expected = [
-            [
-                Expected(e.value, magnitude, e.length + more)
-                for e, magnitude in zip(*rows, strict=True)
-            ]
-            for rows in zip(expected, magnitudes, strict=True)
-        ]
-    outs = jax.jit(batches_and_loops(conv_by(name, CASES[case])))(lhs, rhs)
+    out = jax.jit(BATCHES[kind](conv_by(name, CASES[case])))(lhs, rhs)
     for i, j in itertools.product(range(2), range(2)):
-        expected[i][j].check(outs["vmap rhs in scan"][i, j], name)
-    for i in range(2):
-        expected[i][1].check(outs["vmap lhs"][i], name)
-        expected[i][i].check(outs["vmap both"][i], name)
+        if kind == "vmap rhs in scan":
+            expected[i][j].check(out[i, j], name)
+        elif j == (1 if kind == "vmap lhs" else i):
+            expected[i][j].check(out[i], name)
 
 
 @pytest.mark.parametrize(("name", "case"), REFUSED)
@@ -428,9 +378,6 @@ def test_an_algorithm_is_differentiable_jax(name: str) -> None:
     assert "jaxconv" not in {eqn.primitive.name for eqn in jaxpr.eqns}
     for key, out in jax.jit(derivatives(conv))(*args).items():
         expected[key].check(out, name)
-    gradients = jax.grad(lambda *operands: jnp.vdot(conv(*operands), args[-1]), (0, 1))(*args[:2])
-    expected["lhs gradient"].check(gradients[0], name)
-    expected["rhs gradient"].check(gradients[1], name)
 
 
 DTYPES = [
