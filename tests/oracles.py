@@ -129,7 +129,7 @@ def lax_conv(lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> np.ndarray:
 # FFT: each of three transforms of n elements is off by at most log2(n) roundings of its norm
 # (Higham, "Accuracy and Stability of Numerical Algorithms", 24.1), and so is the product, of
 # ‖x‖·‖w‖, for which the largest magnitude stands; n is at most 2^20 here.
-# Winograd: its matrices cancel, so that it rounds relative to |Aᵀ| [(|G| |w|) ⊙ (|Bᵀ| |x|)] (Barabasz
+# Winograd: its matrices cancel, and it rounds relative to |Aᵀ| [(|G| |w|) ⊙ (|Bᵀ| |x|)] (Barabasz
 # et al., 2020); measured, by 10 roundings with two outputs a tile and 17 with four.
 SPREAD = {"fft": 3 * 20, "winograd": 20, "winograd4": 35}
 
