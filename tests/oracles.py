@@ -17,6 +17,23 @@ def wide(dtype: Any) -> np.dtype:
     return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
 
 
+def drawn(rng: np.random.Generator, shape: Any, dtype: Any, preferred: Any) -> np.ndarray:
+    """An operand of a convolution with this ``preferred_element_type``."""
+    dtype = jnp.dtype(dtype)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.3
+    if jnp.issubdtype(dtype, jnp.integer):
+        # Sums overflow and must wrap around, except where they are rounded to floats.
+        small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
+        info = jnp.iinfo(dtype)
+        low, high = (-9, 9) if small else (int(info.min), int(info.max))
+        return rng.integers(low, high, shape, endpoint=True).astype(dtype)
+    x = rng.standard_normal(shape)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        x = x + 1j * rng.standard_normal(shape)
+    return x.astype(dtype)
+
+
 def loop_conv(lhs: Any, rhs: Any, *args: Any, **kwargs: Any) -> np.ndarray:
     """The convolution with explicit padding, window by window, in ``wide(lhs.dtype)``."""
     x, w, numbers, out_shape, windows = _windows(lhs, rhs, *args, **kwargs)

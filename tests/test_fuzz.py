@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
@@ -45,24 +44,9 @@ class Sample:
 
     def operands(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
-        return tuple(_values(rng, shape, self) for shape in (self.lhs_shape, self.rhs_shape))
-
-
-def _values(rng: np.random.Generator, shape: tuple[int, ...], sample: Sample) -> np.ndarray:
-    dtype = jnp.dtype(sample.dtype)
-    if dtype == np.bool_:
-        return rng.random(shape) < 0.3
-    if jnp.issubdtype(dtype, jnp.integer):
-        # Sums overflow and must wrap around, except where they are rounded to floats.
-        preferred = sample.arguments["preferred_element_type"]
-        small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
-        info = jnp.iinfo(dtype)
-        low, high = (-9, 9) if small else (int(info.min), int(info.max))
-        return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
-    x = rng.standard_normal(shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        x = x + 1j * rng.standard_normal(shape)
-    return x.astype(dtype)
+        shapes = self.lhs_shape, self.rhs_shape
+        preferred = self.arguments["preferred_element_type"]
+        return tuple(oracles.drawn(rng, shape, self.dtype, preferred) for shape in shapes)
 
 
 def sample(seed: int) -> Sample:
