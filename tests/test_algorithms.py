@@ -11,14 +11,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import CASES, LAST, Case, make_case, params_of
-from hypothesis import strategies as st
+from cases import CASES, Case, make_case, params_of
 from jax import Array, lax
 
 import jaxconv
@@ -425,36 +423,6 @@ def test_dtypes(every: bool, name: str, dtype: str, preferred: str | None) -> No
         length = case.spec().taps * case.spec().rhs_shape[-2]
         spread = oracles.SPREAD.get(name, 0)
         oracles.check(out, case.loop(lhs, rhs), magnitude, length, jnp.dtype(dtype), spread)
-
-
-@st.composite
-def convolutions(draw: st.DrawFn) -> tuple[str, Case]:
-    """An algorithm and a convolution that it takes, one or two spatial dimensions."""
-    ndim = draw(st.integers(1, 2))
-    numbers = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(ndim))  # noqa: E731
-    kernel, strides, lhs_dilation, rhs_dilation = (numbers(1, n) for n in (3, 3, 2, 2))
-    spatial = numbers(5, 8)
-    pads = tuple(zip(numbers(-2, 3), numbers(-2, 3), strict=True))
-    groups = draw(st.sampled_from((1, 1, 2)))
-    n, c, o = (draw(st.integers(1, 3)) for _ in range(3))
-    arguments = {
-        "window_strides": strides,
-        "padding": pads,
-        "lhs_dilation": lhs_dilation,
-        "rhs_dilation": rhs_dilation,
-        "dimension_numbers": LAST[ndim],
-        "feature_group_count": groups,
-    }
-    case = Case("drawn", (n, *spatial, groups * c), (*kernel, c, groups * o), arguments)
-    able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, case.spec()) is None]
-    return draw(st.sampled_from(["auto", *able])), case
-
-
-@hypothesis.settings(max_examples=12, derandomize=True, deadline=None)
-@hypothesis.given(convolutions())
-def test_drawn(drawn: tuple[str, Case]) -> None:
-    """Which is linear, equivariant under shifts, and has the loop's adjoints."""
-    assert_as_by_loop(*drawn, forward_mode=True)
 
 
 KEPT_APART = [

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import oracles
 import pytest
-from cases import params_of
+from cases import Case, params_of
 from jax import lax
+from test_algorithms import assert_as_by_loop
 
 import jaxconv
 from jaxconv.algorithms.base import unsupported
@@ -163,6 +164,17 @@ def run_checks(seed: int) -> int:
 @pytest.mark.parametrize("block", range(8))
 def test_sampled(block: int) -> None:
     assert sum(run_checks(1000 * block + i) for i in range(5)) >= 5 * 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_derivatives(seed: int) -> None:
+    """By one algorithm each, in float64: as linear as the loop, and with its adjoints."""
+    drawn = sample(seed)
+    arguments = drawn.arguments | {"preferred_element_type": None}
+    case = Case("drawn", drawn.lhs_shape, drawn.rhs_shape, arguments)
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, case.spec()) is None]
+    name = str(np.random.default_rng(seed).choice(["auto", *able]))
+    assert_as_by_loop(name, case, forward_mode=True)
 
 
 def test_mixed_padding() -> None:
