@@ -17,7 +17,7 @@ def wide(dtype: Any) -> np.dtype:
     return np.dtype(np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64)
 
 
-def drawn(rng: np.random.Generator, shape: Any, dtype: Any, preferred: Any) -> np.ndarray:
+def drawn(rng: np.random.Generator, shape: Any, dtype: Any, preferred: Any = None) -> np.ndarray:
     """An operand of a convolution with this ``preferred_element_type``."""
     dtype = jnp.dtype(dtype)
     if dtype == np.bool_:
