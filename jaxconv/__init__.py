@@ -11,8 +11,6 @@ named; ``im2col`` and ``col2im`` are the patch matrix and its adjoint.
 function, forward and backward; ``autotune`` measures, and ``config`` has the settings.
 """
 
-from typing import Any
-
 from jaxconv.algorithms import ALGORITHMS, UnsupportedConvError
 from jaxconv.api import conv, conv_general_dilated, conv_transpose, pointwise
 from jaxconv.config import config
@@ -44,9 +42,4 @@ __all__ = [
     "plan",
     "pointwise",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":  # read on first use, since it takes 1 to 2 ms
-        return _version()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__version__ = _version()

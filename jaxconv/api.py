@@ -1,8 +1,6 @@
 """The functions that users call."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,43 +10,30 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxconv import compat
 from jaxconv.algorithms import UnsupportedConvError
-from jaxconv.arguments import hints
+from jaxconv.arguments import hints, parse
 from jaxconv.arguments.channels_last import NAMES, Padding, lax_arguments
 from jaxconv.arguments.errors import Call, fail, operand
-from jaxconv.arguments.parse import (
-    check_axes,
-    parameters,
-    parse_dimension_numbers,
-    parse_out_dtype,
-    parse_precision,
-    positive,
-    transpose_padding,
-)
 from jaxconv.planning.choose import check_algorithm
 from jaxconv.sharding.borders import with_borders
 from jaxconv.spec import ConvSpec, dilate
 from jaxconv.transforms.primitive import conv_p
 
 
-def _convolve(call: Call, lhs: Array, rhs: Array, algorithm: str, **arguments: Any) -> Array:
+def _convolve(
+    call: Call, lhs: Array, rhs: Array, algorithm: str, out_sharding: Any, *args: Any, **kwargs: Any
+) -> Array:
     """Parses lax's arguments and binds the primitive."""
     if compat.is_constant_shape((*lhs.shape, *rhs.shape)):
-        sharding = arguments.pop("out_sharding", None)
-        params = parameters(call, lhs, rhs, **arguments)
-        return _bind(call, lhs, rhs, algorithm, params, sharding)
+        params = parse.parameters(call, lhs, rhs, *args, **kwargs)
+        return _bind(call, lhs, rhs, algorithm, params, out_sharding)
     if algorithm not in ("auto", "xla"):
         constraint, remedy = "symbolic shapes are for algorithm 'auto' or 'xla'", "use one of these"
         fail(call.function, constraint, repr(algorithm), remedy, UnsupportedConvError)
-    return lax.conv_general_dilated(lhs, rhs, **arguments)
+    return lax.conv_general_dilated(lhs, rhs, *args, **kwargs, out_sharding=out_sharding)
 
 
 def _bind(
-    call: Call,
-    lhs: Array,
-    rhs: Array,
-    algorithm: str,
-    params: Mapping[str, Any],
-    out_sharding: NamedSharding | PartitionSpec | None = None,
+    call: Call, lhs: Array, rhs: Array, algorithm: str, params: Any, out_sharding: Any = None
 ) -> Array:
     """Binds the primitive, whose parameters were parsed."""
     check_algorithm(call.function, algorithm, ConvSpec.from_params(lhs, rhs, params))
@@ -62,9 +47,9 @@ def _bind(
     return conv_p.bind(lhs, rhs, **params, out_sharding=out_sharding, algorithm=algorithm)
 
 
-def _operands(function: str, lhs: Any, rhs: Any) -> tuple[Call, Array, Array]:
+def _operands(function: str, lhs: Any, rhs: Any, **more: Any) -> tuple[Call, Array, Array]:
     lhs, rhs = operand(function, "lhs", lhs), operand(function, "rhs", rhs)
-    return Call(function, {"lhs": lhs.shape, "rhs": rhs.shape}), lhs, rhs
+    return Call(function, {"lhs": lhs.shape, "rhs": rhs.shape}, **more), lhs, rhs
 
 
 def conv_general_dilated(
@@ -91,15 +76,13 @@ def conv_general_dilated(
       window_strides: window stride per spatial dimension.
       padding: "SAME", "SAME_LOWER", "VALID", or (low, high) pairs; negative ones crop.
       lhs_dilation, rhs_dilation: distance between neighbouring elements of image and kernel.
-      dimension_numbers: None, a ``lax.ConvDimensionNumbers``, or three strings such as
-        ``("NHWC", "HWIO", "NHWC")``.
+      dimension_numbers: a ``lax.ConvDimensionNumbers``, or ``("NHWC", "HWIO", "NHWC")``, say.
       feature_group_count, batch_group_count: groups of channels, or of images, that are convolved
         independently; at most one of the two may exceed 1.
       precision: of the products, as in ``lax``.
       preferred_element_type: dtype to accumulate in and to return.
       out_sharding: as in ``lax``, for meshes with explicit axes.
-      algorithm: "auto", or a name in ``ALGORITHMS``. Derivatives and batches use it too where it
-        supports their convolutions; "auto" plans the others.
+      algorithm: "auto", or a name in ``ALGORITHMS``, for derivatives too where it supports them.
 
     Returns:
       The convolution (cross-correlation, as in ``lax``), of the shape and dtype that lax returns.
@@ -115,22 +98,10 @@ def conv_general_dilated(
       Array([9., 9., 9.], dtype=float32)
     """
     call, lhs, rhs = _operands("conv_general_dilated", lhs, rhs)
-    return _convolve(
-        call,
-        lhs,
-        rhs,
-        algorithm,
-        window_strides=window_strides,
-        padding=padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        batch_group_count=batch_group_count,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-        out_sharding=out_sharding,
-    )
+    dilations, groups = (lhs_dilation, rhs_dilation), (feature_group_count, batch_group_count)
+    types = precision, preferred_element_type
+    arguments = window_strides, padding, *dilations, dimension_numbers, *groups, *types
+    return _convolve(call, lhs, rhs, algorithm, out_sharding, *arguments)
 
 
 def conv(
@@ -158,49 +129,27 @@ def conv(
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
       spatial_axes: inside ``jax.shard_map``, where each device holds a part of the image: for each
         spatial dimension the mesh axis, or axes, over which it is cut, or None. ``padding`` is that
-        of the whole image. Each device receives its neighbours' borders and returns its part of
+        of the whole image; each device receives its neighbours' borders and returns its part of
         the output. (Under ``jit`` with sharded arrays that happens by itself.)
 
     Returns:
       (N, out spatial…, O), without N where x has none.
 
     Raises:
-      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``; also where the
-        devices don't divide the output's size.
+      TypeError, ValueError, UnsupportedConvError: as ``conv_general_dilated``.
 
     Example:
       >>> import jax.numpy as jnp, jaxconv
       >>> jaxconv.conv(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8)), strides=2).shape
       (2, 16, 16, 8)
-
-      Rows cut over the devices of a mesh:
-
-      >>> import jax
-      >>> from jax.sharding import AxisType, PartitionSpec as P
-      >>> mesh = jax.make_mesh((1,), ("rows",), axis_types=(AxisType.Auto,))
-      >>> def part(x, w):
-      ...     return jaxconv.conv(x, w, spatial_axes=("rows", None))
-      >>> rows = P(None, "rows")
-      >>> whole = jax.shard_map(part, mesh=mesh, in_specs=(rows, P()), out_specs=rows)
-      >>> whole(jnp.ones((2, 32, 32, 3)), jnp.ones((3, 3, 3, 8))).shape
-      (2, 32, 32, 8)
     """
     x, w = operand("conv", "x", x), operand("conv", "w", w)
-    call, arguments = lax_arguments(
-        "conv",
-        x,
-        w,
-        strides,
-        padding,
-        dilation,
-        groups,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    types = {"precision": precision, "preferred_element_type": preferred_element_type}
+    call, arguments = lax_arguments("conv", x, w, strides, padding, dilation, groups, **types)
     batched = x.ndim == w.ndim
     x = x if batched else x[None]
     if spatial_axes is None:
-        out = _convolve(call, x, w, algorithm, **arguments)
+        out = _convolve(call, x, w, algorithm, None, **arguments)
     else:
         x, params = with_borders(call, x, w, spatial_axes, arguments)
         out = _bind(call, x, w, algorithm, params)
@@ -230,7 +179,7 @@ def conv_transpose(
       padding: "SAME", "VALID" (of the convolution that this transposes), or (low, high) pairs of
         this convolution itself; with ``use_consistent_padding``, of the one it transposes.
       rhs_dilation: distance between neighbouring kernel elements.
-      dimension_numbers: as in ``conv_general_dilated``; default: channels last, up to 3-D.
+      dimension_numbers: as in ``conv_general_dilated``; default: channels last.
       transpose_kernel: flip the kernel's spatial axes and swap its channel axes, so that the result
         is the input gradient of the convolution with ``rhs`` (as Keras and PyTorch define it).
       precision, preferred_element_type, algorithm: as in ``conv_general_dilated``.
@@ -247,44 +196,24 @@ def conv_transpose(
       >>> jaxconv.conv_transpose(image, kernel, (2, 2), "SAME").shape
       (1, 16, 16, 2)
     """
-    call, lhs, rhs = _operands("conv_transpose", lhs, rhs)
-    call = dataclasses.replace(
-        call,
-        names={"window_strides": "strides", "feature_group_count": ""},
-        paddings="'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs",
-    )
+    names = {"window_strides": "strides", "feature_group_count": ""}
+    paddings = "'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high) pairs"
+    words = {"names": names, "paddings": paddings, "transpose_kernel": transpose_kernel}
+    call, lhs, rhs = _operands("conv_transpose", lhs, rhs, **words)
     ndim = rhs.ndim - 2
     if dimension_numbers is None:
         dimension_numbers = hints.lettered(rhs.ndim)
-        if ndim > 3:
-            constraint = "dimension_numbers have a default for 0 to 3 spatial dimensions only"
-            call.fail(constraint, None, f"pass them, such as {dimension_numbers}")
-    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
-    check_axes(call, lhs, rhs, dnums, strides, dimension_numbers)
-    inputs = dnums.rhs_spec[0 if transpose_kernel else 1]
-    guesses = partial(hints.of_lax, lhs.shape, rhs.shape, dnums, transpose_kernel=transpose_kernel)
-    channels = f"axis {dnums.lhs_spec[1]}", f"axis {inputs}"
-    call = dataclasses.replace(call, channels=channels, guesses=guesses)
-    strides = positive(call, "window_strides", strides, ndim, TypeError)
+    dnums = parse.parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, strides)
+    strides = parse.positive(call, "window_strides", strides, ndim, TypeError)
     rhs_dilation = (1,) * ndim if rhs_dilation is None else rhs_dilation
-    rhs_dilation = positive(call, "rhs_dilation", rhs_dilation, ndim, TypeError)
+    rhs_dilation = parse.positive(call, "rhs_dilation", rhs_dilation, ndim, TypeError)
     window = map(dilate, [rhs.shape[d] for d in dnums.rhs_spec[2:]], rhs_dilation)
-    padding = transpose_padding(call, padding, window, strides, use_consistent_padding)
+    padding = parse.transpose_padding(call, padding, window, strides, use_consistent_padding)
     if transpose_kernel:
         rhs = jnp.flip(rhs, dnums.rhs_spec[2:]).swapaxes(*dnums.rhs_spec[:2])
-    return _convolve(
-        call,
-        lhs,
-        rhs,
-        algorithm,
-        window_strides=(1,) * ndim,
-        padding=padding,
-        lhs_dilation=strides,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dnums,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+    dilations, types = (strides, rhs_dilation), (precision, preferred_element_type)
+    arguments = (1,) * ndim, padding, *dilations, dnums, 1, 1, *types
+    return _convolve(call, lhs, rhs, algorithm, None, *arguments)
 
 
 def pointwise(
@@ -318,8 +247,8 @@ def pointwise(
         guesses = hints.of_pointwise(x.shape, w.shape) if min(x.ndim, w.ndim) > 0 else ()
         remedy = hints.likeliest(guesses) or "w needs as many rows as x has channels"
         call.fail("x must be (…, C) and w (C, O)", None, remedy, TypeError)
-    parse_out_dtype(call, x.dtype, w.dtype, preferred_element_type)
-    parse_precision(call, precision)
+    parse.parse_out_dtype(call, x.dtype, w.dtype, preferred_element_type)
+    parse.parse_precision(call, precision)
     return jnp.einsum(
         "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
     )

@@ -3,45 +3,44 @@
 import io
 import os
 import re
+import runpy
 import sys
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.bench import calibrate, commands, draw
 from jaxconv.bench import compare as engine
-from jaxconv.bench.report import DIRECTIONS, SUITES, Selection
+from jaxconv.bench.programs import DIRECTIONS, SUITES, Selection
 from jaxconv.planning import rows
 from jaxconv.tools import memory
-from jaxconv.tools import script as scripts
+from jaxconv.tools.autotune import autotune as tuned
 from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
-CLOSED_PIPE = 141  # the exit code of what a closed pipe ends: 128 and the number of SIGPIPE
+KNOWN_SUITES = ", ".join(SUITES)
+INTERRUPTED = 130  # the exit code
 
 
 class Commands(TyperGroup):
-    """Interrupts, closed pipes and messages end a command without a traceback."""
+    """Interrupts and messages end a command without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()
+            sys.stdout.flush()  # typer handles pipes that are closed, as by head
             return result
         except KeyboardInterrupt:
-            raise typer.Exit(scripts.INTERRUPTED) from None
-        except BrokenPipeError:
-            # Its reader has gone, as head does; without this a last flush would fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(CLOSED_PIPE) from None
+            raise typer.Exit(INTERRUPTED) from None
         except commands.CommandError as error:
             _fail(str(error))
 
@@ -75,12 +74,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback(help="Convolution as matrix multiplication, in pure JAX.")
 def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
+    version: bool = Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     # Not every encoding of stdout includes × and →.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -89,36 +85,28 @@ def _options(
 
 @app.command()
 def compare(
-    image: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A photograph, in any format that Pillow reads.",
-            show_default="the astronaut of scikit-image",
-        ),
-    ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the picture is written.")
-    ] = Path("jaxconv-compare.png"),
-    algorithm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--algorithm",
-            "-a",
-            help="Compare this one, by name; may be repeated.",
-            show_default="auto and all others",
-        ),
-    ] = None,
-    size: Annotated[
-        int, typer.Option(min=16, help="A longer side is scaled down to this many pixels.")
-    ] = 384,
-    repeats: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pairs of calls, lax and the algorithm in turn.",
-            show_default=f"what fits {engine.BUDGET} s, from {engine.FEWEST} to {engine.ENOUGH}",
-        ),
-    ] = None,
+    image: Path | None = Argument(
+        None,
+        help="A photograph, in any format that Pillow reads.",
+        show_default="the astronaut of scikit-image",
+    ),
+    output: Path = Option(
+        Path("jaxconv-compare.png"), "--output", "-o", help="Where the picture is written."
+    ),
+    algorithm: list[str] | None = Option(
+        None,
+        "--algorithm",
+        "-a",
+        help="Compare this one, by name; may be repeated.",
+        show_default="auto and all others",
+    ),
+    size: int = Option(384, min=16, help="A longer side is scaled down to this many pixels."),
+    repeats: int | None = Option(
+        None,
+        min=1,
+        help="Pairs of calls, lax and the algorithm in turn.",
+        show_default=f"what fits {engine.BUDGET} s, from {engine.FEWEST} to {engine.ENOUGH}",
+    ),
 ) -> None:
     """Compare all algorithms on real convolutions of a photograph.
 
@@ -140,37 +128,21 @@ def compare(
 
 @app.command()
 def bench(
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}.", show_default="layers"
-        ),
-    ] = None,
-    case: Annotated[
-        str | None,
-        typer.Option(help="Run cases whose names match this regular expression.", metavar="REGEX"),
-    ] = None,
-    direction: Annotated[
-        str | None, typer.Option(help=f"Only this direction, of {', '.join(DIRECTIONS)}.")
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few cases, a moment each.")] = False,
-    specs: Annotated[
-        int, typer.Option(min=1, help="Random convolutions of regret.")
-    ] = Selection.specs,
-    torch: Annotated[
-        bool | None,
-        typer.Option(help="Measure PyTorch too.", show_default="where it is installed"),
-    ] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option("--json", help="Write everything to this file, after every result."),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option("--plots", help="Draw pictures into this folder.")
-    ] = None,
-    listed: Annotated[
-        bool, typer.Option("--list", help="Print the names of the selected cases, and exit.")
-    ] = False,
+    suites: list[str] = Argument(["layers"], metavar="[SUITE]...", help=f"Of {KNOWN_SUITES}."),
+    case: str | None = Option(
+        None, metavar="REGEX", help="Run cases whose names match this regular expression."
+    ),
+    direction: str | None = Option(None, help=f"Only this direction, of {', '.join(DIRECTIONS)}."),
+    quick: bool = Option(False, "--quick", help="A few cases, a moment each."),
+    specs: int = Option(Selection.specs, min=1, help="Random convolutions of regret."),
+    torch: bool | None = Option(
+        None, help="Measure PyTorch too.", show_default="where it is installed"
+    ),
+    file: Path | None = Option(
+        None, "--json", help="Write everything to this file, after every result."
+    ),
+    folder: Path | None = Option(None, "--plots", help="Draw pictures into this folder."),
+    listed: bool = Option(False, "--list", help="Print the names of the selected cases, and exit."),
 ) -> None:
     """Measure jaxconv against lax, and against PyTorch.
 
@@ -179,7 +151,6 @@ def bench(
     random convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.
     """
-    suites = suites or ["layers"]
     _check("suite", suites, SUITES)
     _check("direction", [direction] if direction is not None else [], DIRECTIONS)
     try:
@@ -189,8 +160,7 @@ def bench(
     installed = find_spec("torch") is not None
     if torch and not installed:
         _fail("can't measure PyTorch: install it by pip install torch")
-    by_torch = installed if torch is None else torch
-    selection = Selection(pattern, direction, quick, specs, by_torch)
+    selection = Selection(pattern, direction, quick, specs, installed and torch is not False)
     if listed:
         commands.names(suites, selection)
     elif not commands.bench(suites, selection, file, folder):
@@ -199,15 +169,10 @@ def bench(
 
 @app.command()
 def tune(
-    seconds: Annotated[
-        float, typer.Option(min=1, help="Time budget, in seconds.")
-    ] = calibrate.SECONDS,
-    forget: Annotated[
-        bool,
-        typer.Option(
-            "--forget", help="Drop what tune and autotune measured on this machine, and exit."
-        ),
-    ] = False,
+    seconds: float = Option(calibrate.SECONDS, min=1, help="Time budget, in seconds."),
+    forget: bool = Option(
+        False, "--forget", help="Drop what tune and autotune measured on this machine, and exit."
+    ),
 ) -> None:
     """Measure how fast this machine is, to adapt predicted times to it.
 
@@ -227,39 +192,24 @@ def tune(
 # Everything after the script is passed to it, options included.
 @app.command(context_settings={"allow_interspersed_args": False})
 def run(
-    script: Annotated[str, typer.Argument(metavar="SCRIPT", help="A Python script.")],
-    args: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[ARGS]", help="Arguments and options of the script."),
-    ] = None,
+    script: str = Argument(metavar="SCRIPT", help="A Python script."),
+    args: list[str] = Argument([], metavar="[ARGS]", help="Arguments and options of the script."),
     *,
-    module: Annotated[
-        bool, typer.Option("-m", help="SCRIPT is the name of a module, as in python -m.")
-    ] = False,
-    platform: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where jaxconv plans: cpu, gpu or tpu; may be repeated.",
-            show_default="cpu",
-        ),
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="At the end, print the plans to stderr.")
-    ] = False,
-    autotune: Annotated[
-        bool,
-        typer.Option(
-            "--autotune",
-            help="At the end, measure the convolutions, for later runs; the table goes to stderr.",
-        ),
-    ] = False,
-    kept: Annotated[
-        bool,
-        typer.Option(
-            "--keep-memory/--no-keep-memory",
-            help="On Linux with glibc, keep memory that the script frees, for its next arrays.",
-        ),
-    ] = True,
+    module: bool = Option(False, "-m", help="SCRIPT is the name of a module, as in python -m."),
+    platform: list[str] = Option(
+        ["cpu"], help="Where jaxconv plans: cpu, gpu or tpu; may be repeated."
+    ),
+    explain: bool = Option(False, "--explain", help="At the end, print the plans to stderr."),
+    autotune: bool = Option(
+        False,
+        "--autotune",
+        help="At the end, measure the convolutions, for later runs; the table goes to stderr.",
+    ),
+    kept: bool = Option(
+        True,
+        "--keep-memory/--no-keep-memory",
+        help="On Linux with glibc, keep memory that the script frees, for its next arrays.",
+    ),
 ) -> None:
     """Run an unmodified Python script with its convolutions planned by jaxconv.
 
@@ -269,26 +219,43 @@ def run(
     JAX is imported before the script starts: environment variables that JAX reads on import, such
     as JAX_PLATFORMS, must be set outside the script.
     """
-    _check("platform", platform or (), PLATFORMS)
-    sys.argv = [script, *(args or ())]
+    _check("platform", platform, PLATFORMS)
+    sys.argv = [script, *args]
     if not sys.flags.safe_path:  # as Python itself does
         sys.path[0] = os.getcwd() if module else os.path.dirname(os.path.realpath(script))
-    if problem := scripts.problem(script, module):
-        _fail(f"can't run {script!r}: {problem}")
+    if not module and not os.path.isfile(script):
+        _fail(f"can't run {script!r}: there is no such file")
     if kept:
         memory.keep()
-    enable(platform or ("cpu",))
+    enable(platform)
     compiled = Compiled()
     if explain:
         observers.append(compiled)
-    code = None
+    code = _execute(script, module)
+    if explain:
+        print(compiled, file=sys.stderr)
+    if autotune and code != INTERRUPTED:
+        try:
+            print(tuned(), file=sys.stderr)
+        except ValueError as error:  # nothing was compiled, or there are several processes
+            print(error, file=sys.stderr)
+    if code:
+        raise SystemExit(code)
+
+
+def _execute(script: str, module: bool) -> Any:
+    """Runs a script as Python itself would, and prints the traceback of an error; the exit code."""
     try:
-        scripts.execute(script, module)
+        if module:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(os.path.abspath(script), run_name="__main__")
     except SystemExit as end:
-        code = end.code
-        raise
-    finally:
-        if explain:
-            print(compiled, file=sys.stderr)
-        if autotune and code != scripts.INTERRUPTED:
-            scripts.measure()
+        return end.code
+    except BaseException as error:
+        # Not left to typer, which handles some errors differently and would show in the traceback.
+        traceback = error.__traceback__
+        while traceback and traceback.tb_frame.f_globals.get("__name__") in (__name__, "runpy"):
+            traceback = traceback.tb_next
+        sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1

@@ -135,9 +135,6 @@ def with_eqns(jaxpr: Any, eqns: list[Any]) -> Any:
     return jaxpr.replace(jaxpr=jaxpr.jaxpr.replace(eqns=eqns))
 
 
-# Rules
-
-
 def remat_rules() -> dict[Any, Any]:
     """The rules by which JAX 0.12 recomputes if jax_remat3 is set; empty where there are none."""
     try:
@@ -161,18 +158,16 @@ def add_rules(convolution: Any) -> None:
     for module, name in _TABLES.items():
         table = getattr(sys.modules.get(module), name, {})
         rule = table.get(conv_general_dilated_p)
-        if rule is not None and convolution not in table:
-            table[convolution] = _for_primitive(convolution, rule)
+        if rule is None or convolution in table:
+            continue
+        if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
+            table[convolution] = partial(rule.func, convolution)
+        else:
+            table[convolution] = _without_algorithm(rule)
 
 
-def _for_primitive(convolution: Any, rule: Any) -> Any:
-    if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
-        return partial(rule.func, convolution)
-
-    def without_algorithm(*args: Any, algorithm: str, **params: Any) -> Any:
-        return rule(*args, **params)
-
-    return without_algorithm
+def _without_algorithm(rule: Any) -> Any:
+    return lambda *args, algorithm, **params: rule(*args, **params)
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
@@ -230,9 +225,6 @@ def with_sharding_in_type(ctx: Any, out: Any) -> Any:
     (aval,) = ctx.avals_out
     explicit = has_explicit_sharding(aval)
     return _jaxs("lower_with_sharding_in_types")(ctx, out, aval) if explicit else out
-
-
-# XLA's partitioner
 
 
 def _partitions() -> bool:

@@ -1,14 +1,12 @@
 """``config``: the settings of a process, from code or from environment variables."""
 
 import contextlib
-import math
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,7 +31,7 @@ def _size(value: Any) -> int | None:
         return None
     number, prefix, binary = match.groups()
     unit = (1024 if binary else 1000) ** " kmgt".index(prefix or " ")
-    return math.floor(Fraction(number) * unit)
+    return int(float(number) * unit)
 
 
 def _folder(value: Any) -> Path | None:
@@ -46,33 +44,11 @@ def _boolean(value: Any) -> bool | None:
     return text in TRUE if text in TRUE + FALSE else None
 
 
-def _memory_share() -> int:
-    try:
-        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system has these
-        pages = size = -1
-    return (pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY) // MEMORY_SHARE
-
-
-def _user_cache() -> Path | None:
-    try:
-        import platformdirs  # optional: without it there is no default folder
-    except ModuleNotFoundError:
-        return None
-    return Path(platformdirs.user_cache_dir("jaxconv", appauthor=False))
-
-
-class Setting(NamedTuple):
-    parse: Callable[[Any], Any]  # None where a value is invalid
-    default: Callable[[], Any]
-    expects: str  # what a value must be
-
-
-SIZE = "a number of bytes such as 536870912, '512MiB' or '2GB'"
-SETTINGS = {
-    "workspace_limit": Setting(_size, _memory_share, SIZE),
-    "cache_dir": Setting(_folder, _user_cache, "a folder's path"),
-    "use_cache": Setting(_boolean, lambda: True, f"a boolean ({', '.join(TRUE + FALSE)})"),
+# Of each setting: what parses a value, to None where it is invalid; and what one must be.
+SETTINGS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "workspace_limit": (_size, "a number of bytes such as 536870912, '512MiB' or '2GB'"),
+    "cache_dir": (_folder, "a folder's path"),
+    "use_cache": (_boolean, f"a boolean ({', '.join(TRUE + FALSE)})"),
 }
 
 
@@ -84,21 +60,15 @@ def variable(name: str) -> str:
 class Config:
     """The settings of this process: read as attributes, changed by ``update`` or ``set``.
 
-    A value is the last one passed to ``update``, else that of the environment variable, else the
-    default. Environment variables are read once, when first needed; an invalid one raises then.
-    ``print(jaxconv.config)`` shows all settings with their values and variables.
-
-    A change applies to everything planned after it. Functions that JAX has already compiled stay
-    unchanged until ``jax.clear_caches()``.
+    A value is the last one passed to ``update``, else that of the environment variable, read once,
+    when first needed, else the default. ``print(jaxconv.config)`` shows all values and variables. A
+    change applies to everything planned after it, not to functions that JAX has already compiled.
 
     Example:
       >>> import jaxconv
-      >>> jaxconv.config.update("workspace_limit", "512MiB")
-      >>> jaxconv.config.workspace_limit
-      536870912
-      >>> with jaxconv.config.set(workspace_limit="1GB", use_cache=False):
+      >>> with jaxconv.config.set(workspace_limit="512MiB", use_cache=False):
       ...     jaxconv.config.workspace_limit
-      1000000000
+      536870912
     """
 
     __slots__ = ("_blocks", "_environment")
@@ -114,19 +84,26 @@ class Config:
         take. ``xla`` and algorithms asked for by name are exempt. Default: an eighth of the
         machine's memory; plans in a program of several processes, which must be alike, take an
         eighth of 8 GiB instead. A value that is set counts there too: set the same in all."""
-        return self._value("workspace_limit")
+        limit = self.given("workspace_limit")
+        return _memory() // MEMORY_SHARE if limit is None else limit
 
     @property
     def cache_dir(self) -> Path | None:
         """The folder for measurements by ``autotune``. Default: the user's cache folder; None where
         the package platformdirs, which locates it, is not installed."""
-        return self._value("cache_dir")
+        folder = self.given("cache_dir")
+        if folder is None:
+            with contextlib.suppress(ModuleNotFoundError):
+                import platformdirs
+
+                folder = Path(platformdirs.user_cache_dir("jaxconv", appauthor=False))
+        return folder
 
     @property
     def use_cache(self) -> bool:
         """Whether plans use measurements by ``autotune``. Default: True; in a program of several
         processes plans never do."""
-        return self._value("use_cache")
+        return self.given("use_cache") is not False
 
     def update(self, name: str, value: Any) -> None:
         """Changes a setting for the process; if an open ``set`` block has set it, until it ends.
@@ -146,8 +123,7 @@ class Config:
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
-        """Changes settings for a ``with`` block, in all threads. Blocks may be nested and may
-        overlap between threads: the one entered last takes precedence.
+        """Changes settings for a ``with`` block, in all threads; the one entered last counts.
 
         Args:
           values: settings by name.
@@ -176,19 +152,14 @@ class Config:
         value = _parsed("config", name, text, called) if text else None
         return self._blocks[0].setdefault(name, value)
 
-    def _value(self, name: str) -> Any:
-        value = self.given(name)
-        return SETTINGS[name].default() if value is None else value
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        # A process has one configuration: copying and unpickling return that of the process.
-        return "config" if self is config else super().__reduce__()
+    def __reduce__(self) -> str:
+        return "config"  # copying and unpickling return that of the process
 
     def __repr__(self) -> str:
         rows = [("setting", "value", "variable", "what it is")]
         for name in SETTINGS:
             summary = " ".join((getattr(Config, name).__doc__ or "").split()).split(". ")[0]
-            rows.append((name, str(self._value(name)), variable(name), summary))
+            rows.append((name, str(getattr(self, name)), variable(name), summary))
         return tables.Table(rows=rows, detail=True).text(tables.terminal_width())
 
 
@@ -196,10 +167,20 @@ def _parsed(function: str, name: str, value: Any, called: str) -> Any:
     if name not in SETTINGS:
         constraint = f"name must be one of {', '.join(SETTINGS)}"
         fail(function, constraint, repr(name), hints.of_name(name, SETTINGS))
-    parsed = SETTINGS[name].parse(value)
+    parse, expected = SETTINGS[name]
+    parsed = parse(value)
     if parsed is None:
-        fail(function, f"{called} must be {SETTINGS[name].expects}", repr(value), "pass one")
+        fail(function, f"{called} must be {expected}", repr(value), "pass one")
     return parsed
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not every system has these
+        return UNKNOWN_MEMORY
+    return pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY
 
 
 def notify() -> None:

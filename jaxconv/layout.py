@@ -4,6 +4,7 @@ Canonical: lhs (N, spatial…, C), rhs (spatial…, C/G, O), out (N, spatial…,
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,27 +12,24 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import loops
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.spec import ConvSpec
 
 # Number of elements that fill a vector register or two.
 LANES = 16
 
 
-def to_canonical(
-    lhs: Array, rhs: Array, dimension_numbers: lax.ConvDimensionNumbers
-) -> tuple[Array, Array]:
-    (n, c, *lhs_spatial), (o, i, *rhs_spatial), _ = dimension_numbers
+def to_canonical(lhs: Array, rhs: Array, numbers: lax.ConvDimensionNumbers) -> tuple[Array, Array]:
+    (n, c, *lhs_spatial), (o, i, *rhs_spatial), _ = numbers
     return lax.transpose(lhs, (n, *lhs_spatial, c)), lax.transpose(rhs, (*rhs_spatial, i, o))
 
 
-def from_canonical(out: Array, dimension_numbers: lax.ConvDimensionNumbers) -> Array:
-    n, c, *spatial = dimension_numbers.out_spec
+def from_canonical(out: Array, numbers: lax.ConvDimensionNumbers) -> Array:
+    n, c, *spatial = numbers.out_spec
     return lax.transpose(out, np.argsort((n, *spatial, c)))
 
 
 def in_memory(kernel: Array, spec: ConvSpec) -> Array:
-    """A canonical kernel with its axes in the order of ``spec.kernel_order``: as it was handed
-    over, so that XLA moves nothing."""
+    """A canonical kernel with its axes in the order of memory, so that XLA moves nothing."""
     return lax.transpose(kernel, memory_axes(spec))
 
 
@@ -50,40 +48,47 @@ def memory_axes(spec: ConvSpec) -> list[int]:
 
 
 def taps_last(spec: ConvSpec) -> bool:
-    """Whether products sum over channels before taps: the order in which a kernel (O, I, spatial…)
-    lies in memory, and in which patches are gathered, where these are fewer than output channels.
-    """
+    """Whether products sum over channels before taps, as a kernel (O, I, spatial…) lies in memory:
+    where patches, whose order changes, are fewer than output channels."""
     return spec.kernel_order == "OIx" and spec.gemm[1] <= spec.out_channels
 
 
-def pad_and_dilate(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
-    """``lhs`` with holes and borders filled with zeros, and the spec of its convolution."""
-    zeros = ((0, 0),) * spec.spatial_ndim
-    ones = (1,) * spec.spatial_ndim
-    if spec.padding == zeros and spec.lhs_dilation == ones:
+def padded(x: Array, axes: Sequence[tuple[int, int, int]], first: int = 1) -> Array:
+    """``x`` with zeros before, after and between elements of the axes from the ``first`` on."""
+    edges, last = [(0, 0, 0)] * first, x.ndim - first - len(axes)
+    return lax.pad(x, np.zeros((), x.dtype), [*edges, *axes, *[(0, 0, 0)] * last])
+
+
+def pad_and_dilate(lhs: Array, spec: ConvSpec, first: int = 1) -> tuple[Array, ConvSpec]:
+    """``lhs``, spatial from the ``first`` axis on, with holes and borders filled with zeros, and
+    the spec of its convolution."""
+    edges = [(axis.low, axis.high, axis.spacing - 1) for axis in spec.axes]
+    if not any(map(any, edges)):
         return lhs, spec
-    config = [(lo, hi, d - 1) for (lo, hi), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
-    lhs = lax.pad(lhs, np.zeros((), lhs.dtype), [(0, 0, 0), *config, (0, 0, 0)])
+    zeros, ones = ((0, 0),) * len(edges), (1,) * len(edges)
+    lhs = padded(lhs, edges, first)
     return lhs, spec.replace(lhs_shape=lhs.shape, padding=zeros, lhs_dilation=ones)
+
+
+def view(x: Array, tap: Any, spec: ConvSpec, taps: Sequence[int] = ()) -> Array:
+    """The elements of a padded ``x`` that one tap multiplies: (n, out spatial…, channels)."""
+    starts = loops.unravel(tap, taps or spec.kernel_shape, spec.rhs_dilation)
+    return loops.strided(x, starts, spec.out_spatial, spec.window_strides)
 
 
 def rows_of(
     x: Array, spec: ConvSpec, image: Any, images: int, row: Any, rows: int
 ) -> tuple[Array, ConvSpec]:
     """The padded input rows needed for ``rows`` output rows from ``row`` on, of ``images`` images
-    from ``image`` on, and the spec of their convolution. Rows are along the first spatial axis.
-
-    For a ``spec`` without ``lhs_dilation``. The image is not padded as a whole: a second copy in
-    memory would be as large as the output.
-    """
-    stride = spec.window_strides[0]
-    span = (rows - 1) * stride + dilate(spec.kernel_shape[0], spec.rhs_dilation[0])
-    size, taken = x.shape[1], min(span, x.shape[1])
-    low, high = (max(0, pad) for pad in spec.padding[0])
-    start = row * stride - spec.padding[0][0]
+    from ``image`` on, and the spec of their convolution, which has no ``lhs_dilation``. Padding all
+    would take a second copy of the image."""
+    axis, size = spec.axes[0], x.shape[1]
+    span = (rows - 1) * axis.stride + axis.window
+    taken, low = min(span, size), max(0, axis.low)
+    start = row * axis.stride - axis.low
     first = jnp.clip(start, 0, size - taken)
     x = lax.dynamic_slice_in_dim(lax.dynamic_slice_in_dim(x, image, images), first, taken, 1)
-    pads = ((low, high), *spec.padding[1:])
+    pads = ((low, max(0, axis.high)), *spec.padding[1:])
     x, spec = pad_and_dilate(x, spec.replace(lhs_shape=x.shape, padding=pads))
     x = lax.dynamic_slice_in_dim(x, start - first + low, span, 1)
     return x, spec.replace(lhs_shape=x.shape)
@@ -98,15 +103,11 @@ def padded_bytes(spec: ConvSpec) -> int:
 
 
 def batch_groups_to_features(lhs: Array, groups: int) -> Array:
-    """(G·n, spatial…, C) → (n, spatial…, G·C): group g's images become group g's channels.
-
-    The data of a group stays together, so that feature groups implement both kinds of group.
-    """
+    """(G·n, spatial…, C) → (n, spatial…, G·C): group g's images become group g's channels."""
     if groups == 1:
         return lhs
-    gn, *spatial, c = lhs.shape
-    lhs = lhs.reshape(groups, gn // groups, *spatial, c)
-    return jnp.moveaxis(lhs, 0, -2).reshape(gn // groups, *spatial, groups * c)
+    lhs = jnp.moveaxis(split_groups(lhs, 0, groups), 0, -2)
+    return lhs.reshape(*lhs.shape[:-2], -1)
 
 
 def split_groups(x: Array, axis: int, groups: int) -> Array:
@@ -119,44 +120,34 @@ def features_to_batch(x: Array, groups: int) -> Array:
     """(N, spatial…, G·c) → (G·N, spatial…, c), the inverse of ``batch_groups_to_features``."""
     if groups == 1:
         return x
-    n, *spatial, channels = x.shape
     x = jnp.moveaxis(split_groups(x, -1, groups), -2, 0)
-    return x.reshape(groups * n, *spatial, channels // groups)
+    return x.reshape(-1, *x.shape[2:])
 
 
 def patches(x: Array, spec: ConvSpec) -> Array:
-    """The patch matrix of a padded ``x``, before its axes are flattened.
-
-    x: (N, spatial…, c) → (N, out spatial…, kernel…, c). Axis by axis, so that a k×k kernel takes
-    2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128), and no gather.
-    """
+    """The patches of a padded ``x``: (N, spatial…, c) → (N, out spatial…, kernel…, c)."""
+    # Axis by axis, a k×k kernel takes 2·k slices instead of k² (1.4 to 3.4× faster on 8×28×28×128).
     ndim, indexed = spec.spatial_ndim, max(x.shape) <= loops.MAX_INDEX
-    for d in reversed(range(ndim)):
-        counts = (*x.shape[1 : 1 + d], spec.out_spatial[d], *spec.out_spatial[d + 1 :])
-        steps = [spec.window_strides[d] if i == d else 1 for i in range(ndim)]
-        step = spec.rhs_dilation[d]
+    for d, axis in reversed(list(enumerate(spec.axes))):
+        counts = (*x.shape[1 : 1 + d], *spec.out_spatial[d:])
+        steps = [axis.stride if i == d else 1 for i in range(ndim)]
 
-        def view(tap: Any, x: Array = x, d: int = d, step: int = step) -> Array:
+        def at(tap: Any, x: Array = x, d: int = d, step: int = axis.dilation) -> Array:
             starts = [tap * step if i == d else 0 for i in range(ndim)]
             return loops.strided(x, starts, counts, steps)  # noqa: B023 (used at once)
 
-        unroll = loops.UNROLL if indexed else spec.kernel_shape[d]
-        x = loops.stack_of(spec.kernel_shape[d], view, 1 + ndim, unroll)
+        x = loops.stack_of(axis.taps, at, 1 + ndim, loops.UNROLL if indexed else axis.taps)
     return x
 
 
 def as_forward(lhs: Array, rhs: Array, spec: ConvSpec) -> tuple[Array, Array]:
-    """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``spec.forward``.
-
-    The image was (c, spatial…, G·N), the cotangent (out spatial…, N, G·o). In memory both already
-    have the order returned here, so that XLA copies nothing.
-    """
+    """Image (N, spatial…, G·c) and cotangent (N, out spatial…, G·o) of ``spec.forward``, from
+    (c, spatial…, G·N) and (out spatial…, N, G·o). In memory they have this order already."""
     g, last = spec.groups, lhs.ndim - 1
     spatial = range(1, last)
     if g == 1:
         lhs = lhs.transpose(last, *spatial, 0)
     else:
-        n, batch = lhs.shape[-1] // g, lhs.shape[0]
         lhs = split_groups(lhs, -1, g).transpose(last + 1, *spatial, last, 0)
-        lhs = lhs.reshape(n, *spec.lhs_spatial, g * batch)
+        lhs = lhs.reshape(spec.forward.lhs_shape)
     return lhs, jnp.moveaxis(rhs, -2, 0)

@@ -22,32 +22,22 @@ MAX_INDEX = np.iinfo(np.int32).max
 
 
 def strided(x: Array, starts: Sequence[Any], counts: Sequence[int], steps: Sequence[int]) -> Array:
-    """``counts`` elements, ``steps`` apart, from ``starts`` on along each spatial axis of ``x``.
-
-    x: (N, spatial…, …). Starts known at trace time become a static slice, others a dynamic one.
-    """
-    spans = [(count - 1) * step + 1 for count, step in zip(counts, steps, strict=True)]
+    """``counts`` elements, ``steps`` apart, from ``starts`` on along each axis but the first of
+    ``x``. Starts known at trace time become a static slice, others a dynamic one."""
     first, rest = x.shape[0], x.shape[1 + len(counts) :]
+    spans = [(count - 1) * step + 1 for count, step in zip(counts, steps, strict=True)]
+    spans, starts = (first, *spans, *rest), (0, *starts, *(0 for _ in rest))
     if not all(isinstance(start, int) for start in starts):
-        starts = [jnp.asarray(start, jnp.int32) for start in (0, *starts, *(0 for _ in rest))]
-        x = lax.dynamic_slice(x, starts, (first, *spans, *rest))
-        starts = (0,) * len(counts)
+        x = lax.dynamic_slice(x, [jnp.asarray(start, jnp.int32) for start in starts], spans)
+        starts = (0,) * x.ndim
     limits = [start + span for start, span in zip(starts, spans, strict=True)]
-    return lax.slice(
-        x,
-        (0, *starts, *(0 for _ in rest)),
-        (first, *limits, *rest),
-        (1, *steps, *(1 for _ in rest)),
-    )
+    return lax.slice(x, starts, limits, (1, *steps, *(1 for _ in rest)))
 
 
 def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
-    """``term(0) + … + term(count - 1)``: unrolled up to ``unroll`` terms, beyond that a loop.
+    """``term(0) + … + term(count - 1)``: unrolled up to ``unroll`` terms, beyond that a loop."""
 
-    Summation is pairwise, so that rounding errors grow with the logarithm of the number of terms
-    (for 121 terms in float32, 1e-7 instead of 5e-7, the same as lax's).
-    """
-
+    # Summed in pairs, 121 terms in float32 have an error of 1e-7 as lax's, instead of 5e-7.
     def chunk(first: Any, length: int) -> Array:
         terms = [term(first + i) for i in range(length)]
         while len(terms) > 1:
@@ -63,13 +53,11 @@ def sum_of(count: int, term: Callable[[Any], Array], unroll: int) -> Array:
 
 
 def in_one_loop(x: Array) -> Array:
-    """``x``, limited to ±infinity: its value, but an operation that XLA compiles to a loop.
-
-    XLA:CPU hands a sum over ``x``, with the products and sums that make ``x``, to a library that
-    writes each of them to memory: depthwise 3×3, 66×66×16 to 48 channels, then summed over threes,
-    takes 4.8 ms, so 0.8 to 1.0. ``lax.optimization_barrier`` would also keep an activation out of
-    the loop, and JAX 0.10.2 removes it too early.
-    """
+    """``x``, limited to ±infinity: its value, but an operation that XLA compiles to a loop."""
+    # XLA:CPU hands a sum over ``x``, with the products and sums that make it, to a library that
+    # writes each to memory: depthwise 3×3, 66×66×16 to 48 channels, then summed over threes, takes
+    # 4.8 ms, so 0.8 to 1.0. ``lax.optimization_barrier`` would also keep an activation out of the
+    # loop, and JAX 0.10.2 removes it too early.
     if not jnp.issubdtype(x.dtype, np.floating):
         return x
     limit = np.array(np.inf, x.dtype)
@@ -77,55 +65,49 @@ def in_one_loop(x: Array) -> Array:
 
 
 def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:
-    """``total + term(0) + … + term(steps - 1)``, by a loop.
-
-    Many terms are summed in groups first, so that rounding errors grow less than with their number.
-    """
+    """``total + term(0) + … + term(steps - 1)``, by a loop; many terms in groups first, so that
+    rounding errors grow less than with their number."""
     group = max((n for n in range(1, 2 * math.isqrt(steps) + 1) if steps % n == 0), default=1)
     if steps > GROUPED and group >= FEWEST:
 
         def of_group(i: Any) -> Array:
-            zero, _ = auto_insert_reshard(jnp.zeros(total.shape, total.dtype), total)
+            zero = zeros(total.shape, total.dtype, total)
             return sum_over(group, zero, lambda j: term(i * group + j))
 
         return sum_over(steps // group, total, of_group)
-    return lax.fori_loop(
-        np.int32(0),  # with jax_enable_x64, 16×16 taps of 25 channels took 124 ms instead of 9
-        np.int32(steps),
-        lambda i, total: total + term(i),
-        total,
-    )
+    # int32: with jax_enable_x64, 16×16 taps of 25 channels took 124 ms instead of 9.
+    return lax.fori_loop(np.int32(0), np.int32(steps), lambda i, sums: sums + term(i), total)
 
 
 def stack_of(count: int, term: Callable[[Any], Array], axis: int, unroll: int = UNROLL) -> Array:
-    """``term(0)``, …, ``term(count - 1)`` side by side along a new ``axis``."""
+    """``term(0)``, …, ``term(count - 1)`` along a new ``axis``."""
     if count <= unroll:
         return jnp.stack([term(i) for i in range(count)], axis)
     return jnp.moveaxis(lax.map(term, jnp.arange(count, dtype=jnp.int32)), 0, axis)
 
 
-def unravel(index: Any, shape: Sequence[int]) -> list[Any]:
-    """Row-major coordinates of a flat ``index``, static or traced."""
+def unravel(index: Any, shape: Sequence[int], steps: Sequence[int] = ()) -> list[Any]:
+    """Row-major coordinates of a flat ``index``, static or traced; multiplied by ``steps``."""
     coordinates = []
     for size in reversed(shape):
-        coordinates.append(index % size)
+        coordinates.insert(0, index % size)
         index = index // size
-    return coordinates[::-1]
+    return [c * step for c, step in zip(coordinates, steps, strict=True)] if steps else coordinates
+
+
+def zeros(shape: Sequence[int], dtype: Any, *like: Array) -> Array:
+    """Zeros that vary over the same mesh axes as the arrays ``like``."""
+    return auto_insert_reshard(jnp.zeros(shape, dtype), *like)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class RowBlocks:
-    """An array (batch, height, …) in blocks: of whole images, or of rows of one image.
-
-    Where the rows don't divide, the last block of an image starts earlier and repeats some.
-
-    Attributes:
-      images, rows: of a block.
-    """
+    """An array (batch, height, …) in blocks: of whole images, or of rows of one image. Where these
+    don't divide, the last block of an image starts earlier and repeats some."""
 
     batch: int
     height: int
-    images: int
+    images: int  # of a block
     rows: int
 
     @property
@@ -134,7 +116,6 @@ class RowBlocks:
 
     @property
     def steps(self) -> int:
-        """The number of blocks."""
         return self.batch // self.images * self.per_image
 
     def start(self, i: Any) -> tuple[Any, Any]:
@@ -145,11 +126,8 @@ class RowBlocks:
     def filled(
         self, shape: Sequence[int], dtype: Any, like: Array, block: Callable[[Any, Any], Array]
     ) -> Array:
-        """The array whose block from an image and a row on is ``block(image, row)``.
-
-        Args:
-          like: an array that varies over the same mesh axes.
-        """
+        """The array whose block from an image and a row on is ``block(image, row)``; it varies over
+        the same mesh axes as ``like``."""
         if self.steps == 1:
             return block(0, 0)
 
@@ -159,8 +137,8 @@ class RowBlocks:
             starts = (image, row, *(0 for _ in shape[2:]))
             return lax.dynamic_update_slice(out, part, [jnp.asarray(s, jnp.int32) for s in starts])
 
-        out, _ = auto_insert_reshard(jnp.zeros(shape, dtype), like)
-        return lax.fori_loop(np.int32(0), np.int32(self.steps), add, out)
+        blank = zeros(shape, dtype, like)
+        return lax.fori_loop(np.int32(0), np.int32(self.steps), add, blank)
 
     def unrepeated(self, y: Array, i: Any) -> Array:
         """Block ``i`` of ``y``, with zeros in rows that the previous block has too."""

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
 from jaxconv.arguments.channels_last import NAMES, PADDINGS, Padding, resolve_padding
@@ -16,25 +16,21 @@ from jaxconv.arguments.hints import lettered
 from jaxconv.arguments.parse import parameters, positive
 from jaxconv.spec import ConvSpec
 
+Shape = tuple[int, ...]
 
-def _patch_spec(
-    call: Call,
-    x_shape: tuple[int, ...],
-    dtype: DTypeLike,
-    kernel_shape: tuple[int, ...],
-    strides: int | Sequence[int],
-    padding: Padding,
-    dilation: int | Sequence[int],
-) -> ConvSpec:
-    """The spec of the convolution whose patches are gathered; ``x_shape`` includes the batch."""
-    ndim, rank = len(kernel_shape), len(x_shape)
+
+def _patch_spec(call: Call, x_shape: Shape, dtype: Any, kernel: Shape, steps: Any) -> ConvSpec:
+    """The spec of the convolution whose patches are gathered; ``x_shape`` includes the batch,
+    ``steps`` are strides, padding and dilation."""
+    strides, padding, dilation = steps
+    ndim, rank = len(kernel), len(x_shape)
     if rank != ndim + 2:
         x, channel_axis = "x", "x[..., None]"
         if call.function == "col2im":
             x, channel_axis = "x_shape", f"{(*x_shape, 1)}"
         remedy = f"pass {rank - 2} sizes, or {rank - 1} if there is no batch"
-        if rank == ndim > 1 and kernel_shape[-2] == x_shape[-1]:
-            remedy = f"leave out the kernel's channels: {kernel_shape[:-2]}"
+        if rank == ndim > 1 and kernel[-2] == x_shape[-1]:
+            remedy = f"leave out the kernel's channels: {kernel[:-2]}"
         elif rank < ndim and x != "x":
             remedy = "x_shape and kernel_shape look swapped: x_shape comes first"
         elif rank <= ndim:
@@ -43,18 +39,12 @@ def _patch_spec(
         constraint = f"kernel_shape {must} of {x}, which is (N, spatial…, C) or (spatial…, C)"
         call.fail(constraint, None, remedy)
     lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
-    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel_shape, x_shape[-1], 1))
+    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel, x_shape[-1], 1))
     dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
-    params = parameters(
-        call,
-        lhs,
-        rhs,
-        positive(call, "window_strides", strides, ndim, or_one=True),
-        resolve_padding(call, padding, kernel_shape, dilation),
-        rhs_dilation=dilation,
-        dimension_numbers=lettered(rank),
-    )
-    return ConvSpec.from_params(lhs, rhs, params)
+    strides = positive(call, "window_strides", strides, ndim, or_one=True)
+    padding = resolve_padding(call, padding, kernel, dilation)
+    others = {"rhs_dilation": dilation, "dimension_numbers": lettered(rank)}
+    return ConvSpec.from_params(lhs, rhs, parameters(call, lhs, rhs, strides, padding, **others))
 
 
 def _shape(function: str, name: str, given: Any, remedy: str, least: int) -> tuple[int, ...]:
@@ -120,14 +110,12 @@ def im2col(
     call = Call("im2col", {"x": x.shape, "kernel_shape": kernel_shape}, NAMES, PADDINGS)
     batched = x.ndim != len(kernel_shape) + 1
     x = x if batched else x[None]
-    spec = _patch_spec(call, x.shape, x.dtype, kernel_shape, strides, padding, dilation)
-    channels = spec.taps * x.shape[-1]
-    shape = (x.shape[0], *spec.out_spatial, channels)
+    spec = _patch_spec(call, x.shape, x.dtype, kernel_shape, (strides, padding, dilation))
+    shape = (x.shape[0], *spec.out_spatial, spec.taps * x.shape[-1])
     if 0 in shape:
         out = jnp.zeros(shape, x.dtype)
     else:
-        x, spec = layout.pad_and_dilate(x, spec)
-        out = layout.patches(x, spec).reshape(shape)
+        out = layout.patches(*layout.pad_and_dilate(x, spec)).reshape(shape)
     return out if batched else out[0]
 
 
@@ -166,12 +154,11 @@ def col2im(
     kernel_shape = _kernel_shape("col2im", kernel_shape, len(x_shape) - 2)
     shapes = {"patches": patches.shape, "x_shape": x_shape, "kernel_shape": kernel_shape}
     call = Call("col2im", shapes, NAMES, PADDINGS)
-    ndim = len(kernel_shape)
-    batched = len(x_shape) != ndim + 1
+    batched = len(x_shape) != len(kernel_shape) + 1
     full_shape = x_shape if batched else (1, *x_shape)
-    spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, strides, padding, dilation)
-    channels = x_shape[-1]
-    expected = (*full_shape[:1], *spec.out_spatial, spec.taps * channels)
+    steps = strides, padding, dilation
+    spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, steps)
+    expected = (*full_shape[:1], *spec.out_spatial, spec.taps * x_shape[-1])
     if patches.shape != (shape := expected if batched else expected[1:]):
         constraint = f"patches of x_shape {x_shape} must have the shape {shape}"
         call.fail(constraint, None, "pass the arguments that im2col had")
@@ -181,27 +168,21 @@ def col2im(
     if longest > loops.MAX_INDEX:
         constraint = f"no axis may be longer than {loops.MAX_INDEX}, with its padding"
         fail("col2im", constraint, longest, "split the array")
-    x = patches.reshape(*expected[:-1], *kernel_shape, channels)
-    for d in range(ndim):
+    x = patches.reshape(*expected[:-1], *kernel_shape, x_shape[-1])
+    for d in range(len(kernel_shape)):
         x = _sum_taps(x, spec, d)
-    crop = [(-lo, -hi, 0) for lo, hi in spec.padding]
-    x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *crop, (0, 0, 0)])
-    return x.reshape(x_shape)
+    return layout.padded(x, [(-lo, -hi, 0) for lo, hi in spec.padding]).reshape(x_shape)
 
 
 def _sum_taps(x: Array, spec: ConvSpec, axis: int) -> Array:
     """Undoes one axis of ``layout.patches``: (N, …, out, …, kernel, …) → (N, …, padded, …)."""
-    size, step = spec.padded_spatial[axis], spec.rhs_dilation[axis]
-    tap_axis = 1 + spec.spatial_ndim
-    config = [(0, 0, 0)] * (x.ndim - 1)
-    config[1 + axis] = (0, 0, spec.window_strides[axis] - 1)
+    size, tap_axis = spec.padded_spatial[axis], 1 + spec.spatial_ndim
 
     def placed(tap: Any) -> Array:
         view = lax.dynamic_index_in_dim(x, tap, tap_axis, keepdims=False)
-        view = lax.pad(view, np.zeros((), x.dtype), config)
-        shape = list(view.shape)
-        shape[1 + axis] = size
-        zeros = jnp.zeros(shape, x.dtype)
-        return lax.dynamic_update_slice_in_dim(zeros, view, tap * step, 1 + axis)
+        view = layout.padded(view, [(0, 0, spec.window_strides[axis] - 1)], 1 + axis)
+        zeros = jnp.zeros((*view.shape[: 1 + axis], size, *view.shape[2 + axis :]), x.dtype)
+        start = tap * spec.rhs_dilation[axis]
+        return lax.dynamic_update_slice_in_dim(zeros, view, start, 1 + axis)
 
     return loops.sum_of(spec.kernel_shape[axis], placed, loops.UNROLL)

@@ -3,9 +3,9 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +19,33 @@ def dilate(size: int, dilation: int) -> int:
     return max(0, 1 + dilation * (size - 1))
 
 
-def _integers(values: Iterable[Any]) -> Any:
-    return tuple(map(operator.index, values))
+class Axis(NamedTuple):
+    """One spatial axis of a convolution."""
+
+    size: int  # of the image
+    taps: int
+    stride: int
+    low: int  # padding
+    high: int
+    spacing: int  # dilation of the image
+    dilation: int  # of the kernel
+
+    @property
+    def window(self) -> int:
+        """Length of the kernel with its holes."""
+        return dilate(self.taps, self.dilation)
+
+    @property
+    def padded(self) -> int:
+        return dilate(self.size, self.spacing) + self.low + self.high
+
+    @property
+    def out(self) -> int:
+        return max(0, (self.padded - self.window) // self.stride + 1)
+
+
+_STEPS = "window_strides", "lhs_dilation", "rhs_dilation"
+_COUNTS = "feature_group_count", "batch_group_count"
 
 
 # The spatial axes (x), input channels and output channels of a kernel; the canonical order first.
@@ -28,10 +53,8 @@ KERNEL_ORDERS = ("xIO", "OIx", "xOI", "IOx")
 
 
 def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
-    """The order in memory of the kernel, or of the kernel's gradient that ``spec`` computes.
-
-    In groups, and where it is none of ``KERNEL_ORDERS``, the canonical one: it is moved to it.
-    """
+    """The order in memory of the kernel, or of the kernel's gradient that ``spec`` computes. In
+    groups, and where it is none of ``KERNEL_ORDERS``, it is moved to the canonical one."""
     _, (o, i, *spatial), out_spec = dimension_numbers
     taps = spec.taps
     if spec.weight_gradient:
@@ -50,16 +73,14 @@ def _kernel_order(spec: "ConvSpec", dimension_numbers: Any) -> str:
 LARGEST_KERNEL = 49
 
 
-def _is_weight_gradient(
-    spec: "ConvSpec", lhs_spec: Sequence[int], rhs_spec: Sequence[int], out_spec: Sequence[int]
-) -> bool:
+def _is_weight_gradient(spec: "ConvSpec", dimension_numbers: Any) -> bool:
     """Whether a convolution has the layout and the sizes of those that JAX derives for kernels.
 
-    There batch and channels of the image and the cotangent are exchanged, so that both have one
-    layout and the output has a kernel's. A forward convolution has one for image and output. Where
-    all three are alike, as channels first, or each is another, sizes tell: a kernel is smaller than
-    the cotangent, an output larger than the kernel.
+    There image and cotangent have one layout and the output a kernel's; in a forward convolution
+    image and output have one. Where all three are alike, as channels first, or each is another,
+    sizes tell: a kernel is smaller than the cotangent, an output larger than the kernel.
     """
+    lhs_spec, rhs_spec, out_spec = dimension_numbers
     alike, kept = lhs_spec == rhs_spec, lhs_spec == out_spec
     if kept and not alike:
         return False
@@ -76,11 +97,6 @@ class ConvSpec:
     ``lhs`` is (N, spatial…, C), ``rhs`` is (spatial…, C / feature groups, O), the output is
     (N / batch groups, spatial…, O). Instances are hashable values: equal convolutions have equal
     specs. ``from_params`` makes them from parameters checked by ``parse``.
-
-    The last three describe memory. ``weight_gradient``: the batch of ``lhs`` was the channel axis,
-    as in the weight gradients that JAX derives; see ``layout.as_forward``. ``channels_first``: the
-    image and the output are (N, C, spatial…). ``kernel_order``, one of ``KERNEL_ORDERS``: the axes
-    of the kernel, or of a weight gradient's result, which is one.
     """
 
     lhs_shape: tuple[int, ...]
@@ -94,43 +110,39 @@ class ConvSpec:
     feature_group_count: int = 1
     batch_group_count: int = 1
     precision: Any = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+    # In memory: whether the batch of ``lhs`` was the channel axis, as in the weight gradients that
+    # JAX derives (``layout.as_forward``); whether image and output are (N, C, spatial…); the order
+    # of the kernel's axes, one of ``KERNEL_ORDERS``, or of a weight gradient's result.
     weight_gradient: bool = False
     channels_first: bool = False
     kernel_order: str = "xIO"
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
-        """The spec of a convolution primitive with these operands and parameters.
-
-        Args:
-          lhs, rhs: anything with a ``shape`` and a ``dtype``.
-          params: the primitive's parameters, as returned by ``parse``.
-        """
-        lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
+        """The spec of a convolution primitive: of operands with ``shape`` and ``dtype``, and its
+        parameters as returned by ``parse``."""
+        numbers = lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
-        out_dtype = params["preferred_element_type"]
+        out_dtype, precision = params["preferred_element_type"], params["precision"]
+        default = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
+        # lax does not convert NumPy integers.
+        steps: dict[str, Any] = {name: tuple(map(operator.index, params[name])) for name in _STEPS}
+        counts: dict[str, Any] = {name: operator.index(params[name]) for name in _COUNTS}
+        alike = tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec)))
         spec = cls(
             lhs_shape=(n, *lhs_spatial, c),
             rhs_shape=(*rhs_spatial, i, o),
-            # lax does not convert NumPy integers.
-            window_strides=_integers(params["window_strides"]),
-            padding=tuple(_integers(pads) for pads in params["padding"]),
-            lhs_dilation=_integers(params["lhs_dilation"]),
-            rhs_dilation=_integers(params["rhs_dilation"]),
+            padding=tuple((operator.index(lo), operator.index(hi)) for lo, hi in params["padding"]),
             dtype=np.dtype(lhs.dtype),
             out_dtype=np.dtype(lhs.dtype if out_dtype is None else out_dtype),
-            feature_group_count=operator.index(params["feature_group_count"]),
-            batch_group_count=operator.index(params["batch_group_count"]),
             # A dot algorithm does not apply to convolutions: lax uses the default.
-            precision=params["precision"]
-            if isinstance(params["precision"], tuple)
-            else (lax.Precision.DEFAULT, lax.Precision.DEFAULT),
-            channels_first=bool(lhs_spatial)
-            and tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec))),
+            precision=precision if isinstance(precision, tuple) else default,
+            channels_first=bool(lhs_spatial) and alike,
+            **steps,
+            **counts,
         )
-        numbers = params["dimension_numbers"]
-        spec = spec.replace(weight_gradient=_is_weight_gradient(spec, *numbers))
+        spec = spec.replace(weight_gradient=_is_weight_gradient(spec, numbers))
         return spec.replace(kernel_order=_kernel_order(spec, numbers))
 
     def replace(self, **changes: Any) -> "ConvSpec":
@@ -162,27 +174,20 @@ class ConvSpec:
         return math.prod(self.kernel_shape)
 
     @cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        pads = zip(*self.padding, strict=True) if self.padding else ((), ())
+        sizes = self.lhs_spatial, self.kernel_shape, self.window_strides
+        each = zip(*sizes, *pads, self.lhs_dilation, self.rhs_dilation, strict=True)
+        return tuple(map(Axis._make, each))
+
+    @cached_property
     def padded_spatial(self) -> tuple[int, ...]:
         """Spatial sizes of ``lhs`` after its dilation and padding."""
-        return tuple(
-            dilate(size, d) + lo + hi
-            for size, d, (lo, hi) in zip(
-                self.lhs_spatial, self.lhs_dilation, self.padding, strict=True
-            )
-        )
+        return tuple(axis.padded for axis in self.axes)
 
     @cached_property
     def out_spatial(self) -> tuple[int, ...]:
-        return tuple(
-            max(0, (size - dilate(k, d)) // stride + 1)
-            for size, k, d, stride in zip(
-                self.padded_spatial,
-                self.kernel_shape,
-                self.rhs_dilation,
-                self.window_strides,
-                strict=True,
-            )
-        )
+        return tuple(axis.out for axis in self.axes)
 
     @cached_property
     def out_shape(self) -> tuple[int, ...]:
@@ -216,52 +221,32 @@ class ConvSpec:
         kernel, the cotangent as output, in feature groups; itself unless ``weight_gradient``."""
         if not self.weight_gradient:
             return self
-        g = self.feature_group_count
-        batch, *_, gn = self.lhs_shape
-        return self.replace(
-            lhs_shape=(gn // g, *self.lhs_spatial, g * batch),
-            rhs_shape=(*self.out_spatial, batch, self.out_channels),
-            window_strides=self.rhs_dilation,
-            padding=self._met_by_windows,
-            rhs_dilation=self.window_strides,
-            weight_gradient=False,
-        )
+        (batch, *sizes, gn), g = self.lhs_shape, self.feature_group_count
+        return self._exchanged((gn // g, *sizes, g * batch), weight_gradient=False)
 
     @property
     def kernel_gradient(self) -> "ConvSpec":
         """The convolution that JAX derives for the kernel's gradient."""
-        n, *sizes, c = self.lhs_shape
-        return self.replace(
-            lhs_shape=(c, *sizes, n),
-            rhs_shape=(*self.out_spatial, n, self.out_channels),
-            window_strides=self.rhs_dilation,
-            padding=self._met_by_windows,
-            rhs_dilation=self.window_strides,
-            feature_group_count=1,
-            batch_group_count=self.feature_group_count,
-            weight_gradient=True,
-        )
+        (n, *sizes, c), groups = self.lhs_shape, self.feature_group_count
+        changes = {"feature_group_count": 1, "batch_group_count": groups, "weight_gradient": True}
+        return self._exchanged((c, *sizes, n), **changes)
 
-    @property
-    def _met_by_windows(self) -> Pads:
-        """The padding without the end that no window covers, on which no gradient depends."""
-        return tuple(
-            (lo, hi - (size - dilate(k, d)) % stride)
-            for (lo, hi), size, k, d, stride in zip(
-                self.padding,
-                self.padded_spatial,
-                self.kernel_shape,
-                self.rhs_dilation,
-                self.window_strides,
-                strict=True,
-            )
+    def _exchanged(self, lhs_shape: tuple[int, ...], **changes: Any) -> "ConvSpec":
+        """With output and kernel exchanged, and without the end of the padding that no window
+        covers, on which no gradient depends."""
+        return self.replace(
+            lhs_shape=lhs_shape,
+            rhs_shape=(*self.out_spatial, self.lhs_shape[0], self.out_channels),
+            window_strides=self.rhs_dilation,
+            padding=tuple((a.low, a.high - (a.padded - a.window) % a.stride) for a in self.axes),
+            rhs_dilation=self.window_strides,
+            **changes,
         )
 
     @property
     def largest_size(self) -> int:
         """The largest size or distance along an axis that an index is computed from."""
-        axes = zip(self.lhs_spatial, self.lhs_dilation, self.padding, strict=True)
-        spans = [dilate(size, d) + max(0, lo) + max(0, hi) for size, d, (lo, hi) in axes]
+        spans = [a.padded + max(0, -a.low) + max(0, -a.high) for a in self.axes]
         distances = (*self.window_strides, *self.rhs_dilation)
         return max(*self.lhs_shape, *spans, *distances, self.out_channels)
 
@@ -292,25 +277,17 @@ class ConvSpec:
         def shape(dtype: np.dtype, dims: tuple[int, ...]) -> str:
             return f"{dtype.name}[{','.join(map(str, dims))}]"
 
-        parts = [
-            f"{shape(self.dtype, self.lhs_shape)} * {shape(self.dtype, self.rhs_shape)}"
-            f" → {shape(self.out_dtype, self.out_shape)}"
-        ]
+        operands = (shape(self.dtype, dims) for dims in (self.lhs_shape, self.rhs_shape))
         ones = (1,) * self.spatial_ndim
-        if self.window_strides != ones:
-            parts.append(f"strides {self.window_strides}")
-        if any(pads != (0, 0) for pads in self.padding):
-            parts.append(f"padding {self.padding}")
-        if self.lhs_dilation != ones:
-            parts.append(f"lhs_dilation {self.lhs_dilation}")
-        if self.rhs_dilation != ones:
-            parts.append(f"rhs_dilation {self.rhs_dilation}")
-        if self.feature_group_count > 1:
-            parts.append(f"{self.feature_group_count} feature groups")
-        if self.batch_group_count > 1:
-            parts.append(f"{self.batch_group_count} batch groups")
-        if self.channels_first:
-            parts.append("channels first")
-        if self.kernel_order != "xIO":
-            parts.append(f"kernel {self.kernel_order}")
-        return ", ".join(parts)
+        notes = {
+            f"strides {self.window_strides}": self.window_strides != ones,
+            f"padding {self.padding}": any(map(any, self.padding)),
+            f"lhs_dilation {self.lhs_dilation}": self.lhs_dilation != ones,
+            f"rhs_dilation {self.rhs_dilation}": self.rhs_dilation != ones,
+            f"{self.feature_group_count} feature groups": self.feature_group_count > 1,
+            f"{self.batch_group_count} batch groups": self.batch_group_count > 1,
+            "channels first": self.channels_first,
+            f"kernel {self.kernel_order}": self.kernel_order != "xIO",
+        }
+        text = f"{' * '.join(operands)} → {shape(self.out_dtype, self.out_shape)}"
+        return ", ".join([text, *(note for note, holds in notes.items() if holds)])

@@ -1,10 +1,12 @@
-"""Python in processes of their own, where JAX has several devices of the host."""
+"""Commands in this process; Python in others, where JAX has several devices of the host."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def environment(devices: int) -> dict[str, str]:
@@ -28,3 +30,15 @@ def output(devices: int, *arguments: Any) -> str:
     )
     assert process.returncode == 0, process.stderr
     return process.stdout
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of ``jaxconv`` with these arguments, in this process."""
+    from jaxconv.app import app
+
+    with pytest.raises(SystemExit) as exit_:
+        app(list(map(str, arguments)))
+    captured = capsys.readouterr()
+    code = exit_.value.code
+    assert isinstance(code, int)
+    return code, captured.out, captured.err

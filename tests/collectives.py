@@ -48,6 +48,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "batch, rows": {"n": "a", "h": "b"},
     "batch, outputs": {"n": "a", "o": "b"},
 }
+BFLOAT16 = dict.fromkeys(("dtype", "out_dtype"), jnp.dtype("bfloat16"))
 _layer = partial(layer_of, "", 16)
 LAYERS = (
     _layer(56, (32, 32), 3),
@@ -60,12 +61,12 @@ LAYERS = (
     _layer(57, (64, 64), 3, 2, 64),
     _layer(32, (16, 16), 31, 1, 16),
     _layer(28, (128, 128), 3, 1, 32),
-    _layer(56, (32, 32), 3, padding=(4, 4), rhs_dilation=4),
+    _layer(56, (32, 32), 3, pads=(4, 4), dilation=4),
     _layer(28, (32, 32), 4, up=True),
     _layer(1024, (64, 64), 3, 2, ndim=1),
-    _layer(1024, (64, 64), 4, 1, 64, ndim=1, causal=2),
+    _layer(1024, (64, 64), 4, 1, 64, ndim=1, causal=True, dilation=2),
     _layer(17, (16, 16), 3, 2, ndim=3),
-    _layer(56, (32, 32), 3, dtype="bfloat16"),
+    Layer("bfloat16", _layer(56, (32, 32), 3).spec.replace(**BFLOAT16)),
 )
 
 
@@ -75,9 +76,9 @@ def specs(layer: Layer, layout: str) -> list[P]:
     inputs, outputs = axes.get("i"), axes.get("o")
     kernel = [None] * layer.spec.spatial_ndim
     image = [axes.get("n"), axes.get("h"), *kernel[1:]]
-    if layer.groups > 1:  # input channels are cut by groups, and with them the others
+    if layer.spec.groups > 1:  # input channels are cut by groups, and with them the others
         outputs = inputs or outputs
-    kernel.append(None if layer.groups > 1 else inputs)
+    kernel.append(None if layer.spec.groups > 1 else inputs)
     return [P(*image, inputs), P(*kernel, outputs), P(*image, outputs)]
 
 
@@ -100,8 +101,9 @@ def problem(layer: Layer, layout: str, direction: str) -> str:
     size, limit = (sum(size for _, size in each) for each in (moved, allowed))
     expected = jax.jit(layer.function(lax.conv_general_dilated, direction))(*operands)
     off = difference(expected, ours(*operands))
-    terms = math.prod(layer.rhs_shape[:-1]) * math.prod(layer.lhs_shape[:-1])
-    tolerance = 4 * (np.finfo(np.float32).eps * terms**0.5 + float(jnp.finfo(layer.dtype).eps))
+    terms = math.prod(layer.spec.rhs_shape[:-1]) * math.prod(layer.spec.lhs_shape[:-1])
+    rounding = float(jnp.finfo(layer.spec.dtype).eps)
+    tolerance = 4 * (np.finfo(np.float32).eps * terms**0.5 + rounding)
     if not off <= tolerance:
         return f"off by {off:.1e}"
     # As many bytes in no more collectives, or fewer: where lax gathers.

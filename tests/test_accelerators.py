@@ -1,6 +1,6 @@
 """What "auto" takes on GPU and TPU, and how products are formed there."""
 
-import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,20 +9,10 @@ import numpy as np
 import pytest
 from cases import CASES, LAST, Case
 from jax import export
+from test_plan import EVERY_CASE, case_plan, struct
 
 import jaxconv
-from jaxconv.bench.cases import DIRECTIONS, Layer
-from jaxconv.planning.plan import Plan, plan_spec
-
-EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-
-
-def struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def case_plan(case: Case, platform: str, dtype: str) -> Plan:
-    return plan_spec(case.spec(jnp.dtype(dtype)), platform)
+from jaxconv.bench.cases import DIRECTIONS, Layer, layer_of
 
 
 @EVERY_CASE
@@ -51,33 +41,35 @@ def test_integers_on_gpu_never_go_to_xla(dtype: str) -> None:
 
 
 # Layers, and what "auto" takes for them forward and for both gradients.
-PATCHES = Layer("patches", (2, 32, 32, 3), (16, 16, 3, 8), stride=16)
-FILTER = Layer("filter", (2, 64, 8), (4, 1, 8), (3, 0), groups=8)
-DILATED = Layer("dilated", (2, 64, 8), (4, 1, 8), (12, 0), groups=8, rhs_dilation=4)
-VOLUME = Layer("volume", (1, 4, 4, 4, 8), (3, 3, 3, 8, 2), (1, 2), lhs_dilation=2)
+NONE, ALL = ("xla", "xla", "xla"), ("pointwise", "pointwise", "pointwise")
+PATCHES, FILTER = partial(layer_of, "", 2, 32), partial(layer_of, "", 2, 64, ndim=1, causal=True)
+VOLUME = partial(layer_of, "", 1, 4, (8, 2), 3, ndim=3, pads=(1, 2))
 ON_GPU = [
-    (PATCHES, ("pointwise", "pointwise", "pointwise")),
-    (dataclasses.replace(PATCHES, rhs_shape=(16, 16, 1, 6), groups=3), ("xla", "xla", "xla")),
-    (dataclasses.replace(PATCHES, stride=8), ("xla", "xla", "xla")),
-    (dataclasses.replace(PATCHES, rhs_shape=(1, 1, 3, 8), stride=1), ("xla", "xla", "xla")),
-    (FILTER, ("shift", "shift", "xla")),
-    (dataclasses.replace(FILTER, dtype="bfloat16"), ("shift", "shift", "im2col")),
-    (dataclasses.replace(FILTER, dtype="float64"), ("xla", "xla", "xla")),
-    (dataclasses.replace(FILTER, rhs_shape=(5, 1, 8), dtype="bfloat16"), ("shift", "shift", "xla")),
-    (dataclasses.replace(FILTER, rhs_shape=(4, 1, 16)), ("xla", "xla", "xla")),
-    (dataclasses.replace(FILTER, stride=2), ("xla", "xla", "xla")),
-    (DILATED, ("shift", "shift", "im2col")),
-    (VOLUME, ("xla", "xla", "phase")),
-    (dataclasses.replace(VOLUME, lhs_dilation=1), ("xla", "xla", "xla")),
-    (Layer("2-D", (1, 8, 8, 8), (3, 3, 1, 8), (1, 1), groups=8), ("xla", "xla", "xla")),
-    (Layer("up", (1, 8, 8, 8), (3, 3, 8, 8), (1, 2), lhs_dilation=2), ("xla", "xla", "xla")),
+    (PATCHES((3, 8), 16, 16), "float32", ALL),
+    (PATCHES((3, 6), 16, 16, 3), "float32", NONE),
+    (PATCHES((3, 8), 16, 8), "float32", NONE),
+    (PATCHES((3, 8), 1), "float32", NONE),
+    (FILTER((8, 8), 4, 1, 8), "float32", ("shift", "shift", "xla")),
+    (FILTER((8, 8), 4, 1, 8), "bfloat16", ("shift", "shift", "im2col")),
+    (FILTER((8, 8), 4, 1, 8), "float64", NONE),
+    (FILTER((8, 8), 5, 1, 8), "bfloat16", ("shift", "shift", "xla")),
+    (FILTER((8, 16), 4, 1, 8), "float32", NONE),
+    (FILTER((8, 8), 4, 2, 8), "float32", NONE),
+    (FILTER((8, 8), 4, 1, 8, dilation=4), "float32", ("shift", "shift", "im2col")),
+    (VOLUME(up=True), "float32", ("xla", "xla", "phase")),
+    (VOLUME(), "float32", NONE),
+    (layer_of("", 1, 8, (8, 8), 3, 1, 8), "float32", NONE),
+    (layer_of("", 1, 8, (8, 8), 3, up=True, pads=(1, 2)), "float32", NONE),
 ]
 
 
-@pytest.mark.parametrize(("layer", "names"), ON_GPU)
-def test_blind_spots_of_cudnn(layer: Layer, names: tuple[str, str, str]) -> None:
-    shapes = layer.lhs_shape, layer.rhs_shape, layer.spec.out_shape
-    operands = [struct(shape, layer.dtype) for shape in shapes]
+@pytest.mark.parametrize(("layer", "dtype", "names"), ON_GPU)
+def test_blind_spots_of_cudnn(layer: Layer, dtype: str, names: tuple[str, str, str]) -> None:
+    spec = layer.spec
+    operands = [
+        struct(*shape, dtype=dtype) for shape in (spec.lhs_shape, spec.rhs_shape, spec.out_shape)
+    ]
+    layer = Layer("", spec.replace(**dict.fromkeys(("dtype", "out_dtype"), jnp.dtype(dtype))))
     for direction, name in zip(DIRECTIONS, names, strict=True):
         function = jax.jit(layer.function(jaxconv.conv_general_dilated, direction))
         (row,) = jaxconv.explain(function, *operands, platform="gpu").rows
@@ -97,7 +89,7 @@ def conv(name: str, **arguments: Any) -> Any:
 @pytest.mark.parametrize("name", ["im2col", "im2col_tiled", "implicit", "pointwise", "winograd"])
 def test_operands_of_products_are_kept_apart_on_gpu_only(name: str) -> None:
     size = 1 if name == "pointwise" else 3
-    operands = struct((1, 6, 6, 4), "float32"), struct((size, size, 4, 8), "float32")
+    operands = struct(1, 6, 6, 4), struct(size, size, 4, 8)
     barriers = {}
     for platform in ("cpu", "cuda", "rocm", "tpu"):
         module = export.export(conv(name), platforms=[platform])(*operands).mlir_module()

@@ -89,8 +89,8 @@ SAMPLE = [AXES[i] for i in np.random.default_rng(0).permutation(len(AXES))[:32]]
 
 
 def sampled(number: int) -> Any:
-    """Some cases; half of them are left to the exhaustive sweep."""
-    often, others = SAMPLE[: number // 2], SAMPLE[number // 2 : number]
+    """Some cases; most of them are left to the exhaustive sweep."""
+    often, others = SAMPLE[: number // 3], SAMPLE[number // 3 : number]
     marked = [pytest.param(case, marks=pytest.mark.exhaustive) for case in others]
     return pytest.mark.parametrize("case", [*often, *marked], ids=str)
 
@@ -140,16 +140,20 @@ def test_taps_of_each_device(case: Any) -> None:
     np.testing.assert_allclose(np.asarray(outs).sum(0), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_borders_are_as_narrow_as_they_can_be() -> None:
-    same = cut_of(4, 32, 3, pads=(1, 1))
-    assert same is not None
-    assert (same.left, same.right, same.before, same.after) == (1, 1, 0, 0)
-    strided = cut_of(4, 32, 3, stride=2, pads=(1, 0))
-    assert strided is not None
-    assert (strided.left, strided.right) == (1, 0)
-    patches = cut_of(4, 32, 4, stride=4)
-    assert patches is not None
-    assert (patches.left, patches.right) == (0, 0)
+@pytest.mark.parametrize(
+    ("taps", "stride", "pads", "widths"),
+    [(3, 1, (1, 1), (1, 1)), (3, 2, (1, 0), (1, 0)), (4, 4, (0, 0), (0, 0))],
+)
+def test_borders_are_as_narrow_as_they_can_be(
+    taps: int, stride: int, pads: tuple[int, int], widths: tuple[int, int]
+) -> None:
+    cut = cut_of(4, 32, taps, stride, pads)
+    assert cut is not None
+    assert (cut.left, cut.right) == widths
+    assert stride > 1 or (cut.before, cut.after) == (0, 0)
+
+
+def test_a_border_from_several_neighbours() -> None:
     large = cut_of(4, 32, 13, pads=(1, 1))
     assert large is not None
-    assert large.right > large.held  # from several neighbours
+    assert large.right > large.held

@@ -14,9 +14,8 @@ from jax import Array
 
 import jaxconv
 from jaxconv import ALGORITHMS, layout
-from jaxconv.algorithms import phase, shift, xla
+from jaxconv.algorithms import gemm, phase, shift, xla
 from jaxconv.algorithms.base import apply, prepared, unsupported
-from jaxconv.algorithms.gemm import gradient_gemm
 from jaxconv.planning.choose import run, workspace
 from jaxconv.spec import ConvSpec
 
@@ -265,7 +264,7 @@ def test_small_products_of_gradients_are_summed_in_parts(
     rng = np.random.default_rng(0)
     a = rng.integers(-4, 4, shape).astype(np.float32)
     b = rng.integers(-4, 4, (*shape[:2], o)).astype(np.float32)
-    product = functools.partial(gradient_gemm, spec=CASES["grouped"].spec(np.float32))
+    product = functools.partial(gemm.gradient, spec=CASES["grouped"].spec(np.float32))
     np.testing.assert_array_equal(product(a, b), np.einsum("gmk,gmo->gko", a, b))
     (eqn,) = products(product, a, b)
     ((axis,), _), _ = eqn.params["dimension_numbers"]

@@ -1,10 +1,10 @@
 """enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
 
-import contextlib
 import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import chex
@@ -115,10 +115,7 @@ def test_a_compiled_object_stays_what_it_is(lowered: list[str]) -> None:
 TRIED = (
     "value and grad",
     "second derivatives",
-    "jvp, linearize, transpose",
-    "scan",
     "grad of scan",
-    "vmap lhs",
     "vmap both",
     "cond",
     "remat, dots saved",
@@ -149,7 +146,6 @@ def test_transformations(transformation: str, name: str, lowered: list[str]) -> 
     ("name", "dtype"),
     [
         ("matmul", np.float64),  # no spatial dimension
-        ("1d", np.float32),
         ("3d", np.float64),
         ("odd layout", np.float32),
         ("negative padding", np.float64),
@@ -244,9 +240,10 @@ def test_enabling_twice_changes_nothing(lowered: list[str]) -> None:
     assert rules() == once
     fun(*args)
     assert lowered == ["auto"]  # no cache was cleared
-    jaxconv.disable()
-    assert not is_enabled()
-    jaxconv.disable()
+    for _ in range(2):
+        jaxconv.disable()
+        assert not is_enabled()
+    jaxconv.enable(())
     assert not is_enabled()
 
 
@@ -258,16 +255,14 @@ def test_disabling_clears_no_cache_where_nothing_was_enabled() -> None:
     fun(1.0)
 
 
-def test_blocks_nest() -> None:
+def test_blocks() -> None:
     with jaxconv.enabled():
         with jaxconv.enabled(("cpu", "tpu")):
             assert is_enabled("tpu")
         assert is_enabled()
         assert not is_enabled("tpu")
     assert not is_enabled()
-
-
-def test_a_block_leaves_what_stood_before_it() -> None:
+    # A block leaves what stood before it, and what was enabled in it.
     jaxconv.enable()
     with jaxconv.enabled(("cpu", "tpu")):
         pass
@@ -277,22 +272,14 @@ def test_a_block_leaves_what_stood_before_it() -> None:
         jaxconv.enable("tpu")
     assert is_enabled("tpu")
     jaxconv.disable()
-
-
-def test_disable_ends_the_blocks_that_are_open() -> None:
-    with jaxconv.enabled():
+    # Disabling ends the blocks that are open, which then end no other.
+    first, second = jaxconv.enabled(), jaxconv.enabled()
+    with first:
         jaxconv.disable()
         assert not is_enabled()
         with jaxconv.enabled():
             assert is_enabled()
         assert not is_enabled()
-    assert not is_enabled()
-
-
-def test_a_block_that_disable_ended_ends_no_other() -> None:
-    first, second = jaxconv.enabled(), jaxconv.enabled()
-    with first:
-        jaxconv.disable()
         second.__enter__()
     assert is_enabled()
     second.__exit__(None, None, None)
@@ -316,15 +303,12 @@ def test_as_a_decorator_and_with_errors() -> None:
 
 def test_blocks_of_threads_overlap() -> None:
     """The last to end restores, in whichever thread it is."""
-    started, end_first, ended = (threading.Event() for _ in range(3))
-    seen = []
+    started, end_first = threading.Event(), threading.Event()
 
     def other() -> None:
         with jaxconv.enabled():
             started.set()
             assert end_first.wait(60)
-        seen.append(is_enabled())
-        ended.set()
 
     thread = threading.Thread(target=other)
     thread.start()
@@ -332,42 +316,27 @@ def test_blocks_of_threads_overlap() -> None:
     assert is_enabled()  # for the whole process
     with jaxconv.enabled():
         end_first.set()
-        assert ended.wait(60)
+        thread.join()
         assert is_enabled()
-    thread.join()
-    assert seen == [True]
     assert not is_enabled()
 
 
 def test_many_threads() -> None:
     """Blocks and compilations of several threads at once, each with a shape of its own."""
-    barrier = threading.Barrier(3)
-    results: list[tuple[Array, Array]] = []
-    errors: list[BaseException] = []
+    lhs, rhs = CASE.operands()
+    expected = CASE.lax(lhs, rhs)
 
     def work(size: int) -> None:
-        lhs, rhs = CASE.operands()
-        lhs = np.concatenate([lhs] * size)
-        try:
-            barrier.wait(60)
-            for _ in range(2):
-                with jaxconv.enabled():
-                    results.append((jax.jit(CASE.lax)(lhs, rhs), CASE.lax(lhs[:2], rhs)))
-        except BaseException as error:
-            errors.append(error)
+        for _ in range(2):
+            with jaxconv.enabled():
+                batch = jax.jit(CASE.lax)(np.concatenate([lhs] * size), rhs)
+                single = CASE.lax(lhs, rhs)
+            assert_close(batch, jnp.concatenate([expected] * size))
+            assert_close(single, expected)
 
-    threads = [threading.Thread(target=work, args=(size,)) for size in range(1, 4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, range(1, 4))) == [None] * 3
     assert not is_enabled()
-    expected = CASE.lax(*CASE.operands())
-    assert len(results) == 6
-    for batch, single in results:
-        assert_close(batch, jnp.concatenate([expected] * (batch.shape[0] // 2)))
-        assert_close(single, expected)
 
 
 def test_inside_a_function_that_jit_traces(lowered: list[str]) -> None:
@@ -387,32 +356,26 @@ def test_inside_a_function_that_jit_traces(lowered: list[str]) -> None:
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_the_very_entry_comes_back(platform: str) -> None:
     """JAX's own, none at all, or the one that another library has registered."""
-    before = rules(platform)
-    with jaxconv.enabled([platform]):
-        assert all(entry is not None for entry in rules(platform).values())
-        assert is_enabled(platform)
-    assert all(rules(platform)[name] is entry for name, entry in before.items())
 
-    def of_another_library(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
-        calls.append(ctx)
-        return mlir.lower_fun(lambda lhs, rhs: 0 * conv_like(lhs, rhs), False)(ctx, lhs, rhs)
+    def assert_restored(before: dict[str, Any]) -> None:
+        with jaxconv.enabled([platform]):
+            assert all(entry is not None for entry in rules(platform).values())
+            if platform == "cpu":
+                assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) > 1
+        assert all(rules(platform)[name] is entry for name, entry in before.items())
 
-    def conv_like(lhs: Array, rhs: Array) -> Array:
+    def zeros(lhs: Array, rhs: Array) -> Array:
         return jnp.zeros((*lhs.shape[:-1], rhs.shape[-1]), lhs.dtype)
 
-    calls: list[Any] = []
+    def of_another_library(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+        return mlir.lower_fun(zeros, False)(ctx, lhs, rhs)
+
+    assert_restored(before := rules(platform))
     mlir.register_lowering(conv_general_dilated_p, of_another_library, platform=platform)
     try:
-        theirs = rules(platform)
-        args = CASE.operands()
-        with jaxconv.enabled([platform]):
-            if platform == "cpu":
-                assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*args)))) > 1
-                assert calls == []
-        assert all(rules(platform)[name] is entry for name, entry in theirs.items())
+        assert_restored(rules(platform))
         if platform == "cpu":
-            assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*args)))) == 0
-            assert len(calls) == 1
+            assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) == 0
     finally:
         for name, table in platform_rules(platform).items():
             table.pop(conv_general_dilated_p)
@@ -422,13 +385,8 @@ def test_the_very_entry_comes_back(platform: str) -> None:
 
 
 @pytest.mark.parametrize("bad", [("cpu", "quantum"), "quantum", ("CPU",), (None,)])
-@pytest.mark.parametrize("function", [jaxconv.enable, jaxconv.enabled])
-def test_unknown_platforms(function: Callable, bad: Any) -> None:
-    with pytest.raises(ValueError, match="platforms must be among 'cpu', 'gpu' and 'tpu', got"):
-        contextlib.ExitStack().enter_context(function(bad))
-    assert not is_enabled()
-
-
-def test_no_platform() -> None:
-    jaxconv.enable(())
+def test_unknown_platforms(bad: Any) -> None:
+    match = "platforms must be among 'cpu', 'gpu' and 'tpu', got"
+    with pytest.raises(ValueError, match=match), jaxconv.enabled(bad):
+        pass
     assert not is_enabled()

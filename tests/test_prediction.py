@@ -18,7 +18,7 @@ from jax import lax
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
-from jaxconv.bench.regret import random_specs
+from jaxconv.bench.cases import random_specs
 from jaxconv.config import notify as forget
 from jaxconv.planning import machine as machines
 from jaxconv.planning import position

@@ -32,12 +32,9 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("found", [AttributeError, ValueError, OSError, [-1, -1]])
-def test_limit_where_the_memory_is_not_known(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
+def test_defaults_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch, found: Any) -> None:
     monkeypatch.setattr(os, "sysconf", Mock(side_effect=found), raising=False)
     assert Config({}).workspace_limit == UNKNOWN_MEMORY // MEMORY_SHARE
-
-
-def test_no_default_folder_without_platformdirs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "platformdirs", None)
     assert Config({}).cache_dir is None
     assert Config({"JAXCONV_CACHE_DIR": "here"}).cache_dir == Path("here")
@@ -95,8 +92,6 @@ def test_a_bad_environment_variable_is_refused_at_use(name: str) -> None:
 
 def test_unknown_settings_are_refused() -> None:
     match = r"name must be one of workspace_limit, .*, got 'workspace'; .*'workspace_limit'"
-    with pytest.raises(ValueError, match=match):
-        config.update("workspace", 1)
     with pytest.raises(ValueError, match=match), config.set(workspace=1):
         pass
     with pytest.raises(AttributeError):
@@ -176,10 +171,10 @@ def test_an_algorithm_over_the_limit_is_not_chosen() -> None:
             assert jaxconv.plan(*SMALL_IMAGE, platform="cpu").algorithm == free.algorithm
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_there_is_always_something_that_runs(platform: str, case: object) -> None:
-    spec = case.spec("float32")  # pyright: ignore
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_there_is_always_something_that_runs(platform: str, name: str) -> None:
+    spec = CASES[name].spec("float32")
     with config.set(workspace_limit=0):
         plan = plan_spec(spec, platform)
         assert plan.chosen.name == plan.algorithm

@@ -1,10 +1,12 @@
 """Reports fit a terminal: no line is longer, no figure is cut, and what is left out is named."""
 
 import dataclasses
+import html
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from test_bench import result
 from test_plan import case_plan
 
 import jaxconv
 from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, cases, networks, programs, regret, report
-from jaxconv.bench.measure import Result
+from jaxconv.bench import calibrate, cases, networks
+from jaxconv.bench.measure import Result, contents
 from jaxconv.config import config
 from jaxconv.tables import Table
 from jaxconv.tools.autotune import Measurement, Tuning
@@ -58,9 +61,9 @@ def network(net: Any, x: Any) -> Any:
 
 
 def explanation() -> Explanation:
-    small = networks.Network("small", network, (32, 32, 3))
+    small = networks.Network("small", network, 4, shape=(32, 32, 3))
     with jax.numpy_rank_promotion("allow"):
-        params, data = jax.eval_shape(small.init), jax.eval_shape(lambda: small.data(4))
+        params, data = jax.eval_shape(small.init), jax.eval_shape(small.data)
         found = jaxconv.explain(small.step, params, *data, platform="cpu")
     where = "models/vision/mobile/inverted_residual.py:1234 (InvertedResidual.__call__)"
     long = dataclasses.replace(
@@ -74,7 +77,7 @@ def tuning() -> Tuning:
     seconds = tuple((name, 1.234 * 3**i) for i, name in enumerate(ALGORITHMS))
     specs = [CASES[name].spec("float32") for name in ("3x3", "transposed", "grouped")]
     rows = [
-        Measurement(spec, "im2col_tiled", chosen, "why", seconds, seconds, ratio, known=known)
+        Measurement(spec, "im2col_tiled", chosen, "why", seconds, ratio, known=known)
         for spec in specs
         for chosen, ratio, known in (("im2col_tiled", 12.3, False), ("winograd4", None, True))
     ]
@@ -99,23 +102,16 @@ REPORTS: dict[str, Callable[[], tables.Report]] = {
 }
 
 
-def result(name: str, direction: str = "", **changes: Any) -> Result:
+def full(name: str, **changes: Any) -> Result:
     """One with every figure that there is."""
-
-    def pairs() -> tuple[tuple[float, ...], ...]:
-        return tuple(map(tuple, NUMBERS.uniform(0.01, 12.3, (5, 2)).tolist()))
-
-    facts: dict[str, Any] = {
-        "name": name,
-        "direction": direction,
+    pairs = tuple(map(tuple, NUMBERS.uniform(0.01, 12.3, (5, 2)).tolist()))
+    facts = {
+        "direction": "weight gradient",
         "how": "im2col_tiled, winograd4, pointwise",
-        "lax": pairs(),
+        "lax": pairs,
         "compile_seconds": (12.34, 123.45),
         "workspace": (2**30, 2**33),
-        "difference": 1e-6,
-        "differing": "jaxconv",
-        "tolerance": 1e-4,
-        "torch": pairs(),
+        "torch": pairs,
         "flops": 1e12,
         "peak": 1e11,
         "errors": (1e-7, 1.234e-6),
@@ -123,24 +119,29 @@ def result(name: str, direction: str = "", **changes: Any) -> Result:
         "best": "im2col_tiled",
         "regret": 1.23,
     }
-    return Result(**facts | changes)
+    return result(name=name, **facts | changes)
 
 
 def suite(items: Sequence[Any]) -> Table:
     """Of those with the longest names, with peers and without."""
     names = sorted((getattr(item, "name", str(item)) for item in items), key=len)[-4:]
     changes = {"torch": (), "gemm": None, "difference": 1.0}
-    rows = [result(name, "weight gradient", **more) for name in names for more in ({}, changes)]
-    return report.contents(rows)
+    rows = [full(name, **more) for name in names for more in ({}, changes)]
+    return contents(rows)
 
 
-SUITES = {"layers": cases.LAYERS, "models": programs.MODELS, "regret": regret.random_specs(1, 20)}
+SUITES = {"layers": cases.LAYERS, "models": networks.NETWORKS, "regret": cases.random_specs(1, 20)}
+
+
+@cache
+def reported(name: str) -> tables.Report:
+    return REPORTS[name]()
 
 
 @FIT
 @pytest.mark.parametrize("name", REPORTS)
 def test_reports_fit(name: str, width: int) -> None:
-    found = REPORTS[name]()
+    found = reported(name)
     check(found._contents(), width)
     assert max(map(len, found.table(width).splitlines())) <= width
 
@@ -158,7 +159,7 @@ def test_suites_fit(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", REPORTS)
 @pytest.mark.parametrize("width", [1, 20, 40])
 def test_a_terminal_too_narrow_keeps_the_figures(name: str, width: int) -> None:
-    table = REPORTS[name]()._contents()
+    table = reported(name)._contents()
     shown, _ = table.fitted(width)
     text = table.text(width)
     for row in table.rows[1:]:
@@ -171,7 +172,7 @@ def test_a_terminal_too_narrow_keeps_the_figures(name: str, width: int) -> None:
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_is_displayed_as_its_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "90")
-    found = REPORTS[name]()
+    found = reported(name)
     assert repr(found) == str(found) == f"{found}" == found.table(90)
     assert found == REPORTS[name]()
 
@@ -187,7 +188,7 @@ def test_without_a_terminal_there_are_80_columns(
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_whole_table_has_all_and_so_has_html(name: str) -> None:
-    found = REPORTS[name]()
+    found = reported(name)
     table = found._contents()
     assert max(map(len, found.table().splitlines())) > 100 or name in (
         "tune",
@@ -269,6 +270,14 @@ def test_columns_without_a_value_are_not_shown() -> None:
     assert table.text().splitlines() == ["a", "1", "2"]
     assert "<th>b" not in table.html()
     assert Table(rows=[("a", "b")]).text() == "a  b"
+
+
+def test_html_is_escaped() -> None:
+    text = "a < b & <b>c</b>"
+    page = Table([text], [("head",), (text,)], bold=[1], below=[text]).html()
+    assert text not in page
+    assert page.count(html.escape(text)) == 3
+    assert f"<tr style='font-weight: bold'><td>{html.escape(text)}" in page
 
 
 # Progress

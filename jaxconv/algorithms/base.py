@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,36 +20,19 @@ class UnsupportedConvError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What an algorithm spends on one convolution.
+    """What an algorithm spends on one convolution."""
 
-    Attributes:
-      flops: floating-point operations, a multiply and an add counted as two.
-      traffic: bytes read and written, intermediate arrays included.
-      workspace: peak bytes of intermediate arrays, besides operands, output and what the parts that
-        it delegates take.
-      gemm: (count, m, n, k) of the matrix products, of the largest where they differ; None where
-        there is none.
-      steps: iterations of a loop that can't run in parallel.
-    """
-
-    flops: int
-    traffic: int
+    flops: int  # floating-point operations, a multiply and an add counted as two
+    traffic: int  # bytes read and written, intermediate arrays included
+    # Peak bytes of intermediate arrays, besides operands, output and what delegated parts take.
     workspace: int
+    # (count, m, n, k) of the matrix products, of the largest where they differ.
     gemm: tuple[int, int, int, int] | None
-    steps: int = 1
+    steps: int = 1  # of a loop that can't run in parallel
 
 
 # Bytes/s at which XLA:CPU moves a kernel to another order: of one tap, and of several (2 to 3e9).
 MOVING_ONE, MOVING = 8e8, 2.5e9
-
-
-def moved_kernel(spec: ConvSpec) -> float:
-    """Seconds in which XLA:CPU copies a kernel to the canonical order."""
-    if spec.kernel_order == "xIO":
-        return 0.0
-    forward = spec.forward
-    size = math.prod(forward.rhs_shape) * spec.dtype.itemsize
-    return size / (MOVING if forward.taps > 1 else MOVING_ONE)
 
 
 class Algorithm:
@@ -57,19 +40,15 @@ class Algorithm:
 
     The defaults are those of an algorithm that does every convolution and sums its very products.
     Each ``spec`` is a prepared one that is not empty: see ``prepared``.
-
-    Attributes:
-      name: its name as the argument ``algorithm``.
-      summary: what it does, in a line.
-      margin: "auto" takes it if its predicted or measured time is below this share of the fastest
-        other algorithm's; 1 for those whose results are as accurate as any.
-      caveat: how its results fall short of others', appended to the reason for choosing it.
     """
 
-    name: str
-    summary: str
+    name: str  # as the argument ``algorithm``
+    summary: str  # what it does, in a line
+    # "auto" takes it if its predicted or measured time is below this share of the fastest other
+    # algorithm's; 1 for those whose results are as accurate as any.
     margin: float = 1.0
-    caveat: str = ""
+    static: bool = False  # whether it computes no index at run time: all slices are static
+    caveat: str = ""  # how its results fall short of others', appended to a plan's reason
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         """Why it can't do ``spec``; None where it can."""
@@ -92,16 +71,10 @@ class Algorithm:
         raise NotImplementedError
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-        """The convolution of canonical arrays.
+        """The convolution of canonical arrays, of dtype ``spec.accumulator_dtype`` or cast from it.
 
         It never gets batch groups, numbers of less than 8 bits or empty arrays: ``apply`` handles
-        them for all algorithms.
-
-        Args:
-          convolve: for smaller convolutions that it delegates, those of ``parts``.
-
-        Returns:
-          An array of dtype ``spec.accumulator_dtype``, or one cast from it.
+        them for all. ``convolve`` computes the smaller convolutions of ``parts``.
         """
         raise NotImplementedError
 
@@ -111,10 +84,12 @@ class Algorithm:
         raise NotImplementedError
 
     def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
-        """How far it spreads NaN and infinity: of any so many neighbouring outputs along each
-        spatial axis, the first of those that one reaches is not finite, and with it that of all
-        output channels of the group; so is one in the kernel in all positions. None where they stay
-        where the definition has them. See ``repaired``."""
+        """How far it spreads NaN and infinity; None where they stay where the definition has them.
+
+        Of any so many neighbouring outputs along each spatial axis, the first of those that one
+        reaches is not finite, and with it that of all output channels of the group; so is one in
+        the kernel in all positions. See ``repaired``.
+        """
         return None
 
     def parts(self, spec: ConvSpec) -> list[ConvSpec]:
@@ -123,13 +98,15 @@ class Algorithm:
 
     def moving(self, spec: ConvSpec) -> float:
         """Seconds in which XLA:CPU copies the kernel to the order in which the algorithm takes it,
-        or a kernel's gradient to that of memory, where ``spec.kernel_order`` is another."""
-        return moved_kernel(spec)
+        or a kernel's gradient to that of memory: by default, from or to the canonical one."""
+        forward = spec.forward
+        size = math.prod(forward.rhs_shape) * spec.dtype.itemsize
+        speed = MOVING if forward.taps > 1 else MOVING_ONE
+        return 0.0 if spec.kernel_order == "xIO" else size / speed
 
     def largest_index(self, spec: ConvSpec) -> int:
-        """The largest index that it computes at run time, for a ``spec`` that it supports: by
-        default, of any size, distance or step. 0 where all slices are static."""
-        return max(spec.forward.largest_size, self.cost(spec).steps)
+        """The largest index computed at run time, by default of any size, distance or step."""
+        return 0 if self.static else max(spec.forward.largest_size, self.cost(spec).steps)
 
     def __reduce__(self) -> str:
         return self.name.upper()  # its variable: copying and unpickling return this very object
@@ -143,18 +120,17 @@ def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     if spec.is_empty:
         return None
     spec = prepared(spec)
-    reason = algorithm.unsupported(spec)
-    if reason is None and (largest := algorithm.largest_index(spec)) > loops.MAX_INDEX:
-        reason = f"it computes indices up to {largest}, which int32 does not hold"
-    return reason
+    if reason := algorithm.unsupported(spec):
+        return reason
+    largest = algorithm.largest_index(spec)
+    if largest > loops.MAX_INDEX:
+        return f"it computes indices up to {largest}, which int32 does not hold"
+    return None
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
-    """The normalised spec passed to algorithms.
-
-    Batch groups become feature groups, booleans and numbers of less than 8 bits a wider dtype,
-    complex numbers as wide as the result.
-    """
+    """The normalised spec passed to algorithms: batch groups become feature groups, booleans and
+    numbers of less than 8 bits a wider dtype, complex numbers as wide as the result."""
     out_dtype = spec.out_dtype
     if out_dtype == jnp.float8_e8m0fnu:
         # It has neither zero nor sign: lax turns such operands into NaN before it multiplies.
@@ -169,13 +145,11 @@ def prepared(spec: ConvSpec) -> ConvSpec:
         # XLA has no complex convolution: JAX composes it of three real ones, whose operands are
         # sums that would be rounded to the narrower dtype before being multiplied.
         spec = spec.replace(dtype=spec.out_dtype)
-    g = spec.batch_group_count
-    if g > 1:
-        gn, *spatial, c = spec.lhs_shape
-        spec = spec.replace(
-            lhs_shape=(gn // g, *spatial, g * c), feature_group_count=g, batch_group_count=1
-        )
-    return spec
+    (gn, *spatial, c), g = spec.lhs_shape, spec.batch_group_count
+    if g == 1:
+        return spec
+    shape = gn // g, *spatial, g * c
+    return spec.replace(lhs_shape=shape, feature_group_count=g, batch_group_count=1)
 
 
 def is_narrow(dtype: np.dtype) -> bool:
@@ -187,20 +161,16 @@ def is_narrow(dtype: np.dtype) -> bool:
     return info(dtype).bits < 8
 
 
-def repaired(
-    out: Array, groups: int, spread: tuple[int, ...], direct: Callable[[], Array]
-) -> Array:
+def repaired(out: Array, groups: int, spread: Sequence[int], direct: Callable[[], Array]) -> Array:
     """``out`` where no operand had NaN or infinity, else what ``direct`` computes.
 
-    They are looked for in few outputs, since all of them would be read from memory again: one
-    channel of each group at every ``spread``-th and the last position, and one position. A loop of
-    no step or of one is run in place by XLA; the branches of a conditional are copied.
+    They are looked for in one channel of each group at every ``spread``-th and the last position,
+    and in one position: all outputs would be read from memory again. A loop of no step or of one is
+    run in place by XLA; the branches of a conditional are copied.
     """
     first = out[..., :: out.shape[-1] // groups]
-    seen = [
-        out[(0,) * (out.ndim - 1)],
-        first[(slice(None), *(slice(None, None, s) for s in spread))],
-    ]
+    every = (slice(None, None, s) for s in spread)
+    seen = [out[(0,) * (out.ndim - 1)], first[(slice(None), *every)]]
     seen += [lax.index_in_dim(first, -1, 1 + d) for d, s in enumerate(spread) if s > 1]
     broken = ~jnp.stack([jnp.isfinite(x).all() for x in seen]).all()
 
@@ -218,16 +188,11 @@ def apply(
     convolve: Convolve,
     by_xla: Convolve | None = None,
 ) -> Array:
-    """Runs ``algorithm`` on canonical arrays; see ``Algorithm`` for the arguments.
-
-    Args:
-      by_xla: XLA's own, for operands with NaN or infinity that the algorithm would spread.
-    """
+    """Runs ``algorithm`` on canonical arrays; ``by_xla`` where it would spread NaN or infinity."""
     if spec.is_empty:
         return jnp.zeros(spec.out_shape, spec.out_dtype)
     todo = prepared(spec)
-    reason = unsupported(algorithm, todo)
-    if reason is not None:
+    if reason := unsupported(algorithm, todo):
         raise UnsupportedConvError(
             f"jaxconv: algorithm {algorithm.name!r} can't do {spec}: {reason};"
             " algorithm='auto' takes one that can, if any."
@@ -235,8 +200,7 @@ def apply(
     lhs = layout.batch_groups_to_features(lhs, spec.batch_group_count)
     lhs, rhs = lhs.astype(todo.dtype), rhs.astype(todo.dtype)
     if todo.weight_gradient and type(algorithm).gradient is not Algorithm.gradient:
-        image, cotangent = layout.as_forward(lhs, rhs, todo)
-        kernel = algorithm.gradient(image, cotangent, todo.forward)
+        kernel = algorithm.gradient(*layout.as_forward(lhs, rhs, todo), todo.forward)
         out = jnp.moveaxis(kernel, -2, 0)
     else:
         out = algorithm.run(lhs, rhs, todo, convolve)

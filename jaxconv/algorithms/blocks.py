@@ -20,66 +20,42 @@ SHORTER = 1.12
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
-    """How one axis of a convolution of stride 1 is cut into blocks.
+class BlockedAxis:
+    """How one axis of a convolution of stride 1 is cut into blocks."""
 
-    Attributes:
-      start: first element of the image that any window covers.
-      size: number of elements from there on that windows cover.
-      low: zeros before them.
-      positions: outputs.
-      taps: length of the kernel with its holes.
-      length: of the transforms.
-      step: outputs of a block.
-      count: blocks; 1 where the axis is transformed whole.
-    """
-
-    start: int
-    size: int
-    low: int
-    positions: int
-    taps: int
-    length: int
-    step: int
-    count: int
+    start: int  # first element of the image that any window covers
+    size: int  # number of elements from there on that windows cover
+    low: int  # zeros before them
+    positions: int  # outputs
+    taps: int  # length of the kernel with its holes
+    length: int  # of the transforms
+    step: int  # outputs of a block
+    count: int  # blocks; 1 where the axis is transformed whole
 
 
 @lru_cache(maxsize=4096)
 def good_length(n: int) -> int:
     """The least length ≥ ``n`` without a prime factor above 11, for which FFTs are fast."""
-    while True:
-        rest = n
-        for prime in (2, 3, 5, 7, 11):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
-        n += 1
+    primes = 2 * 3 * 5 * 7 * 11
+    return next(m for m in itertools.count(n) if pow(primes, m.bit_length(), m) == 0)
 
 
 def round_length(n: int) -> int:
-    """The least length ≥ ``n`` that is 1, 3 or 5 times a power of two.
-
-    Other lengths round more: 4,096 taps in blocks of 24,300 had 2.2 times lax's error, in blocks
-    of 16,384 or 20,480 1.9 times.
-    """
+    """The least length ≥ ``n`` that is 1, 3 or 5 times a power of two. Others round more: 4,096
+    taps had 2.2 times lax's error in blocks of 24,300, in 16,384 or 20,480 1.9 times."""
     return min(odd * 2 ** max(0, math.ceil(math.log2(n / odd))) for odd in (1, 3, 5))
 
 
-def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
+def axis_candidates(spec: ConvSpec, d: int) -> list[BlockedAxis]:
     """Ways to cut axis ``d``: whole, and into blocks of a few lengths."""
-    taps = dilate(spec.kernel_shape[d], spec.rhs_dilation[d])
-    positions = (spec.out_spatial[d] - 1) * spec.window_strides[d] + 1
-    low = spec.padding[d][0]
-    start, low = max(0, -low), max(0, low)
-    size = min(
-        dilate(spec.lhs_spatial[d], spec.lhs_dilation[d]) - start, positions + taps - 1 - low
-    )
-    size = max(0, size)
+    axis = spec.axes[d]
+    taps, positions = axis.window, (axis.out - 1) * axis.stride + 1
+    start, low = max(0, -axis.low), max(0, axis.low)
+    size = max(0, min(dilate(axis.size, axis.spacing) - start, positions + taps - 1 - low))
     # Outputs wrap around into the zeros before or after the image: one border suffices.
     high = positions + taps - 1 - low - size
     length = good_length(max(positions, taps, size + max(low, high)))
-    whole = Axis(start, size, low, positions, taps, length, positions, 1)
+    whole = BlockedAxis(start, size, low, positions, taps, length, positions, 1)
     blocks = {}
     for factor in (2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
         step = max(taps - 1, factor * (taps - 1) - taps + 1, 16)
@@ -88,23 +64,17 @@ def axis_candidates(spec: ConvSpec, d: int) -> list[Axis]:
         step = -(-positions // count)
         length = round_length(step + taps - 1)
         if count > 1 and length < whole.length and step >= length - step:
-            blocks[length] = Axis(start, size, low, positions, taps, length, step, count)
+            blocks[length] = BlockedAxis(start, size, low, positions, taps, length, step, count)
     return [whole, *blocks.values()]
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How a convolution is cut into blocks, and how many are transformed at a time.
+    """How a convolution is cut into blocks, and how many are transformed at a time."""
 
-    Attributes:
-      axes: one for each spatial dimension.
-      images: images per step.
-      rows: blocks of the first axis per step, each with all blocks of the other axes.
-    """
-
-    axes: tuple[Axis, ...]
-    images: int
-    rows: int
+    axes: tuple[BlockedAxis, ...]  # one for each spatial dimension
+    images: int  # of a step
+    rows: int  # blocks of the first axis in a step, each with all blocks of the other axes
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -126,7 +96,7 @@ def blocks_of(spec: ConvSpec) -> Blocks:
     """The blocks with the least work: transforms of blocks and kernel, products of spectra."""
     n, g, (c, o) = spec.lhs_shape[0], spec.groups, spec.rhs_shape[-2:]  # o: of all groups
 
-    def work(axes: tuple[Axis, ...]) -> float:
+    def work(axes: tuple[BlockedAxis, ...]) -> float:
         lengths = tuple(axis.length for axis in axes)
         tiles = n * math.prod(axis.count for axis in axes)
         each = transform_flops(lengths) + ELEMENT * math.prod(lengths)

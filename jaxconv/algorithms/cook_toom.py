@@ -1,12 +1,11 @@
-"""The matrices of Winograd's minimal filtering, exact, by Cook and Toom's algorithm.
-
-Blahut, "Fast Algorithms for Signal Processing" (2010), chapter 5.
-"""
+"""The matrices of Winograd's minimal filtering, exact, by Cook and Toom's algorithm (Blahut, "Fast
+Algorithms for Signal Processing", 2010, chapter 5)."""
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import numpy as np
 from jax import Array
@@ -21,10 +20,7 @@ POINTS = tuple(map(Fraction, ("0", "1", "-1", "1/2", "-2", "2", "-1/2")))
 
 @cache
 def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Aᵀ (m, n), G (n, r) and Bᵀ (n, n) of F(m, r), n = m + r - 1, exact.
-
-    An axis of one tap saves nothing: F(1, 1) is a product.
-    """
+    """Aᵀ (m, n), G (n, r) and Bᵀ (n, n) of F(m, r), n = m + r - 1, exact."""
     points = POINTS[: m + r - 2]
     zero, one = Fraction(0), Fraction(1)
     a, g, b = [], [], []
@@ -46,29 +42,22 @@ def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
 
 def _product_of(roots: Sequence[Fraction]) -> list[Fraction]:
     """Coefficients of Π (x - root), the constant first."""
-    coefficients = [Fraction(1)]
+    coefficients: Any = [Fraction(1)]
     for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [
-            high - root * low for high, low in zip(shifted, [*coefficients, 0], strict=True)
-        ]
-    return coefficients
+        coefficients = np.convolve(coefficients, [-root, Fraction(1)])
+    return list(coefficients)
 
 
 def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
     """``matrix @ terms``, written out as sums: zeros and ones cost nothing."""
-    return [_combination(row, terms) for row in matrix]
-
-
-def _combination(row: Sequence[Fraction], terms: Sequence[Array]) -> Array:
-    total = None
-    for factor, term in zip(row, terms, strict=True):
-        if factor == 0:
-            continue
-        part = term if abs(factor) == 1 else term * np.asarray(float(abs(factor)), term.dtype)
-        if total is None:
-            total = part if factor > 0 else -part
-        else:
-            total = total + part if factor > 0 else total - part
-    assert total is not None
-    return total
+    totals: list[Any] = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        for factor, term in zip(row, terms, strict=True):
+            if factor == 0:
+                continue
+            part = term if abs(factor) == 1 else term * np.asarray(float(abs(factor)), term.dtype)
+            if totals[i] is None:
+                totals[i] = part if factor > 0 else -part
+            else:
+                totals[i] = totals[i] + part if factor > 0 else totals[i] - part
+    return totals

@@ -1,21 +1,20 @@
 """A product of spectra: real FFTs, in overlapping blocks where that is less work (overlap-save).
 
 Each block includes all elements that its windows cover; of its circular correlation, only the
-outputs that did not wrap around are kept. Stockham, "High-speed convolution and correlation"
-(1966).
+outputs that did not wrap around are kept. Stockham, "High-speed convolution and correlation", 1966.
 
 A transform sums over all elements of a block, so errors are relative to the norm of the block, not
-to each output: where magnitudes vary within a block, its small outputs have few correct digits, and
-an output whose window is all zeros is exactly zero only if the whole block is. One NaN or infinity
-spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest output; lax's are
-1e-7 to 2e-7 with one input channel, and larger than an FFT's with 16 or in its scalar loop.
+to each output: where magnitudes vary within a block, its small outputs have few correct digits. One
+NaN or infinity spreads over its whole block. In float32 errors are 2e-7 to 3e-7 of the largest
+output; lax's are 1e-7 to 2e-7 with one input channel, and larger with 16 or in its scalar loop.
 
 Very large and very small operands are scaled by powers of two, which is exact, since spectra may
 overflow where outputs do not.
 """
 
 import math
-from functools import partial, reduce
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import jax
@@ -23,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout, loops
+from jaxconv import layout, loops
+from jaxconv.algorithms import gemm
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.blocks import Blocks, blocks_of, transform_flops
-from jaxconv.algorithms.gemm import gemm
 from jaxconv.spec import ConvSpec
 
 # Exponents up to this size need no scaling: spectra of operands up to 2**32 stay finite in float32,
@@ -37,9 +36,7 @@ MODERATE = 32
 
 def cut(x: Array, axis: int, count: int, step: int, length: int) -> Array:
     """(…, elements, …) → (…, count, length, …): blocks that begin ``step`` apart, zero-padded."""
-    more = (count + (length > step)) * step - x.shape[axis]
-    pads = [(0, more, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-    x = lax.pad(x, np.zeros((), x.dtype), pads)
+    x = layout.padded(x, [(0, (count + (length > step)) * step - x.shape[axis], 0)], axis)
     x = x.reshape(*x.shape[:axis], -1, step, *x.shape[axis + 1 :])
     if length <= step:
         return x
@@ -106,9 +103,8 @@ def window_spectrum(x: Array, blocks: Blocks) -> Array:
     for d, axis in enumerate(blocks.axes, x.ndim - ndim):
         if axis.count == 1 and axis.low:
             # The window is shifted instead of the image.
-            pads = [(0, 0, 0)] * x.ndim
-            pads[d] = (0, axis.length - x.shape[d], 0)
-            x = jnp.roll(lax.pad(x, np.zeros((), x.dtype), pads), -axis.low, d)
+            x = layout.padded(x, [(0, axis.length - x.shape[d], 0)], d)
+            x = jnp.roll(x, -axis.low, d)
     return jnp.conj(spectrum(jnp.conj(x), blocks))
 
 
@@ -123,10 +119,8 @@ def inverse(y: Array, blocks: Blocks, dtype: Any) -> Array:
 
 
 def product(a: Array, b: Array, spec: ConvSpec) -> Array:
-    """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency.
-
-    It is computed in real numbers: XLA:CPU takes 2 to 4 times as long for a complex product.
-    """
+    """a: (g, m, k, f), b: (g, k, n, f) → (g, m, n, f): a matrix product for each frequency, in real
+    numbers, since XLA:CPU takes 2 to 4 times as long for a complex one."""
     if a.shape[2] == 1:
         return a * b
     g, m, _, f = a.shape
@@ -136,7 +130,7 @@ def product(a: Array, b: Array, spec: ConvSpec) -> Array:
     b = jnp.concatenate([jnp.concatenate([real, imag], 2), jnp.concatenate([-imag, real], 2)], 1)
     a, b = (jnp.moveaxis(x, -1, 1).reshape(g * f, *x.shape[1:3]) for x in (a, b))
     real_spec = spec.replace(dtype=a.dtype, out_dtype=a.dtype)
-    out = jnp.moveaxis(gemm(a, b, real_spec).reshape(g, f, m, 2 * n), 1, -1)
+    out = jnp.moveaxis(gemm.product(a, b, real_spec).reshape(g, f, m, 2 * n), 1, -1)
     return lax.complex(out[:, :, :n], out[:, :, n:])
 
 
@@ -149,26 +143,24 @@ def bordered(x: Array, blocks: Blocks) -> Array:
             low += axis.low
             high += axis.positions + axis.taps - 1 - axis.low - axis.size
         pads.append((low, high, 0))
-    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    return layout.padded(x, pads)
 
 
-def dilated(x: Array, spec: ConvSpec) -> Array:
-    holes = [(0, 0, d - 1) for d in spec.lhs_dilation]
-    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
+def dilated(x: Array, dilation: Sequence[int], first: int = 1) -> Array:
+    """``x`` with holes along the axes from the ``first`` on."""
+    return layout.padded(x, [(0, 0, d - 1) for d in dilation], first)
 
 
 def row_blocks(spec: ConvSpec) -> loops.RowBlocks:
     """The images and rows of each step, of outputs with stride 1."""
-    blocks = blocks_of(spec)
-    first = blocks.axes[0]
+    blocks, first = blocks_of(spec), blocks_of(spec).axes[0]
     rows = min(first.positions, blocks.rows * first.step)
     return loops.RowBlocks(spec.lhs_shape[0], first.positions, blocks.images, rows)
 
 
 def inputs_of(x: Array, spec: ConvSpec, image: Any, row: Any) -> Array:
     """The part of a bordered ``x`` that a step from an image and an output row on needs."""
-    blocks = blocks_of(spec)
-    first = blocks.axes[0]
+    blocks, first = blocks_of(spec), blocks_of(spec).axes[0]
     x = lax.dynamic_slice_in_dim(x, image, blocks.images)
     if first.count == 1:
         return x
@@ -199,11 +191,10 @@ class Fft(Algorithm):
     def excluded(self, spec: ConvSpec) -> str | None:
         # Of 31×31 taps on 12×12 elements at most 144 are needed, the others multiply zeros: the
         # error was 2.4 times lax's.
-        axes = zip(spec.kernel_shape, spec.lhs_dilation, spec.lhs_spatial, strict=True)
-        products = spec.rhs_shape[-2] * math.prod(min(-(-k // d), size) for k, d, size in axes)
-        if products < MIN_PRODUCTS:
-            return f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
-        return None
+        needed = (min(-(-a.taps // a.spacing), a.size) for a in spec.axes)
+        few = spec.rhs_shape[-2] * math.prod(needed) < MIN_PRODUCTS
+        reason = f"it rounds too much where an output sums fewer than {MIN_PRODUCTS} products"
+        return reason if few else None
 
     def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
         if spec.weight_gradient:
@@ -213,42 +204,34 @@ class Fft(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         spec = spec.forward
-        blocks = blocks_of(spec)
+        blocks, steps = blocks_of(spec), row_blocks(spec).steps
         g, (c, o) = spec.groups, spec.rhs_shape[-2:]
-        steps = row_blocks(spec).steps
-        size = math.prod(blocks.lengths)
+        size, itemsize = math.prod(blocks.lengths), spec.accumulator_dtype.itemsize
         half = size // 2 + 1
-        itemsize = spec.accumulator_dtype.itemsize
-        transforms = steps * blocks.tiles * (g * c + o) + c * o
-        step = blocks.tiles * (g * c + o) * size * itemsize
+        tiles, step = steps * blocks.tiles, blocks.tiles * (g * c + o) * size * itemsize
+        flops = (tiles * (g * c + o) + c * o) * transform_flops(blocks.lengths)
         kernel = 2 * c * o * size * itemsize
-        return Cost(
-            flops=round(transforms * transform_flops(blocks.lengths))
-            + 8 * steps * blocks.tiles * c * o * half,
-            traffic=spec.operand_bytes + 6 * steps * step + 2 * kernel,
-            workspace=layout.padded_bytes(spec) * (steps > 1) + step + kernel,
-            gemm=None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c),
-            steps=steps,
-        )
+        shape = None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c)
+        traffic = spec.operand_bytes + 6 * steps * step + 2 * kernel
+        workspace = layout.padded_bytes(spec) * (steps > 1) + step + kernel
+        return Cost(round(flops) + 8 * tiles * c * o * half, traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g, ndim, dtype = spec.groups, spec.spatial_ndim, spec.accumulator_dtype
         blocks = blocks_of(spec)
         lhs_exponents, rhs_exponent = excess(lhs), excess(rhs[None])
-        x = bordered(dilated(scaled(lhs, -lhs_exponents), spec), blocks)
+        x = bordered(dilated(scaled(lhs, -lhs_exponents), spec.lhs_dilation), blocks)
         kernel = scaled(rhs[None], -rhs_exponent)[0].astype(dtype)
         kernel = layout.split_groups(kernel, -1, g)  # kernel: (kernel…, c, g, o)
         kernel = kernel.transpose(ndim + 1, ndim, ndim + 2, *range(ndim))
-        holes = [(0, 0, d - 1) for d in spec.rhs_dilation]
-        kernel = lax.pad(kernel, np.zeros((), dtype), [(0, 0, 0)] * 3 + holes)
-        kernel = window_spectrum(kernel, blocks)  # kernel: (g, c, o, frequencies)
-        positions = [axis.positions for axis in blocks.axes]
-        steps = row_blocks(spec)
+        # kernel: (g, c, o, frequencies)
+        kernel = window_spectrum(dilated(kernel, spec.rhs_dilation, first=3), blocks)
+        positions, steps = [axis.positions for axis in blocks.axes], row_blocks(spec)
 
         def convolved(image: Any, row: Any) -> Array:
-            part = inputs_of(x, spec, image, row)
-            tiles = tiles_of(part.astype(dtype), blocks, g, overlap=True)
-            tiles = spectrum(tiles, blocks)  # tiles: (tiles, g, c, frequencies)
+            tiles = inputs_of(x, spec, image, row).astype(dtype)
+            # tiles: (tiles, g, c, frequencies)
+            tiles = spectrum(tiles_of(tiles, blocks, g, overlap=True), blocks)
             tiles = product(jnp.moveaxis(tiles, 0, 1), kernel, spec)
             tiles = inverse(jnp.moveaxis(tiles, 1, 0), blocks, dtype)
             tiles = tiles[(..., *(slice(axis.step) for axis in blocks.axes))]
@@ -275,9 +258,8 @@ class Fft(Algorithm):
         lhs_exponent, rhs_exponent = excess(image[None]), excess(cotangent[None])
         image = scaled(image[None], -lhs_exponent)[0]
         cotangent = scaled(cotangent[None], -rhs_exponent)[0]
-        x = bordered(dilated(image, spec), blocks)
-        holes = [(0, 0, stride - 1) for stride in spec.window_strides]
-        y = lax.pad(cotangent, np.zeros((), cotangent.dtype), [(0, 0, 0), *holes, (0, 0, 0)])
+        x = bordered(dilated(image, spec.lhs_dilation), blocks)
+        y = dilated(cotangent, spec.window_strides)
 
         def step(i: Any) -> Array:
             part, cotangents = inputs_of(x, spec, *steps.start(i)), steps.unrepeated(y, i)
@@ -287,16 +269,12 @@ class Fft(Algorithm):
             # a: (tiles, g, c, frequencies), b: (tiles, g, o, frequencies)
             return product(a.transpose(1, 2, 0, 3), jnp.moveaxis(b, 0, 1), spec)
 
-        window = jax.ShapeDtypeStruct(
-            (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths), dtype
-        )
-        total = jax.eval_shape(partial(spectrum, blocks=blocks), window)
-        total, _ = compat.auto_insert_reshard(jnp.zeros(total.shape, total.dtype), x)
-        total = loops.sum_over(steps.steps, total, step)
+        shape = (g, spec.rhs_shape[-2], spec.out_channels // g, *blocks.lengths)
+        sums = jax.eval_shape(lambda: spectrum(jnp.zeros(shape, dtype), blocks))
+        total = loops.sum_over(steps.steps, loops.zeros(sums.shape, sums.dtype, x), step)
         kernel = inverse(total, blocks, dtype)  # kernel: (g, c, o, lengths…)
-        taps = [axis.taps for axis in blocks.axes]
-        kernel = kernel[(..., *map(slice, (0,) * ndim, taps, spec.rhs_dilation))]
-        kernel = kernel.transpose(*range(3, 3 + ndim), 1, 0, 2)
+        taps = (slice(0, axis.window, axis.dilation) for axis in spec.axes)
+        kernel = kernel[(..., *taps)].transpose(*range(3, 3 + ndim), 1, 0, 2)
         return rescaled(kernel.reshape(1, *spec.rhs_shape), lhs_exponent + rhs_exponent)[0]
 
 

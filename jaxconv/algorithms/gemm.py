@@ -6,34 +6,44 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv import layout
 from jaxconv.compat import Primitive, ad, batching, mlir
-from jaxconv.layout import split_groups
 from jaxconv.spec import ConvSpec
 
 
 def kernel_matrix(rhs: Array, groups: int) -> Array:
     """rhs: (kernel…, c, G·o) → (G, kernel·c, o), taps before channels."""
-    rhs = split_groups(rhs, -1, groups)
+    rhs = layout.split_groups(rhs, -1, groups)
     return jnp.moveaxis(rhs, -2, 0).reshape(groups, -1, rhs.shape[-1])
 
 
-def gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
+def product(a: Array, b: Array, spec: ConvSpec) -> Array:
     """a: (G, m, k), b: (G, k, n) → (G, m, n), summed in ``spec.accumulator_dtype``."""
     if a.shape[0] == 1:
-        dimension_numbers = (((1,), (0,)), ((), ()))
-        return contract(a[0], b[0], dimension_numbers, spec)[None]
+        return contract(a[0], b[0], (((1,), (0,)), ((), ())), spec)[None]
     return contract(a, b, (((2,), (1,)), ((0,), (0,))), spec)
 
 
-def gemm_transposed(a: Array, b: Array, spec: ConvSpec) -> Array:
-    """a: (m, k), b: (n, k) → (m, n), as fast as ``gemm``.
+def in_memory(x: Array, rhs: Array, spec: ConvSpec) -> Array:
+    """x: (n, out spatial…, c, taps…) → (n, out spatial…, O), by a kernel as it lies in memory."""
+    # XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
+    kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
+    x = x.reshape(-1, kernel.shape[1])
+    return outputs_of(contract(x, kernel, (((1,), (1,)), ((), ())), spec), spec)
 
-    XLA:CPU moves neither of two matrices, but an operand with several axes that are summed over.
-    """
-    return contract(a, b, (((1,), (1,)), ((), ())), spec)
+
+def rows_of(y: Array, groups: int) -> Array:
+    """(n, spatial…, G·c) → (G, n·positions, c)."""
+    return layout.features_to_batch(y, groups).reshape(groups, -1, y.shape[-1] // groups)
 
 
-def gradient_gemm(a: Array, b: Array, spec: ConvSpec) -> Array:
+def outputs_of(out: Array, spec: ConvSpec) -> Array:
+    """(G, n·positions, o) → (n, out spatial…, G·o)."""
+    out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
+    return layout.batch_groups_to_features(out, spec.groups)
+
+
+def gradient(a: Array, b: Array, spec: ConvSpec) -> Array:
     """a: (G, m, k), rows of patches, b: (G, m, o), cotangents → (G, k, o), summed over m."""
     (groups, m, k), o = a.shape, b.shape[2]
     parts = parts_of(m, k * o)
@@ -68,24 +78,17 @@ def kernel_of(matrix: Array, spec: ConvSpec) -> Array:
 FEWEST = 32
 
 
-def contract(
-    a: Array, b: Array, dimension_numbers: lax.DotDimensionNumbers, spec: ConvSpec
-) -> Array:
+def contract(a: Array, b: Array, numbers: lax.DotDimensionNumbers, spec: ConvSpec) -> Array:
     """``lax.dot_general``, summed in ``spec.accumulator_dtype``."""
     total = spec.accumulator_dtype
-    products = math.prod(a.shape[axis] for axis in dimension_numbers[0][0])
+    products = math.prod(a.shape[axis] for axis in numbers[0][0])
     integers = jnp.issubdtype(a.dtype, np.integer)
     mixed = integers and not jnp.issubdtype(total, np.integer)
     # XLA:GPU refuses integers summed in floats, and sums float32 in float32 for a float64 result.
     if mixed or a.dtype.itemsize >= 4 or (integers and products < FEWEST):
         a, b = a.astype(total), b.astype(total)
-    return lax.dot_general(
-        operand_p.bind(a),
-        operand_p.bind(b),
-        dimension_numbers,
-        precision=spec.precision,
-        preferred_element_type=total,
-    )
+    a, b = operand_p.bind(a), operand_p.bind(b)
+    return lax.dot_general(a, b, numbers, spec.precision, preferred_element_type=total)
 
 
 # An operand of a matrix product. On GPU a barrier keeps apart from the product what makes it: XLA
@@ -97,6 +100,5 @@ operand_p.def_abstract_eval(lambda x: x)
 ad.deflinear2(operand_p, lambda cotangent, _: [cotangent])
 batching.defvectorized(operand_p)
 mlir.register_lowering(operand_p, lambda _, x: [x])
-mlir.register_lowering(
-    operand_p, mlir.lower_fun(lax.optimization_barrier, multiple_results=False), platform="gpu"
-)
+_barrier = mlir.lower_fun(lax.optimization_barrier, multiple_results=False)
+mlir.register_lowering(operand_p, _barrier, platform="gpu")

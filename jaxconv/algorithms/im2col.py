@@ -1,16 +1,12 @@
-"""Gathers every patch into one matrix and multiplies once.
-
-Chellapilla, Puri & Simard, "High Performance Convolutional Neural Networks for Document
-Processing" (2006).
-"""
+"""Gathers every patch into one matrix and multiplies once (Chellapilla, Puri & Simard, "High
+Performance Convolutional Neural Networks for Document Processing", 2006)."""
 
 import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.algorithms import pointwise
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, moved_kernel
-from jaxconv.algorithms.gemm import gemm, gemm_transposed, gradient_gemm, kernel_matrix, kernel_of
+from jaxconv.algorithms import gemm, pointwise
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
 # Most slices along an axis to unroll where a loop could not index them: 1,001 compile in 7 s.
@@ -26,48 +22,37 @@ class Im2col(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         groups, m, _, k = spec.gemm
-        patch_matrix = groups * m * k * spec.dtype.itemsize
+        patches = groups * m * k * spec.dtype.itemsize
         # The gather goes axis by axis: the last one reads an array of patches.
-        before = patch_matrix // max(spec.kernel_shape[:1] or (1,))
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * (patch_matrix + before),
-            workspace=layout.padded_bytes(spec) + patch_matrix + before,
-            gemm=spec.gemm,
-        )
+        made = patches + patches // max(spec.kernel_shape[:1] or (1,))
+        traffic, workspace = spec.operand_bytes + 2 * made, layout.padded_bytes(spec) + made
+        return Cost(spec.flops, traffic, workspace, spec.gemm)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups
         x, spec = layout.pad_and_dilate(lhs, spec)
-        x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        patches = layout.patches(x, spec)
+        patches = layout.patches(layout.features_to_batch(x, g), spec)
         if layout.taps_last(spec):
             # 3×3 on 7×7×512: moving the kernel took 14 ms, the product 9.
-            matrix = jnp.moveaxis(patches, -1, 1 + spec.spatial_ndim)
-            # kernel: (o, c·taps)
-            kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
-            out = gemm_transposed(matrix.reshape(-1, kernel.shape[1]), kernel, spec)
-            return out.reshape(x.shape[0], *spec.out_spatial, -1)
-        kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+            return gemm.in_memory(jnp.moveaxis(patches, -1, 1 + spec.spatial_ndim), rhs, spec)
+        kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
         matrix = patches.reshape(g, -1, kernel.shape[1])  # matrix: (g, n·positions, k)
-        out = gemm(matrix, kernel, spec).reshape(x.shape[0], *spec.out_spatial, -1)
-        return layout.batch_groups_to_features(out, g)
+        return gemm.outputs_of(gemm.product(matrix, kernel, spec), spec)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
-        g = spec.groups
         x, spec = layout.pad_and_dilate(image, spec)
-        x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+        x = layout.features_to_batch(x, spec.groups)
+        cotangent = gemm.rows_of(cotangent, spec.groups)
         patches = layout.patches(x, spec)
         if layout.taps_last(spec):
             patches = jnp.moveaxis(patches, -1, spec.spatial_ndim + 1)
-            out = gradient_gemm(cotangent, patches.reshape(1, cotangent.shape[1], -1), spec)
+            out = gemm.gradient(cotangent, patches.reshape(1, cotangent.shape[1], -1), spec)
             return layout.from_memory(out, spec)
         matrix = patches.reshape(*cotangent.shape[:2], -1)  # (g, n·positions, k)
-        return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
+        return gemm.kernel_of(gemm.gradient(matrix, cotangent, spec), spec)
 
     def moving(self, spec: ConvSpec) -> float:
-        return 0.0 if layout.taps_last(spec.forward) else moved_kernel(spec)
+        return 0.0 if layout.taps_last(spec.forward) else super().moving(spec)
 
     def largest_index(self, spec: ConvSpec) -> int:
         looped = max(spec.forward.kernel_shape, default=1) > MAX_SLICES

@@ -1,16 +1,13 @@
-"""GEMM without a patch matrix: one product for each kernel tap, of a shifted view of the image.
-
-The forward pass sums the products. In a weight gradient each is the gradient of its tap.
-"""
+"""GEMM without a patch matrix: a product for each kernel tap, of a shifted view of the image. The
+forward pass sums the products; in a weight gradient each is the gradient of its tap."""
 
 from typing import Any
 
 from jax import Array
 
 from jaxconv import layout, loops
-from jaxconv.algorithms import pointwise
+from jaxconv.algorithms import gemm, pointwise
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, gradient_gemm, kernel_matrix, kernel_of
 from jaxconv.spec import ConvSpec
 
 # Most products to unroll; beyond that, a loop. XLA:CPU keeps all their results: 49 of them took
@@ -30,13 +27,6 @@ def at_once(forward: ConvSpec) -> int:
     return loops.UNROLL if few or forward.largest_size > loops.MAX_INDEX else 1
 
 
-def view(x: Array, tap: Any, spec: ConvSpec) -> Array:
-    """The elements of a padded ``x`` that one tap multiplies: (n, out spatial…, channels)."""
-    offsets = loops.unravel(tap, spec.kernel_shape)
-    starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-    return loops.strided(x, starts, spec.out_spatial, spec.window_strides)
-
-
 class Implicit(Algorithm):
     name = "implicit"
     summary = "one GEMM per kernel tap, no patch matrix"
@@ -47,54 +37,44 @@ class Implicit(Algorithm):
         return pointwise.same_product(spec)
 
     def cost(self, spec: ConvSpec) -> Cost:
+        forward = spec.forward
+        (groups, m, n, _), taps, c = forward.gemm, forward.taps, forward.rhs_shape[-2]
+        view = groups * m * c * spec.dtype.itemsize
+        workspace, traffic = layout.padded_bytes(spec), spec.operand_bytes
         if spec.weight_gradient:
-            forward = spec.forward
-            groups, m, n, k = forward.gemm
-            view = groups * m * k // forward.taps * spec.dtype.itemsize
-            shape = (groups * forward.taps, k // forward.taps, n, m)
-            views = forward.taps if forward.taps <= at_once(forward) else 1
-            traffic, workspace = 2 * view * forward.taps, (views + 1) * view
+            views, shape = taps if taps <= at_once(forward) else 1, (c, n, m)
+            traffic, workspace = traffic + 2 * view * taps, workspace + (views + 1) * view
         else:
-            groups, m, n, k = spec.gemm
-            view = groups * m * k // spec.taps * spec.dtype.itemsize
-            output = groups * m * n * spec.accumulator_dtype.itemsize
-            shape = (groups * spec.taps, m, n, k // spec.taps)
-            traffic = (2 * view + 3 * output) * spec.taps
-            workspace = min(spec.taps, UNROLL) * (view + output)
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + traffic,
-            workspace=layout.padded_bytes(spec) + workspace,
-            gemm=shape,
-        )
+            output, shape = groups * m * n * spec.accumulator_dtype.itemsize, (m, n, c)
+            traffic += (2 * view + 3 * output) * taps
+            workspace += min(taps, UNROLL) * (view + output)
+        return Cost(spec.flops, traffic, workspace, (groups * taps, *shape))
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups
         x, spec = layout.pad_and_dilate(lhs, spec)
         x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        kernel = kernel_matrix(rhs, g)  # kernel: (g, taps·c, o)
+        kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, taps·c, o)
         kernel = kernel.reshape(g, spec.taps, -1, kernel.shape[-1])
 
         def product(tap: Any) -> Array:
-            matrix = view(x, tap, spec).reshape(g, -1, kernel.shape[2])
-            return gemm(matrix, kernel[:, tap], spec)
+            matrix = layout.view(x, tap, spec).reshape(g, -1, kernel.shape[2])
+            return gemm.product(matrix, kernel[:, tap], spec)
 
-        out = loops.sum_of(spec.taps, product, UNROLL)  # out: (g, n·positions, o)
-        out = out.reshape(x.shape[0], *spec.out_spatial, -1)
-        return layout.batch_groups_to_features(out, g)
+        return gemm.outputs_of(loops.sum_of(spec.taps, product, UNROLL), spec)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g = spec.groups
         x, spec = layout.pad_and_dilate(image, spec)
         x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+        cotangent = gemm.rows_of(cotangent, g)
 
         def product(tap: Any) -> Array:
-            matrix = view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
-            return gradient_gemm(matrix, cotangent, spec)
+            matrix = layout.view(x, tap, spec).reshape(*cotangent.shape[:2], -1)
+            return gemm.gradient(matrix, cotangent, spec)
 
         out = loops.stack_of(spec.taps, product, 1, at_once(spec))  # out: (g, taps, c, o)
-        return kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
+        return gemm.kernel_of(out.reshape(g, -1, out.shape[-1]), spec)
 
     def largest_index(self, spec: ConvSpec) -> int:
         taps, unroll = spec.forward.taps, at_once(spec.forward) if spec.weight_gradient else UNROLL

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxconv import layout, loops
+from jaxconv.algorithms import gemm
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.algorithms.gemm import gemm, kernel_matrix
 from jaxconv.spec import ConvSpec
 
 
@@ -17,31 +17,24 @@ class Naive(Algorithm):
         return "it is for learning"
 
     def cost(self, spec: ConvSpec) -> Cost:
-        groups, m, n, k = spec.gemm
-        patch = groups * m // spec.positions * k * spec.dtype.itemsize
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * patch * spec.positions,
-            workspace=layout.padded_bytes(spec) + patch,
-            gemm=(groups * spec.positions, m // spec.positions, n, k),
-            steps=spec.positions,
-        )
+        (groups, m, n, k), steps = spec.gemm, spec.positions
+        patch = groups * m // steps * k * spec.dtype.itemsize
+        traffic, padded = spec.operand_bytes + 2 * patch * steps, layout.padded_bytes(spec)
+        return Cost(spec.flops, traffic, padded + patch, (groups * steps, m // steps, n, k), steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         g = spec.groups
         x, spec = layout.pad_and_dilate(lhs, spec)
         x = layout.features_to_batch(x, g)  # x: (g·n, spatial…, c)
-        kernel = kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
+        kernel = gemm.kernel_matrix(rhs, g)  # kernel: (g, k, o), k = taps·c
 
         def at(position: Array) -> Array:
-            output = loops.unravel(position, spec.out_spatial)
-            starts = [p * stride for p, stride in zip(output, spec.window_strides, strict=True)]
+            starts = loops.unravel(position, spec.out_spatial, spec.window_strides)
             window = loops.strided(x, starts, spec.kernel_shape, spec.rhs_dilation)
-            return gemm(window.reshape(g, -1, kernel.shape[1]), kernel, spec)  # (g, n, o)
+            return gemm.product(window.reshape(g, -1, kernel.shape[1]), kernel, spec)  # (g, n, o)
 
         out = lax.map(at, jnp.arange(spec.positions, dtype=jnp.int32))  # (positions, g, n, o)
-        out = jnp.moveaxis(out, 0, 2).reshape(x.shape[0], *spec.out_spatial, -1)
-        return layout.batch_groups_to_features(out, g)
+        return gemm.outputs_of(jnp.moveaxis(out, 0, 2), spec)
 
 
 NAIVE = Naive()

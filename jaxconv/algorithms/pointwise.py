@@ -1,19 +1,18 @@
 """A single contraction where windows don't overlap: 1×1, patchify, a kernel as large as the image.
 
-Each element of the image then belongs to at most one window, and the patch matrix is a reshape. The
-converse holds too: where the image is dilated by the size of the kernel, as in the input gradient
-of patchify, each output uses one tap, and the product is reshaped.
+Each element of the image then belongs to at most one window, and the patch matrix is a reshape.
+Conversely, where the image is dilated by the size of the kernel, as in the input gradient of
+patchify, each output uses one tap, and the product is reshaped.
 """
 
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost, moved_kernel
-from jaxconv.algorithms.gemm import contract, gemm, gemm_transposed, gradient_gemm, kernel_of
+from jaxconv.algorithms import gemm
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
 
@@ -28,33 +27,25 @@ def spreads(spec: ConvSpec) -> bool:
 
 
 def same_product(spec: ConvSpec) -> str | None:
-    """Why an algorithm that gathers patches is redundant for a prepared ``spec``.
-
-    A tiled product of one tap is fast in isolation, but XLA fuses nothing into its loop: with two
-    of them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
-    """
-    forward = spec.forward
-    if forward.taps == 1 and POINTWISE.unsupported(spec) is None:
-        return "it would compute the same product as pointwise"
-    return None
+    """Why an algorithm that gathers patches is redundant for a prepared ``spec``."""
+    # A tiled product of one tap is fast alone, but XLA fuses nothing into its loop: with two of
+    # them ConvNeXt-T's forward pass, batch 8, took 257 MiB instead of 101 and 1.12 times as long.
+    same = spec.forward.taps == 1 and POINTWISE.unsupported(spec) is None
+    return "it would compute the same product as pointwise" if same else None
 
 
 def windows(lhs: Array, spec: ConvSpec) -> tuple[Array, list[int]]:
-    """The windows side by side, (n, (out, kernel)…, g·c), and which axes are the kernel's.
-
-    Kernel axes of length 1 are left out: they would only hide the GEMM.
-    """
+    """The windows side by side, (n, (out, kernel)…, g·c), and which axes are the kernel's; without
+    those of length 1, which would only hide the GEMM."""
     x, spec = layout.pad_and_dilate(lhs, spec)
-    counts, steps, shape, kernel_axes = [], [], [x.shape[0]], []
-    for k, stride, d, out in zip(
-        spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
-    ):
-        counts.append(out * k)
-        steps.append(stride if k == 1 else d)
-        shape.append(out)
-        if k > 1:
+    shape, kernel_axes = [x.shape[0]], []
+    for axis in spec.axes:
+        shape.append(axis.out)
+        if axis.taps > 1:
             kernel_axes.append(len(shape))
-            shape.append(k)
+            shape.append(axis.taps)
+    counts = [axis.out * axis.taps for axis in spec.axes]
+    steps = [axis.stride if axis.taps == 1 else axis.dilation for axis in spec.axes]
     x = loops.strided(x, (0,) * spec.spatial_ndim, counts, steps)
     return x.reshape(*shape, x.shape[-1]), kernel_axes
 
@@ -66,23 +57,20 @@ def in_order(spec: ConvSpec) -> bool:
 
 def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     g, ndim = spec.groups, spec.spatial_ndim
-    x = layout.features_to_batch(lhs, g).reshape(g, -1, spec.rhs_shape[-2])
+    x = gemm.rows_of(lhs, g)
     kernel = layout.split_groups(jnp.flip(rhs, range(ndim)), -1, g)  # kernel: (kernel…, c, g, o)
     kernel = jnp.moveaxis(kernel, (-2, ndim), (0, 1)).reshape(g, x.shape[-1], -1)
-    out = gemm(x, kernel, spec)  # out: (g, n·positions, kernel·o)
+    out = gemm.product(x, kernel, spec)  # out: (g, n·positions, kernel·o)
     n = g * spec.lhs_shape[0]
     out = out.reshape(n, *spec.lhs_spatial, *spec.kernel_shape, -1)
     pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-    sizes = [size * k for size, k in zip(spec.lhs_spatial, spec.kernel_shape, strict=True)]
+    sizes = [axis.size * axis.taps for axis in spec.axes]
     out = out.transpose(0, *pairs, 1 + 2 * ndim).reshape(n, *sizes, -1)
     # With a low padding of k - 1, element i contributes to position i·k through its last tap.
-    shifts = [lo - (k - 1) for (lo, _), k in zip(spec.padding, spec.kernel_shape, strict=True)]
-    edges = [
-        (shift, want - size - shift, 0)
-        for shift, want, size in zip(shifts, spec.out_spatial, sizes, strict=True)
-    ]
-    out = lax.pad(out, np.zeros((), out.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    return layout.batch_groups_to_features(out, g)
+    shifts = [axis.low - (axis.taps - 1) for axis in spec.axes]
+    ends = [want - size for want, size in zip(spec.out_spatial, sizes, strict=True)]
+    edges = [(shift, end - shift, 0) for shift, end in zip(shifts, ends, strict=True)]
+    return layout.batch_groups_to_features(layout.padded(out, edges), g)
 
 
 # Positions from which computing the transpose of a kernel's gradient is faster.
@@ -90,12 +78,10 @@ MANY_POSITIONS = 128
 
 
 def turned(spec: ConvSpec) -> bool:
-    """Whether a kernel's gradient is computed as (o, k) and transposed.
-
-    XLA:CPU transposes the left matrix as it multiplies; fewer columns cost less: 8×56×56 from 256
-    to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of 66.
-    147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
-    """
+    """Whether a kernel's gradient is computed as (o, k) and transposed."""
+    # XLA:CPU transposes the left matrix as it multiplies; fewer columns cost less: 8×56×56 from 256
+    # to 64 channels runs at 115 instead of 82 GFLOP/s, 8×28×28 from 192 to 32 at 128 instead of 66.
+    # 147 columns, no multiple of a vector, took 1.2 times as long, 49 positions up to twice.
     k, o = spec.taps * spec.rhs_shape[-2], spec.out_channels
     many = spec.lhs_shape[0] * spec.positions >= MANY_POSITIONS
     return spec.groups == 1 and many and k > o and k % layout.LANES == 0
@@ -104,15 +90,15 @@ def turned(spec: ConvSpec) -> bool:
 class Pointwise(Algorithm):
     name = "pointwise"
     summary = "one contraction: windows don't overlap, nothing to gather"
+    static = True
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if spreads(spec):
             return None
         spec = spec.forward
-        for k, stride, d, out in zip(
-            spec.kernel_shape, spec.window_strides, spec.rhs_dilation, spec.out_spatial, strict=True
-        ):
-            if not (k == 1 or out == 1 or (k == stride and d == 1)):
+        for axis in spec.axes:
+            apart = axis.taps == axis.stride and axis.dilation == 1
+            if not (apart or 1 in (axis.taps, axis.out)):
                 return f"windows overlap: kernel {spec.kernel_shape}, strides {spec.window_strides}"
         return None
 
@@ -121,25 +107,16 @@ class Pointwise(Algorithm):
 
     def cost(self, spec: ConvSpec) -> Cost:
         if spreads(spec):
-            groups, _, n, k = spec.gemm
+            (groups, _, n, k), taps = spec.gemm, spec.taps
             m = spec.lhs_shape[0] * math.prod(spec.lhs_spatial)
-            output = groups * m * n * spec.taps * spec.accumulator_dtype.itemsize
-            return Cost(
-                flops=2 * groups * m * n * k,
-                traffic=spec.operand_bytes + 4 * output,
-                workspace=2 * output,
-                gemm=(groups, m, n * spec.taps, k // spec.taps),
-            )
-        forward = spec.forward
-        # Any other axes are transposed first, at the speed of the product.
-        moves = forward.taps > 1 or spec.groups > 1
-        moved = math.prod(forward.lhs_shape) * spec.dtype.itemsize if moves else 0
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * layout.padded_bytes(spec),
-            workspace=layout.padded_bytes(forward) + moved,
-            gemm=spec.gemm,
-        )
+            output = groups * m * n * taps * spec.accumulator_dtype.itemsize
+            traffic, shape = spec.operand_bytes + 4 * output, (groups, m, n * taps, k // taps)
+            return Cost(2 * math.prod(shape), traffic, 2 * output, shape)
+        forward, workspace = spec.forward, layout.padded_bytes(spec.forward)
+        if forward.taps > 1 or spec.groups > 1:  # other axes are moved, at the speed of the product
+            workspace += math.prod(forward.lhs_shape) * spec.dtype.itemsize
+        traffic = spec.operand_bytes + 2 * layout.padded_bytes(spec)
+        return Cost(spec.flops, traffic, workspace, spec.gemm)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         if spreads(spec):
@@ -147,43 +124,35 @@ class Pointwise(Algorithm):
         x, kernel_axes = windows(lhs, spec)
         if in_order(spec):
             x = x.transpose(*(d for d in range(x.ndim) if d not in kernel_axes), *kernel_axes)
-            kernel = layout.in_memory(rhs, spec).reshape(spec.out_channels, -1)
-            out = gemm_transposed(x.reshape(-1, kernel.shape[1]), kernel, spec)
-            return out.reshape(-1, *spec.out_spatial, spec.out_channels)
+            return gemm.in_memory(x, rhs, spec)
         kernel = [k for k in spec.kernel_shape if k > 1]
-        groups = [spec.groups] if spec.groups > 1 else []
-        c = spec.rhs_shape[-2]
+        c, groups = spec.rhs_shape[-2], [spec.groups] if spec.groups > 1 else []
         x = x.reshape(*x.shape[:-1], *groups, c)  # x: (n, (out, kernel)…, g, c)
         rhs = rhs.reshape(*kernel, c, *groups, -1)  # rhs: (kernel…, c, g, o)
         contracting = ([*kernel_axes, x.ndim - 1], list(range(len(kernel) + 1)))
         batch = ([x.ndim - 2], [rhs.ndim - 2]) if groups else ([], [])
-        # out: (g, n, out spatial…, o), without g where there is one group
-        out = contract(x, rhs, (contracting, batch), spec)
-        out = out.reshape(-1, *spec.out_spatial, out.shape[-1])
-        return layout.batch_groups_to_features(out, spec.groups)
+        # The product: (g, n, out spatial…, o), without g where there is one group.
+        return gemm.outputs_of(gemm.contract(x, rhs, (contracting, batch), spec), spec)
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         g = spec.groups
         x, kernel_axes = windows(layout.features_to_batch(image, g), spec)
-        cotangent = layout.features_to_batch(cotangent, g).reshape(g, -1, spec.out_channels // g)
+        cotangent = gemm.rows_of(cotangent, g)
         out_axes = [axis for axis in range(x.ndim - 1) if axis not in kernel_axes]
         channels = [x.ndim - 1]
         columns = channels + kernel_axes if layout.taps_last(spec) else kernel_axes + channels
         x = x.transpose(*out_axes, *columns)
         matrix = x.reshape(*cotangent.shape[:2], -1)  # matrix: (g, n·positions, k)
         if in_order(spec):
-            return layout.from_memory(gradient_gemm(cotangent, matrix, spec), spec)
+            return layout.from_memory(gemm.gradient(cotangent, matrix, spec), spec)
         if not turned(spec):
-            return kernel_of(gradient_gemm(matrix, cotangent, spec), spec)
-        out = gradient_gemm(cotangent, matrix, spec)  # out: (g, o, k)
+            return gemm.kernel_of(gemm.gradient(matrix, cotangent, spec), spec)
+        out = gemm.gradient(cotangent, matrix, spec)  # out: (g, o, k)
         # Without the barrier XLA folds the transpose into the product.
-        return kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
+        return gemm.kernel_of(lax.optimization_barrier(out).swapaxes(1, 2), spec)
 
     def moving(self, spec: ConvSpec) -> float:
-        return 0.0 if in_order(spec.forward) else moved_kernel(spec)
-
-    def largest_index(self, spec: ConvSpec) -> int:
-        return 0
+        return 0.0 if in_order(spec.forward) else super().moving(spec)
 
 
 POINTWISE = Pointwise()

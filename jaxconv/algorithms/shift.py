@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxconv import layout, loops
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.compat import OLD_XLA, auto_insert_reshard
+from jaxconv.compat import OLD_XLA
 from jaxconv.spec import ConvSpec, dilate
 
 # Input channels per group above which a GEMM, which reuses loaded values, is faster: 3×3 on 16→16
@@ -43,30 +42,6 @@ ROWS, PRODUCTS = 14, 100
 IMAGE_BYTES = 5 << 20
 
 
-def gradient_cost(spec: ConvSpec) -> Cost:
-    forward = spec.forward
-    copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
-    if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
-        elements = math.prod(forward.lhs_shape) + math.prod(forward.out_shape)
-        copied += elements * spec.accumulator_dtype.itemsize
-    rows, images = block_of(forward)
-    steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
-    size = spec.accumulator_dtype.itemsize
-    span = (rows - 1) * forward.window_strides[0] + dilate(
-        forward.kernel_shape[0], forward.rhs_dilation[0]
-    )
-    block = math.prod((images, span, *forward.padded_spatial[1:], forward.lhs_shape[-1])) * size
-    lanes = forward.rhs_shape[-2] * forward.out_channels
-    sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
-    return Cost(
-        flops=spec.flops,
-        traffic=spec.operand_bytes + 2 * copied + 2 * (block + sums) * steps,
-        workspace=copied + block + sums,
-        gemm=None,
-        steps=steps,
-    )
-
-
 def by_planes(spec: ConvSpec) -> bool:
     """Whether each channel of each image, a plane in memory, is convolved as it lies there."""
     depthwise = spec.rhs_shape[-2] == 1 and spec.out_channels == spec.groups
@@ -74,20 +49,15 @@ def by_planes(spec: ConvSpec) -> bool:
 
 
 def planes_at_once(x: Array, rhs: Array, spec: ConvSpec) -> Array:
-    """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…).
-
-    3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1. Not for
-    an image that still lies channels last: MobileNetV2 took 1.7 times as long.
-    """
+    """A depthwise convolution of (n, G, spatial…) to (n, G, out spatial…)."""
+    # 3×3 on 8×144×56×56 takes 2.9 ms, with channels last and two transpositions 5.6 to 9.1. Not for
+    # an image that still lies channels last: MobileNetV2 took 1.7 times as long.
     g, dtype = spec.groups, spec.accumulator_dtype
-    edges = [(lo, hi, d - 1) for (lo, hi), d in zip(spec.padding, spec.lhs_dilation, strict=True)]
-    if any(map(any, edges)):
-        x = lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    x, _ = layout.pad_and_dilate(x, spec, first=2)
     kernel = rhs.reshape(spec.taps, 1, g, *(1 for _ in spec.kernel_shape)).astype(dtype)
 
     def term(i: int) -> Array:
-        offsets = loops.unravel(i, spec.kernel_shape)
-        starts = (0, *(t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)))
+        starts = (0, *loops.unravel(i, spec.kernel_shape, spec.rhs_dilation))
         view = loops.strided(x, starts, (g, *spec.out_spatial), (1, *spec.window_strides))
         return view.astype(dtype) * lax.index_in_dim(kernel, i, keepdims=False)
 
@@ -116,9 +86,7 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         last = range(len(shape) - len(channels), len(shape))
 
         def term(i: int) -> Array:
-            offsets = loops.unravel(i // c, taps)
-            starts = [t * d for t, d in zip(offsets, spec.rhs_dilation, strict=True)]
-            view = loops.strided(x, starts, spec.out_spatial, spec.window_strides)
+            view = layout.view(x, i // c, spec, taps)
             if c > 1:
                 view = layout.split_groups(view, -1, g)[..., i % c]
             view = view.astype(dtype)
@@ -133,27 +101,23 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
         out = sum_of_taps(x, rhs, spec.kernel_shape)
         return loops.in_one_loop(out).reshape(spec.out_shape)
 
-    def sum_of_block(first: Sequence[Any], taps: Sequence[int]) -> Array:
-        ones = (1,) * spec.spatial_ndim
-        starts = [t * d for t, d in zip(first, spec.rhs_dilation, strict=True)]
-        window = [dilate(k, d) for k, d in zip(taps, spec.rhs_dilation, strict=True)]
-        outputs = map(dilate, spec.out_spatial, spec.window_strides)
-        spans = [size + k - 1 for size, k in zip(outputs, window, strict=True)]
-        kernel = loops.strided(rhs[None], first, taps, ones)[0]
-        return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)
-
     if SLICES_WIDEN:
         x = x.astype(dtype)
-    total = jnp.zeros(shape, dtype)
-    for operand in (x, rhs):
-        total, _ = auto_insert_reshard(total, operand)
-    axis, blocks = blocks_of(spec)
-    outer, rest = spec.kernel_shape[:axis], (0,) * (spec.spatial_ndim - axis - 1)
+    total = loops.zeros(shape, dtype, x, rhs)
+    cut, blocks = blocks_of(spec)
+    outer, rest = spec.kernel_shape[:cut], (0,) * (spec.spatial_ndim - cut - 1)
+    ones = (1,) * spec.spatial_ndim
+    outs = list(map(dilate, spec.out_spatial, spec.window_strides))
     for start, count, taps in blocks:
+        sizes = map(dilate, taps, spec.rhs_dilation)
+        spans = [size + out - 1 for size, out in zip(sizes, outs, strict=True)]
 
         def block(i: Any, start: int = start, count: int = count, taps: Any = taps) -> Array:
             *ahead, number = loops.unravel(i, (*outer, count))
-            return sum_of_block((*ahead, start + number * taps[axis], *rest), taps)
+            first = *ahead, start + number * taps[cut], *rest
+            starts = [t * d for t, d in zip(first, spec.rhs_dilation, strict=True)]
+            kernel = loops.strided(rhs[None], first, taps, ones)[0]
+            return sum_of_taps(loops.strided(x, starts, spans, ones), kernel, taps)  # noqa: B023
 
         total = loops.sum_over(math.prod(outer) * count, total, block)
     return total.reshape(spec.out_shape)
@@ -162,9 +126,8 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]]]]:
     """The axis that is cut into blocks of taps, and (first tap, blocks, taps of a block) along it.
 
-    A block has all taps of the axes behind; it begins at a computed position, and its taps lie at
-    fixed ones from there. With a position computed for each tap, 15×15 took 3 s to compile; so it
-    takes 0.2 to 0.4, and runs as fast.
+    A block has all taps of the axes behind. Its taps lie at fixed positions from a computed first:
+    with each computed, 15×15 took 3 s to compile; so it takes 0.2 to 0.4, and runs as fast.
     """
     axis, inner = spec.spatial_ndim - 1, spec.rhs_shape[-2]
     while inner * spec.kernel_shape[axis] <= TERMS_OF_BLOCK:
@@ -209,17 +172,15 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
     x: (n, rows, …, G·c), padded; y: (n, out rows, …, G·o); lanes: (G,) or (G, c, o). The taps of a
     column, multiplied by the same cotangents, are neighbours in memory where lanes fill a vector.
-    Sums over images and widths come last, for all columns at once: with one sum per column, XLA of
-    JAX 0.10.2 no longer compiled its products to one loop (3×3 on 8×14×14×576: 21 ms instead of
-    1.2).
     """
+    # Sums over images and widths come last, for all columns at once: with one sum per column, JAX
+    # 0.10.2 compiles its products to several loops (3×3 on 8×14×14×576: 21 ms instead of 1.2).
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
     (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
     fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
 
     def column(i: Any) -> Array:
-        offsets = loops.unravel(i, others)
-        starts = [t * d for t, d in zip(offsets, dilations, strict=True)]
+        starts = loops.unravel(i, others, dilations)
 
         def term(row: int) -> Array:
             view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
@@ -249,46 +210,50 @@ class Shift(Algorithm):
     summary = "multiply-add of shifted views, no GEMM"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
+        forward, terms = spec.forward, "input channels per group"
         channels = spec.rhs_shape[-2]
         if spec.weight_gradient:
-            forward = spec.forward
-            channels = forward.rhs_shape[-2] * forward.out_channels // forward.groups
-            if channels > MAX_CHANNELS:
-                return f"{channels} products per group and tap; it sums at most {MAX_CHANNELS}"
-            return None if spec.spatial_ndim else "there is no spatial dimension to sum over"
+            terms = "products per group and tap"
+            channels = math.prod(forward.rhs_shape[-2:]) // forward.groups
         if channels > MAX_CHANNELS:
-            return f"{channels} input channels per group; it sums at most {MAX_CHANNELS}"
+            return f"{channels} {terms}; it sums at most {MAX_CHANNELS}"
+        if spec.weight_gradient and not spec.spatial_ndim:
+            return "there is no spatial dimension to sum over"
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        channels, n = spec.rhs_shape[-2], spec.gemm[2]
         if spec.weight_gradient:
             # 32 groups of 4 channels, 4×2306, take 10 ms, as a product 3, and with three taps 4.
-            if spec.spatial_ndim == spec.forward.taps == 1:
-                return "a single tap along one axis is not compiled to one loop"
-        elif not n == 1 < spec.groups:
-            few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
-            if channels * n > few:
-                return (
-                    f"in a network more than {few} products per tap and group take long to compile"
-                )
+            single = spec.spatial_ndim == spec.forward.taps == 1
+            return "a single tap along one axis is not compiled to one loop" if single else None
+        channels, n = spec.rhs_shape[-2], spec.gemm[2]
+        few = SOME_PRODUCTS if spec.taps * channels <= FEW_TERMS else FEW_PRODUCTS
+        if channels * n > few and not n == 1 < spec.groups:
+            return f"in a network more than {few} products per tap and group take long to compile"
         return None
 
     def cost(self, spec: ConvSpec) -> Cost:
         if spec.weight_gradient:
-            return gradient_cost(spec)
+            forward, size = spec.forward, spec.accumulator_dtype.itemsize
+            copied = layout.padded_bytes(forward) if max(forward.lhs_dilation) > 1 else 0
+            if SLICES_WIDEN and spec.dtype != spec.accumulator_dtype:
+                copied += (math.prod(forward.lhs_shape) + math.prod(forward.out_shape)) * size
+            rows, images = block_of(forward)
+            steps = forward.lhs_shape[0] // images * -(-forward.out_spatial[0] // rows)
+            span = (rows - 1) * forward.window_strides[0] + forward.axes[0].window
+            rest = *forward.padded_spatial[1:], forward.lhs_shape[-1]
+            block = math.prod((images, span, *rest)) * size
+            lanes = forward.rhs_shape[-2] * forward.out_channels
+            sums = math.prod((forward.taps, images, *forward.out_spatial[1:], lanes)) * size
+            traffic = spec.operand_bytes + 2 * copied + 2 * (block + sums) * steps
+            return Cost(spec.flops, traffic, copied + block + sums, None, steps)
         terms = spec.taps * spec.rhs_shape[-2]
         steps = 1 if terms <= UNROLL else -(-terms // TERMS_OF_BLOCK)
-        output = spec.groups * spec.gemm[1] * spec.gemm[2] * spec.accumulator_dtype.itemsize
-        padded = layout.padded_bytes(spec)
+        (groups, m, n, _), padded = spec.gemm, layout.padded_bytes(spec)
+        output = groups * m * n * spec.accumulator_dtype.itemsize
         images = spec.lhs_shape[0] if image_by_image(spec) else 1
-        return Cost(
-            flops=spec.flops,
-            traffic=spec.operand_bytes + 2 * padded + 2 * output * (steps - 1),
-            workspace=padded // images,
-            gemm=None,
-            steps=images * steps,
-        )
+        traffic = spec.operand_bytes + 2 * padded + 2 * output * (steps - 1)
+        return Cost(spec.flops, traffic, padded // images, None, images * steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         first = by_planes(spec)
@@ -304,7 +269,7 @@ class Shift(Algorithm):
 
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         """Sums products of shifted rows, by blocks of rows that stay in cache."""
-        if any(d > 1 for d in spec.lhs_dilation):
+        if max(spec.lhs_dilation) > 1:
             image, spec = layout.pad_and_dilate(image, spec)
         if SLICES_WIDEN:
             image, cotangent = (a.astype(spec.accumulator_dtype) for a in (image, cotangent))
@@ -314,9 +279,8 @@ class Shift(Algorithm):
 
         def sums(first: Any, row: Any, rows: int) -> Array:
             x, part = layout.rows_of(image, spec, first, images, row, rows)
-            y = lax.dynamic_slice_in_dim(
-                lax.dynamic_slice_in_dim(cotangent, first, images), row, rows, 1
-            )
+            y = lax.dynamic_slice_in_dim(cotangent, first, images)
+            y = lax.dynamic_slice_in_dim(y, row, rows, 1)
             return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
 
         steps = len(image) // images * blocks
@@ -324,9 +288,10 @@ class Shift(Algorithm):
             total = sums(0, 0, rows)
         else:
             shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
-            total, _ = auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
             total = loops.sum_over(
-                steps, total, lambda i: sums(i // blocks * images, i % blocks * rows, rows)
+                steps,
+                loops.zeros(shape, spec.accumulator_dtype, image),
+                lambda i: sums(i // blocks * images, i % blocks * rows, rows),
             )
         if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
             total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
@@ -335,10 +300,8 @@ class Shift(Algorithm):
         return jnp.moveaxis(out, 1, 2).reshape(spec.rhs_shape)
 
     def largest_index(self, spec: ConvSpec) -> int:
-        if spec.weight_gradient:
-            return super().largest_index(spec)
-        terms = spec.taps * spec.rhs_shape[-2]
-        looped = terms > UNROLL or image_by_image(spec)
+        terms = 0 if spec.weight_gradient else spec.taps * spec.rhs_shape[-2]
+        looped = spec.weight_gradient or terms > UNROLL or image_by_image(spec)
         return max(terms, super().largest_index(spec)) if looped else 0
 
 

@@ -6,9 +6,8 @@ F(m, r) makes m outputs of r taps from m + r - 1 products instead of m·r:
 
 along each spatial axis, with x a tile of m + r - 1 inputs, y its m outputs. Channels are summed
 between the transforms, so each of the products is a GEMM over all tiles: (tiles, c)·(c, o). Sums of
-up to 2**dimensions elements may overflow close to the largest representable number.
-
-Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2015).
+up to 2**dimensions elements may overflow close to the largest representable number. Lavin & Gray,
+"Fast Algorithms for Convolutional Neural Networks" (2015).
 """
 
 import dataclasses
@@ -20,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import compat, layout, loops
+from jaxconv import layout, loops
+from jaxconv.algorithms import gemm
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.cook_toom import POINTS, Matrix, combinations, transforms
-from jaxconv.algorithms.gemm import contract
 from jaxconv.spec import ConvSpec
 
 # Bytes of a block's transformed inputs and products, which fit in cache and need no fresh memory
@@ -37,33 +36,27 @@ BLOCK_CHANNELS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How a convolution is cut into blocks of tiles: of whole images, or of rows of an image.
-
-    Attributes:
-      spec: the convolution.
-      m: outputs of a tile along each spatial axis; 1 where the kernel has one tap.
-      images, rows: a block's images, and its output rows along the first spatial axis.
-    """
+    """How a convolution is cut into blocks of tiles: of whole images, or of rows of an image."""
 
     spec: ConvSpec
-    m: tuple[int, ...]
-    images: int
-    rows: int
+    m: tuple[int, ...]  # outputs of a tile along each spatial axis; 1 where the kernel has one tap
+    images: int  # of a block
+    rows: int  # of a block: its outputs along the first spatial axis
 
     @property
-    def n(self) -> tuple[int, ...]:
-        """Inputs of a tile along each spatial axis."""
-        return tuple(m + r - 1 for m, r in zip(self.m, self.spec.kernel_shape, strict=True))
+    def matrices(self) -> list[tuple[Matrix, Matrix, Matrix]]:
+        """Aᵀ, G and Bᵀ of each spatial axis."""
+        return list(map(transforms, self.m, self.spec.kernel_shape))
 
     @property
-    def frequencies(self) -> tuple[int, ...]:
+    def axes(self) -> list[int]:
+        """Those transformed. Each frequency of the last one is an array of its own."""
+        return [d for d, taps in enumerate(self.spec.kernel_shape) if taps > 1]
+
+    @property
+    def frequencies(self) -> list[int]:
         """Sizes of the leading axes of transformed arrays, the last spatial axis first."""
-        return tuple(n for n in reversed(self.n) if n > 1)
-
-    @property
-    def apart(self) -> int:
-        """The last axis to be transformed: each of its frequencies is an array of its own."""
-        return max(d for d, n in enumerate(self.n) if n > 1)
+        return [self.m[d] + self.spec.kernel_shape[d] - 1 for d in reversed(self.axes)]
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
@@ -71,22 +64,21 @@ class Tiling:
         return self.rows, *self.spec.out_spatial[1:]
 
     @property
-    def tiles(self) -> tuple[int, ...]:
+    def tiles(self) -> list[int]:
         """Tiles of an image in a block along each spatial axis."""
-        return tuple(-(-size // m) for size, m in zip(self.out_spatial, self.m, strict=True))
+        return [-(-size // m) for size, m in zip(self.out_spatial, self.m, strict=True)]
 
     @property
     def blocks(self) -> loops.RowBlocks:
-        return loops.RowBlocks(
-            self.spec.lhs_shape[0], self.spec.out_spatial[0], self.images, self.rows
-        )
+        batch, height = self.spec.lhs_shape[0], self.spec.out_spatial[0]
+        return loops.RowBlocks(batch, height, self.images, self.rows)
 
     @property
     def gemm(self) -> tuple[int, int, int, int]:
         """(frequencies and groups, tiles, o, c) of a block."""
+        groups, _, o, _ = self.spec.gemm
         tiles = self.images * math.prod(self.tiles)
-        o, c = self.spec.out_channels // self.spec.groups, self.spec.rhs_shape[-2]
-        return self.spec.groups * math.prod(self.n), tiles, o, c
+        return groups * math.prod(self.frequencies), tiles, o, self.spec.rhs_shape[-2]
 
     @property
     def kernel_bytes(self) -> int:
@@ -117,63 +109,55 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
 
 
 def inputs_of(x: Array, cut: Tiling, image: Any, row: Any) -> Array:
-    """The padded part of ``x`` that a block from an image and an output row on needs, in whole
-    tiles."""
+    """The padded part of ``x``, in whole tiles, that a block from an image and a row on needs."""
     return whole_tiles(layout.rows_of(x, cut.spec, image, cut.images, row, cut.rows)[0], cut)
 
 
 def whole_tiles(x: Array, cut: Tiling) -> Array:
     """(images, spatial…, g·c) → (g·images, spatial…, c), zero-padded to whole tiles."""
     x = layout.features_to_batch(x, cut.spec.groups).astype(cut.spec.accumulator_dtype)
-    extra = [t * m - size for t, m, size in zip(cut.tiles, cut.m, cut.out_spatial, strict=True)]
-    return lax.pad(x, np.zeros((), x.dtype), [(0, 0, 0), *((0, e, 0) for e in extra), (0, 0, 0)])
+    sizes = zip(cut.tiles, cut.m, cut.out_spatial, strict=True)
+    return layout.padded(x, [(0, t * m - size, 0) for t, m, size in sizes])
 
 
 def to_frequencies(x: Array, matrices: Sequence[Matrix], cut: Tiling) -> list[Array]:
     """Multiplies each tile by a matrix per axis: (g·n, spatial…, c) → (frequencies·g, tiles, c) for
     each frequency of the last axis."""
-    channels = x.shape[-1]
+    shape = math.prod(cut.frequencies[1:]) * cut.spec.groups, -1, x.shape[-1]
     sums: list[Array] = []
-    for d, (matrix, m, t) in enumerate(zip(matrices, cut.m, cut.tiles, strict=True)):
-        if cut.n[d] > 1:
-            axis = x.ndim - 1 - len(cut.m) + d
-            last = (t - 1) * m + 1
-            terms = [lax.slice_in_dim(x, i, i + last, m, axis) for i in range(len(matrix[0]))]
-            sums = combinations(matrix, terms)
-            if d < cut.apart:
-                x = jnp.stack(sums)
-    shape = math.prod(cut.frequencies[1:]) * cut.spec.groups, -1, channels
+    for d in cut.axes:
+        x = jnp.stack(sums) if sums else x
+        axis, m = x.ndim - 1 - len(cut.m) + d, cut.m[d]
+        last = (cut.tiles[d] - 1) * m + 1
+        terms = [lax.slice_in_dim(x, i, i + last, m, axis) for i in range(len(matrices[d][0]))]
+        sums = combinations(matrices[d], terms)
     return [y.reshape(shape) for y in sums]
 
 
 def from_frequencies(ys: Sequence[Array], cut: Tiling) -> Array:
     """Aᵀ y, of arrays shaped as by ``to_frequencies``, o in place of c: (g·n, out spatial…, o)."""
+    *others, apart = cut.axes
 
     def summed(terms: Sequence[Array], d: int) -> Array:
         axis = terms[0].ndim - 1 - len(cut.m) + d  # of the tiles
-        a, _, _ = transforms(cut.m[d], cut.spec.kernel_shape[d])
-        y = jnp.stack(combinations(a, terms), axis + 1)
+        y = jnp.stack(combinations(cut.matrices[d][0], terms), axis + 1)
         return y.reshape(*y.shape[:axis], -1, *y.shape[axis + 2 :])
 
     parts = []
     for y in ys:
-        o = y.shape[-1]
-        y = y.reshape(*cut.frequencies[1:], cut.spec.groups * cut.images, *cut.tiles, o)
-        for d in reversed(range(cut.apart)):
-            if cut.n[d] > 1:
-                y = summed(list(y), d)
+        images = cut.spec.groups * cut.images
+        y = y.reshape(*cut.frequencies[1:], images, *cut.tiles, y.shape[-1])
+        for d in reversed(others):
+            y = summed(list(y), d)
         parts.append(y)
-    return summed(parts, cut.apart)[(slice(None), *(slice(size) for size in cut.out_spatial))]
+    return summed(parts, apart)[(slice(None), *(slice(size) for size in cut.out_spatial))]
 
 
 def kernel_transform(cut: Tiling) -> np.ndarray:
-    """G of all axes at once: (frequencies of the last axis, others, taps).
-
-    One product with it is as fast as sums along each axis and compiles faster.
-    """
+    """G of all axes at once, (frequencies of the last axis, others, taps): one product with it is
+    as fast as sums along each axis and compiles faster."""
     total = np.ones((1, 1))
-    for m, r in zip(cut.m, cut.spec.kernel_shape, strict=True):
-        _, matrix, _ = transforms(m, r)
+    for _, matrix, _ in cut.matrices:
         total = np.einsum("ft,nr->nftr", total, np.array(matrix, float))
         total = total.reshape(total.shape[0] * total.shape[1], -1)
     total = total.reshape(cut.frequencies[0], -1, cut.spec.taps)
@@ -230,9 +214,8 @@ class Winograd(Algorithm):
         if taps == 1:
             return "a kernel of one tap has no products to save"
         most = len(POINTS) + 2 - self.m
-        return (
-            f"{taps} taps along an axis, it rounds too much above {most}" if taps > most else None
-        )
+        reason = f"{taps} taps along an axis, it rounds too much above {most}"
+        return reason if taps > most else None
 
     def excluded(self, spec: ConvSpec) -> str | None:
         if self.m > 2:  # in float32 3 to 5 times lax's error, where F(2, 3) has 0.7 to 1.8 times it
@@ -250,10 +233,9 @@ class Winograd(Algorithm):
         return None
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        forward = spec.forward
-        if min(forward.rhs_shape[-2], forward.gemm[2]) < MANY_CHANNELS:
-            return f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
-        return None
+        few = min(spec.forward.rhs_shape[-2], spec.forward.gemm[2]) < MANY_CHANNELS
+        reason = f"with fewer than {MANY_CHANNELS} channels transforms cost more than they save"
+        return reason if few else None
 
     def spread(self, spec: ConvSpec) -> tuple[int, ...] | None:
         # F(2, 3) reaches the outputs that the definition reaches, though infinity becomes NaN there
@@ -265,26 +247,20 @@ class Winograd(Algorithm):
         return tuple(m if k > 1 else 1 for k in spec.kernel_shape)
 
     def cost(self, spec: ConvSpec) -> Cost:
-        gradient = spec.weight_gradient
-        cut = tiling(self.m, spec.forward if gradient else spec)
-        count, p, o, c = cut.gemm
-        kernel, block = cut.kernel_bytes, cut.block_bytes
-        # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into its
-        # loop.
-        looped = kernel if cut.blocks.steps > 1 else 0
-        return Cost(
-            flops=2 * count * p * o * c * cut.blocks.steps,
-            traffic=spec.operand_bytes + 2 * kernel + 3 * block * cut.blocks.steps,
-            workspace=kernel + (block + looped if gradient else max(block, looped)),
-            gemm=(count * cut.blocks.steps, c, o, p)
-            if gradient
-            else (count * cut.blocks.steps, p, o, c),
-            steps=cut.blocks.steps,
-        )
+        cut = tiling(self.m, spec.forward)
+        (count, p, o, c), steps = cut.gemm, cut.blocks.steps
+        kernel, block, shape = cut.kernel_bytes, cut.block_bytes, (count * steps, p, o, c)
+        # A loop holds its sums and the term to be added; JAX 0.10.2 copies the kernel into it.
+        looped = kernel if steps > 1 else 0
+        workspace = kernel + (block + looped if spec.weight_gradient else max(block, looped))
+        traffic = spec.operand_bytes + 2 * kernel + 3 * block * steps
+        if spec.weight_gradient:
+            shape = count * steps, c, o, p
+        return Cost(2 * math.prod(shape), traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
         cut = tiling(self.m, spec)
-        matrices = [transforms(m, r)[2] for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
+        matrices = [b for _, _, b in cut.matrices]
         kernel = transformed_kernel(rhs, cut)
 
         def block(image: Any, row: Any) -> Array:
@@ -295,7 +271,7 @@ class Winograd(Algorithm):
             # takes 0.8 s to compile instead of 0.3. JAX 0.12 needs a quarter less memory and is as
             # fast.
             numbers = (((2,), (1,)), ((0,), (0,)))
-            ys = [contract(x, k, numbers, spec) for x, k in zip(xs, kernel, strict=True)]
+            ys = [gemm.contract(x, k, numbers, spec) for x, k in zip(xs, kernel, strict=True)]
             y = from_frequencies(ys, cut)
             return layout.batch_groups_to_features(y, spec.groups).astype(spec.out_dtype)
 
@@ -304,9 +280,8 @@ class Winograd(Algorithm):
     def gradient(self, image: Array, cotangent: Array, spec: ConvSpec) -> Array:
         """The adjoint of ``run`` with respect to the kernel: Gᵀ [Σ over tiles (Bᵀ x) ⊙ (A y)]."""
         cut = tiling(self.m, spec)
-        every = [transforms(m, r) for m, r in zip(cut.m, spec.kernel_shape, strict=True)]
-        inputs = [b for _, _, b in every]
-        outputs = [tuple(zip(*a, strict=True)) for a, _, _ in every]
+        inputs = [b for _, _, b in cut.matrices]
+        outputs = [tuple(zip(*a, strict=True)) for a, _, _ in cut.matrices]
 
         def block(i: Any) -> Array:
             x = inputs_of(image, cut, *cut.blocks.start(i))
@@ -314,7 +289,7 @@ class Winograd(Algorithm):
             x = jnp.concatenate(to_frequencies(x, inputs, cut))
             y = jnp.concatenate(to_frequencies(y, outputs, cut))
             pair = (y, x) if outputs_first(spec) else (x, y)
-            return contract(*pair, (((1,), (1,)), ((0,), (0,))), spec)
+            return gemm.contract(*pair, (((1,), (1,)), ((0,), (0,))), spec)
 
         steps = cut.blocks.steps
         if steps == 1:
@@ -322,8 +297,8 @@ class Winograd(Algorithm):
         else:
             count, _, o, c = cut.gemm
             shape = (count, o, c) if outputs_first(spec) else (count, c, o)
-            total, _ = compat.auto_insert_reshard(jnp.zeros(shape, spec.accumulator_dtype), image)
-            total = loops.sum_over(steps, total, block)
+            zeros = loops.zeros(shape, spec.accumulator_dtype, image)
+            total = loops.sum_over(steps, zeros, block)
         # total: (frequencies·g, c, o), or o before c
         g = kernel_transform(cut).reshape(-1, spec.taps)
         pairs, total = total.shape[1:], total.reshape(len(g), -1)

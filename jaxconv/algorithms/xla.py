@@ -1,12 +1,9 @@
 """lax's own convolution, always in the canonical layout.
 
 XLA:CPU has its fast path for exactly this layout, and the pass that converts others to it does not
-reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8.
-
-On JAX 0.10 one fast path is for padded images only: see ``PADDED_IS_FASTER``.
-
-It is a separate primitive, lowered as lax's was when jaxconv was imported, since ``enable``
-replaces lax's lowering.
+reach into scan, while and cond: an NCHW convolution there takes 210 to 420 ms instead of 8. It is a
+separate primitive, lowered as lax's was when jaxconv was imported, since ``enable`` replaces lax's
+lowering.
 """
 
 import math
@@ -16,33 +13,19 @@ from typing import Any
 import numpy as np
 from jax import Array, lax
 
-from jaxconv import layout
+from jaxconv import compat, layout
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.compat import (
-    OLD_XLA,
-    Primitive,
-    ad,
-    apply_primitive,
-    auto_insert_reshard,
-    batching,
-    conv_general_dilated_p,
-    lowering_rule,
-    mlir,
-)
+from jaxconv.compat import OLD_XLA, Primitive, ad, batching, conv_general_dilated_p, mlir
 from jaxconv.spec import ConvSpec
 
 xla_conv_p = Primitive("xla_conv")
-xla_conv_p.def_impl(partial(apply_primitive, xla_conv_p))
+xla_conv_p.def_impl(partial(compat.apply_primitive, xla_conv_p))
 xla_conv_p.def_effectful_abstract_eval(conv_general_dilated_p.abstract_eval)
-ad.primitive_jvps[xla_conv_p] = ad.primitive_jvps[conv_general_dilated_p]
-ad.primitive_transposes[xla_conv_p] = ad.primitive_transposes[conv_general_dilated_p]
-batching.fancy_primitive_batchers[xla_conv_p] = batching.fancy_primitive_batchers[
-    conv_general_dilated_p
-]
-for _platform in ("gpu", "tpu"):
-    _rule = lowering_rule(conv_general_dilated_p, _platform)
+for _rules in (ad.primitive_jvps, ad.primitive_transposes, batching.fancy_primitive_batchers):
+    _rules[xla_conv_p] = _rules[conv_general_dilated_p]
+for _platform in ("gpu", "tpu", None):
+    _rule = compat.lowering_rule(conv_general_dilated_p, _platform or "other")
     mlir.register_lowering(xla_conv_p, _rule, platform=_platform)
-mlir.register_lowering(xla_conv_p, lowering_rule(conv_general_dilated_p, "other"))
 
 # XLA:CPU of JAX 0.10.2 convolves a padded image in pieces that stay in cache, but writes the whole
 # patch matrix of an unpadded one: 3×3 on 2×56×56×512→4 without padding takes 80 ms, with one row of
@@ -52,7 +35,7 @@ PADDED_IS_FASTER = OLD_XLA
 EIGEN_CHANNELS = 16
 # Bytes of the patch matrix from which a row of zeros pays off.
 PATCHES = 3 << 20
-_rule_on_cpu = lowering_rule(conv_general_dilated_p, "cpu")
+_rule_on_cpu = compat.lowering_rule(conv_general_dilated_p, "cpu")
 
 
 def gains_by_padding(lhs: Any, rhs: Any, out: Any, params: dict[str, Any]) -> bool:
@@ -113,17 +96,13 @@ def is_product(spec: ConvSpec) -> bool:
 
 def cropped(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
     """``lhs`` cropped by its negative padding, and its spec without negative padding."""
-    dilations = zip(spec.padding, spec.lhs_dilation, strict=True)
-    crops = [tuple(max(0, -(pad // d)) for pad in pads) for pads, d in dilations]
-    if any(lo + hi >= size for (lo, hi), size in zip(crops, spec.lhs_spatial, strict=True)):
+    crops = [[max(0, -(pad // a.spacing)) for pad in (a.low, a.high)] for a in spec.axes]
+    each = list(zip(crops, spec.axes, strict=True))
+    if any(sum(crop) >= a.size for crop, a in each):
         return layout.pad_and_dilate(lhs, spec)  # only padding is left to convolve
-    padding = tuple(
-        (lo + first * d, hi + last * d)
-        for (lo, hi), (first, last), d in zip(spec.padding, crops, spec.lhs_dilation, strict=True)
-    )
-    config = [(-first, -last, 0) for first, last in crops]
-    lhs = lax.pad(lhs, np.zeros((), lhs.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-    return lhs, spec.replace(lhs_shape=lhs.shape, padding=padding)
+    pads = [(a.low + lo * a.spacing, a.high + hi * a.spacing) for (lo, hi), a in each]
+    lhs = layout.padded(lhs, [(-lo, -hi, 0) for lo, hi in crops])
+    return lhs, spec.replace(lhs_shape=lhs.shape, padding=tuple(pads))
 
 
 class Xla(Algorithm):
@@ -148,15 +127,11 @@ class Xla(Algorithm):
             # 1×1 kernels so ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of
             # others 2 to 8.
             return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
-        if spec.groups > 1:
-            # It also turns non-finite values into NaN.
-            if spec.dtype.name not in FAST:
-                return (
-                    "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
-                )
+        if spec.groups > 1 and spec.dtype.name not in FAST:  # non-finite values become NaN, too
+            return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
+        if spec.groups > 1 and spec.taps > spec.positions:
             # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).
-            if spec.taps > spec.positions:
-                return "XLA is slow in groups with a kernel larger than the output"
+            return "XLA is slow in groups with a kernel larger than the output"
         return None
 
     def cost(self, spec: ConvSpec) -> Cost:
@@ -167,21 +142,13 @@ class Xla(Algorithm):
             # XLA:CPU of JAX 0.10.2 gives wrong values for padding such as ((0, -2), (-1, 1)).
             lhs, spec = cropped(lhs, spec)
         last = spec.spatial_ndim + 1
-        spatial = tuple(range(1, last))
-        channels_last = (0, last, *spatial)
-        kernel = (last, last - 1, *range(last - 1))
-        lhs, rhs = auto_insert_reshard(lhs, rhs)
+        image, kernel = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+        names = "window_strides padding lhs_dilation rhs_dilation feature_group_count precision"
         return xla_conv_p.bind(
-            lhs,
-            rhs,
-            window_strides=spec.window_strides,
-            padding=spec.padding,
-            lhs_dilation=spec.lhs_dilation,
-            rhs_dilation=spec.rhs_dilation,
-            dimension_numbers=lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
-            feature_group_count=spec.feature_group_count,
+            *compat.auto_insert_reshard(lhs, rhs),
+            **{name: getattr(spec, name) for name in names.split()},
+            dimension_numbers=lax.ConvDimensionNumbers(image, kernel, image),
             batch_group_count=1,
-            precision=spec.precision,
             preferred_element_type=None if spec.out_dtype == spec.dtype else spec.out_dtype,
             out_sharding=None,
         )

@@ -2,64 +2,47 @@
 
 from collections.abc import Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jax import lax
 
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import Call
 from jaxconv.arguments.parse import positive
 from jaxconv.spec import Pads
 
+Each = int | Sequence[int]  # one number for all spatial dimensions, or one for each
 Padding = str | int | Sequence[tuple[int, int]]
 PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
 # What these functions call the arguments of lax.
-NAMES = MappingProxyType(
-    {
-        "lhs": "x",
-        "rhs": "w",
-        "window_strides": "strides",
-        "rhs_dilation": "dilation",
-        "feature_group_count": "groups",
-    }
-)
+NAMES = {"lhs": "x", "rhs": "w", "window_strides": "strides", "rhs_dilation": "dilation"}
+NAMES |= {"feature_group_count": "groups"}
 
 
 def lax_arguments(
     function: str,
     x: Any,
     w: Any,
-    strides: int | Sequence[int],
+    strides: Each,
     padding: Padding,
-    dilation: int | Sequence[int],
+    dilation: Each,
     groups: int,
     **others: Any,
 ) -> tuple[Call, dict[str, Any]]:
-    """Arguments of ``conv`` as those of ``lax.conv_general_dilated``, and the call for its errors.
-
-    ``x`` and ``w`` are anything with a shape; a batch that ``x`` lacks is to be added.
-    """
-    call = Call(
-        function,
-        {"x": x.shape, "w": w.shape},
-        NAMES,
-        PADDINGS,
-        ("the last axis", "the last axis but one"),
-        partial(hints.of_conv, tuple(x.shape), tuple(w.shape)),
-    )
+    """``conv``'s arguments as lax's, and the call for its errors; a batch that ``x`` lacks is to be
+    added. ``x`` and ``w`` are anything with a shape."""
+    channels = "the last axis", "the last axis but one"
+    guesses = partial(hints.of_conv, tuple(x.shape), tuple(w.shape))
+    call = Call(function, {"x": x.shape, "w": w.shape}, NAMES, PADDINGS, channels, guesses)
     _check_ranks(call, x.shape, w.shape)
     ndim = len(w.shape) - 2
     strides = positive(call, "window_strides", strides, ndim, or_one=True)
     dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
-    axes = tuple(range(1, ndim + 1))
-    channels_last, kernel = (0, ndim + 1, *axes), (ndim + 1, ndim, *range(ndim))
     return call, {
         "window_strides": strides,
         "padding": resolve_padding(call, padding, w.shape[:-2], dilation),
         "rhs_dilation": dilation,
-        "dimension_numbers": lax.ConvDimensionNumbers(channels_last, kernel, channels_last),
+        "dimension_numbers": hints.lettered(len(w.shape)),
         "feature_group_count": groups,
         **others,
     }
@@ -72,10 +55,8 @@ def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:
     if of_x == of_w < 2:
         remedy = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
     elif of_x == of_w + 2 or (of_w <= 2 and of_x == of_w + 1):
-        remedy = "w has no channel axes: pass w[..., None, None]"
-        if x[-1] > 1:
-            tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]}"
-            remedy = f"w has no channel axes: pass {tiled} for the same on each"
+        tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]}"
+        remedy = f"w has no channel axes: pass {tiled} for the same on each"
     elif hints.look_swapped(tuple(w), tuple(x)):
         remedy = "x and w look swapped: the image comes first"
     elif of_x > of_w:

@@ -1,9 +1,8 @@
 """Errors that name function and argument, the constraint, what was given, and the remedy."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,6 @@ import numpy as np
 from jax import Array
 
 from jaxconv.arguments import hints
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def fail(
@@ -33,9 +29,11 @@ class Call:
     # Of lax's arguments that have others here.
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     paddings: str = "'SAME', 'SAME_LOWER', 'VALID' or (low, high) pairs"
-    channels: tuple[str, str] | None = None  # where image and kernel have them; as in lax
-    # What may be meant by operands whose channels don't fit, for a group count; as in lax.
+    # Unless as in lax: where image and kernel have their channels; and what may be meant by
+    # operands whose channels don't fit, for a group count.
+    channels: tuple[str, str] | None = None
     guesses: Callable[[int], Iterable[hints.Guess]] | None = None
+    transpose_kernel: bool | None = None  # of ``conv_transpose``
 
     def name(self, argument: str) -> str:
         """What the function calls an argument of lax."""
@@ -59,14 +57,10 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
     has_values = isinstance(x, (jax.Array, np.ndarray, np.generic)) or hasattr(x, "__jax_array__")
     has_type = hasattr(x, "shape") and hasattr(x, "dtype")
     if not (has_values if concrete else has_type):
-        is_shape = isinstance(x, jax.ShapeDtypeStruct) or (isinstance(x, tuple) and is_integers(x))
-        by_shape = "jaxconv.plan takes shapes; for values pass jnp.zeros(shape), for example"
-        remedy = by_shape if is_shape else "convert it with jnp.asarray"
+        remedy = "convert it with jnp.asarray; shapes are for jaxconv.plan"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
     if has_type and not _is_numeric(x.dtype):
-        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it with .astype"
-        if str(x.dtype).startswith("key<"):
-            remedy = "draw numbers by it, for example jax.random.normal(key, shape)"
+        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it to numbers"
         fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
 
 
@@ -92,18 +86,3 @@ def check_function(function: str, fn: Any) -> None:
     if not callable(fn):
         given, remedy = type(fn).__name__, "pass the function itself, not what it returns"
         fail(function, "fn must be a function", given, remedy, TypeError)
-
-
-def of_function(public: Callable[P, R]) -> Callable[P, R]:
-    """Lets a public function whose one argument by position is ``fn`` say so."""
-    name = public.__name__
-
-    @functools.wraps(public)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if len(args) > 1:
-            constraint = "fn must be the only argument by position"
-            remedy = f"pass options by name, and arguments of fn to jaxconv.{name}(fn)"
-            fail(name, constraint, f"{len(args)} arguments", remedy, TypeError)
-        return public(*args, **kwargs)
-
-    return checked

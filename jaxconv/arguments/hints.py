@@ -55,9 +55,7 @@ def _combined(images: Shapes, kernels: Shapes, groups: int, name: str) -> Iterat
         changes = [text for text in (of_x, of_w) if text]
         yield Guess(changes, x, w, groups)
         inputs, channels = w[-2], x[-1]
-        if not name or not 0 < inputs < channels or channels % inputs:
-            continue
-        if inputs == 1 or groups > 1:
+        if name and 0 < inputs < channels and not channels % inputs and (inputs == 1 or groups > 1):
             count = channels // inputs
             reason = "the kernel looks depthwise: " if inputs == 1 else ""
             yield Guess([*changes, f"{reason}use {name}={count}"], x, w, count)
@@ -94,54 +92,37 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
             yield guess
 
 
-def _image(shape: Shape, spec: Sequence[int]) -> Shape:
-    n, c, *spatial = (shape[axis] for axis in spec)
-    return n, *spatial, c
-
-
-def _kernel(shape: Shape, spec: Sequence[int]) -> Shape:
-    o, i, *spatial = (shape[axis] for axis in spec)
-    return (*spatial, i, o)
-
-
-def _transposed(w: Shape, wanted: bool) -> Shape:
-    return (*w[:-2], *w[:-3:-1]) if wanted else w
-
-
 def of_lax(
-    lhs: Shape,
-    rhs: Shape,
-    dnums: lax.ConvDimensionNumbers,
-    groups: int,
-    transpose_kernel: bool | None = None,
+    lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers, transposed: bool | None, groups: int
 ) -> Iterator[Guess]:
-    """The operands of lax's functions swapped, or in another of the common layouts.
+    """The operands of lax's functions swapped, or in another of the common layouts. ``transposed``:
+    ``transpose_kernel`` of ``conv_transpose``; None for ``conv_general_dilated``."""
 
-    ``transpose_kernel`` is that of ``conv_transpose``; None for ``conv_general_dilated``.
-    """
-    ndim, is_forward = len(lhs) - 2, transpose_kernel is None
-    now_x, now_w = _image(lhs, dnums.lhs_spec), _kernel(rhs, dnums.rhs_spec)
-    kernel = _transposed(_kernel(lhs, dnums.rhs_spec), bool(transpose_kernel))
-    yield Guess([f"lhs and rhs {SWAPPED}"], _image(rhs, dnums.lhs_spec), kernel, groups)
-    if ndim >= len(LETTERS):
+    def canonical(lhs: Shape, rhs: Shape, dnums: lax.ConvDimensionNumbers) -> tuple[Shape, Shape]:
+        (n, c, *spatial), (o, i, *kernel), _ = dnums
+        channels = (o, i) if transposed else (i, o)
+        return tuple(lhs[d] for d in (n, *spatial, c)), tuple(rhs[d] for d in (*kernel, *channels))
+
+    now, is_forward = canonical(lhs, rhs, dnums), transposed is None
+    yield Guess([f"lhs and rhs {SWAPPED}"], *canonical(rhs, lhs, dnums), groups)
+    if len(lhs) - 2 >= len(LETTERS):
         return
-    letters = LETTERS[ndim]
-    images = ((f"NC{letters}", (lhs[0], *lhs[2:], lhs[1])), (f"N{letters}C", lhs))
-    kernels = ((("OI", "IO"), (*rhs[2:], rhs[1], rhs[0])), (("IO", "OI"), rhs))
-    for (image, x), (orders, w), other in itertools.product(images, kernels, (False, True)):
-        if not _is_likely(x[1:-1], now_x[1:-1]) or not _is_likely(w[:-2], now_w[:-2]):
+    letters = LETTERS[len(lhs) - 2]
+    images = f"NC{letters}", f"N{letters}C"
+    kernels = (f"OI{letters}", f"IO{letters}"), (f"{letters}IO", f"{letters}OI")
+    for image, orders, other in itertools.product(images, kernels, (False, True)):
+        numbers = image, orders[other and is_forward], image
+        x, w = canonical(lhs, rhs, lax.conv_dimension_numbers(lhs, rhs, numbers))
+        if not _is_likely(x[1:-1], now[0][1:-1]) or not _is_likely(w[:-2], now[1][:-2]):
             continue
-        if other and is_forward and (x != now_x or 1 in w[-2:]):
+        if other and is_forward and (x != now[0] or 1 in w[-2:]):
             continue  # the kernel's channels in an uncommon order: only where nothing else is wrong
-        order = orders[other and is_forward]
-        numbers = image, f"{order}{letters}" if orders[0] == "OI" else f"{letters}{order}", image
-        is_now = (x, w) == (now_x, now_w) and order == orders[0]
-        changes = [] if is_now else [f"use dimension_numbers={numbers}"]
+        changes = [] if (x, w) == now else [f"use dimension_numbers={numbers}"]
         if other and not is_forward:
-            changes.append(f"use transpose_kernel={not transpose_kernel}")
-        kernel = ("", _transposed(w, other != bool(transpose_kernel)))
+            changes.append(f"use transpose_kernel={not transposed}")
+            w = (*w[:-2], *w[:-3:-1])
         name = "feature_group_count" if is_forward else ""
-        yield from _combined([("; ".join(changes), x)], [kernel], groups, name)
+        yield from _combined([("; ".join(changes), x)], [("", w)], groups, name)
 
 
 def of_pointwise(x: Shape, w: Shape) -> Iterator[Guess]:
@@ -172,18 +153,13 @@ def _is_likely(spatial: Sequence[int], now: Sequence[int]) -> bool:
     return len(set(spatial)) <= 1 or len(set(now)) > 1
 
 
-# Ranks and dimension numbers
-
-
 def _channels_first(given: Any) -> tuple[bool, bool]:
     """Of image and kernel, by ``dimension_numbers``, which may be malformed."""
     if given is None:
         return True, True
-    image, kernel, *_ = (*given, "", "") if isinstance(given, (tuple, list)) else (given, given)
-    if isinstance(image, str) and isinstance(kernel, str):
-        return image[1:2] == "C" and len(image) > 2, kernel[:2] in ("OI", "IO") and len(kernel) > 2
-    axes = isinstance(given, lax.ConvDimensionNumbers)
-    return axes and image[1] == 1, axes and max(kernel[:2]) == 1
+    specs = (*given, "", "")[:2] if isinstance(given, (tuple, list)) else ("", "")
+    image, kernel = (s if isinstance(s, (str, tuple)) and len(s) > 2 else "" for s in specs)
+    return image[1:2] in ("C", (1,)), kernel[:2] in ("OI", "IO", (0, 1), (1, 0))
 
 
 def lettered(rank: int, like: Any = ()) -> tuple[str, str, str]:
@@ -235,17 +211,13 @@ def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> 
         except TypeError:
             continue
         return f"did you mean {tuple(meant)}?"
-    if rank == 2 and {*map(len, given)} == {4}:
+    if all(len(spec) == rank for spec in given):
+        return (
+            "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters"
+        )
+    if rank == 2:
         return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
-    if any(len(spec) != rank for spec in given):
-        return f"use {usual}, or give {x} and {w} an axis for each letter"
-    for spec, (a, b) in zip(given, ("NC", "OI", "NC"), strict=True):
-        if not spec.count(a) == spec.count(b) == 1 or len(set(spec)) < rank:
-            return f"name {a!r}, {b!r} and each spatial letter once in {spec!r}"
-    return "use the same spatial letters in all three"
-
-
-# Values
+    return f"use {usual}, or give {x} and {w} an axis for each letter"
 
 
 def of_name(
@@ -265,20 +237,11 @@ def of_platform(given: Any) -> str:
     return of_name(given, ("cpu", "gpu", "tpu"))
 
 
-def of_precision(given: Any) -> str:
-    """Which precision is most likely meant by ``given``."""
-    if isinstance(given, (tuple, list)):
-        return "pass one name, or one for each of the two operands"
-    return of_name(given, (*PRECISIONS, *lax.DotAlgorithmPreset.__members__), "use a name")
-
-
 def of_values(given: Sequence[Any], ndim: int) -> str:
     """For what must be ``ndim`` positive integers or pairs of padding."""
     if len(given) == ndim:
         return "use 1"
-    if ndim == 0:
-        return "without spatial dimensions use (), or else add the channel axes"
-    if len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
+    if ndim and len(given) == ndim + 2 and given[0] == given[-1] in (1, (0, 0)):
         return f"leave out batch and channels: {tuple(given[1:-1])}"
     if len(given) == 1 and ndim > 1:
         return f"pass one for each spatial dimension: {tuple(given) * ndim}"
@@ -288,10 +251,8 @@ def of_values(given: Sequence[Any], ndim: int) -> str:
 
 def of_no_integers(given: Any, ndim: int) -> str:
     """For what must be ``ndim`` integers, or one where 0, and is no sequence of integers."""
-    if isinstance(given, int):
-        return f"use {(given,) * ndim}"
-    if given is None:
-        return f"use {(1,) * ndim or 1}"
+    if given is None or isinstance(given, int):
+        return f"use {(given or 1,) * ndim or 1}"
     if isinstance(given, str) and given.upper() in ("SAME", "SAME_LOWER", "VALID", "CAUSAL"):
         return f"pass padding by name, padding={given!r}"
     return "pass static Python integers; under jax.jit, name the argument in static_argnums"
@@ -302,11 +263,8 @@ def of_pads(given: Any, ndim: int) -> str:
     remedy = "pass one pair for each spatial dimension"
     if given is None:
         return "use 'VALID' for none"
-    if isinstance(given, int):
-        return f"{remedy}: {((given, given),) * ndim}"
-    if isinstance(given, (tuple, list)) and all(isinstance(pad, int) for pad in given):
-        if (ndim, len(given)) == (1, 2):
-            return f"{remedy}: {(tuple(given),)}"
-        if len(given) == ndim:
-            return f"{remedy}: {tuple((pad, pad) for pad in given)}"
-    return remedy
+    pads = (given,) * ndim if isinstance(given, int) else given
+    if not isinstance(pads, (tuple, list)) or not all(isinstance(pad, int) for pad in pads):
+        return remedy
+    pairs = (tuple(pads),) if (ndim, len(pads)) == (1, 2) else tuple((pad, pad) for pad in pads)
+    return f"{remedy}: {pairs}" if len(pairs) == ndim else remedy

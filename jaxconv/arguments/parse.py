@@ -1,7 +1,9 @@
 """lax-style arguments, checked and normalised to the primitive's parameters."""
 
 import operator
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxconv import compat
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import Call
+from jaxconv.arguments.hints import Shape
 from jaxconv.spec import Pads, dilate
 
 
@@ -31,12 +34,9 @@ def parameters(
 ) -> dict[str, Any]:
     """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
 
-    ``lhs`` and ``rhs`` are arrays or stand for some. TypeErrors: operands of different rank or
-    dtype, an impossible ``preferred_element_type``, malformed numbers, pads or dilations.
-    ValueErrors: everything else that lax refuses.
+    ``lhs`` and ``rhs`` are arrays or stand for some. Errors are of the classes that lax raises.
     """
-    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers)
-    check_axes(call, lhs, rhs, dnums, window_strides, dimension_numbers)
+    dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, window_strides)
     out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, preferred_element_type)
     ndim = len(lhs.shape) - 2
     strides = positive(call, "window_strides", window_strides, ndim, ValueError)
@@ -47,7 +47,7 @@ def parameters(
     feature_groups = _count(call, "feature_group_count", feature_group_count)
     batch_groups = _count(call, "batch_group_count", batch_group_count)
     _check_groups(call, lhs.shape, rhs.shape, dnums, feature_groups, batch_groups)
-    lhs_spatial = [lhs.shape[d] for d in dnums.lhs_spec[2:]]
+    lhs_spatial = tuple(lhs.shape[d] for d in dnums.lhs_spec[2:])
     kernel_shape = tuple(rhs.shape[d] for d in dnums.rhs_spec[2:])
     if 0 in kernel_shape:
         constraint = "the kernel must have at least one tap in each spatial dimension"
@@ -56,7 +56,7 @@ def parameters(
     window = tuple(map(dilate, kernel_shape, rhs_dilation))
     return {
         "window_strides": strides,
-        "padding": to_pairs(call, padding, lhs_spatial, window, strides, lhs_dilation),
+        "padding": _pads(call, padding, lhs_spatial, window, strides, lhs_dilation),
         "lhs_dilation": lhs_dilation,
         "rhs_dilation": rhs_dilation,
         "dimension_numbers": dnums,
@@ -68,23 +68,22 @@ def parameters(
 
 
 def parse_dimension_numbers(
-    call: Call, lhs_shape: tuple[int, ...], rhs_shape: tuple[int, ...], given: Any
+    call: Call, lhs_shape: Shape, rhs_shape: Shape, given: Any, strides: Any
 ) -> lax.ConvDimensionNumbers:
-    """``dimension_numbers`` as axes; raises where the operands' ranks allow none."""
-    rank, operands = len(lhs_shape), (call.name("lhs"), call.name("rhs"), lhs_shape, rhs_shape)
+    """``dimension_numbers`` as axes; raises where the operands lack batch and channels."""
+    rank, (x, w, name) = len(lhs_shape), map(call.name, ("lhs", "rhs", "window_strides"))
+    operands = x, w, lhs_shape, rhs_shape, given
     if rank != len(rhs_shape) or rank < 2:
         must = "at least a batch and a channel dimension"
         if rank != len(rhs_shape):
             must = "the same rank (batch, channels and the spatial dimensions)"
-        constraint = f"{operands[0]} and {operands[1]} must have {must}"
-        call.fail(constraint, None, hints.of_axes(*operands, given), TypeError)
+        call.fail(f"{x} and {w} must have {must}", None, hints.of_axes(*operands), TypeError)
     try:
         dnums = lax.conv_dimension_numbers(lhs_shape, rhs_shape, given)
     except TypeError:
         strings = f"three strings of length {rank} such as {hints.lettered(rank, given)}"
         constraint = f"dimension_numbers must be None, a lax.ConvDimensionNumbers, or {strings}"
-        remedy = hints.of_dimension_numbers(*operands, given)
-        call.fail(constraint, repr(given), remedy, TypeError)
+        call.fail(constraint, repr(given), hints.of_dimension_numbers(*operands), TypeError)
     error = ValueError
     try:
         specs = [tuple(map(operator.index, spec)) for spec in dnums]
@@ -93,20 +92,12 @@ def parse_dimension_numbers(
     if any(sorted(spec) != list(range(rank)) for spec in specs):
         constraint = f"each spec of dimension_numbers must be a permutation of 0…{rank - 1}"
         call.fail(constraint, dnums, "name every dimension once", error)
-    return lax.ConvDimensionNumbers(*specs)
-
-
-def check_axes(
-    call: Call, lhs: Any, rhs: Any, dnums: lax.ConvDimensionNumbers, strides: Any, given: Any
-) -> None:
-    """Raises where there is a stride for each axis of operands that lack batch and channels."""
-    rank, count = len(lhs.shape), len(strides) if isinstance(strides, Sequence) else -1
-    c, i = lhs.shape[dnums.lhs_spec[1]], rhs.shape[dnums.rhs_spec[1]]
-    if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):
-        x, w, name = map(call.name, ("lhs", "rhs", "window_strides"))
+    c, i = lhs_shape[dnums.lhs_spec[1]], rhs_shape[dnums.rhs_spec[1]]
+    count = len(strides) if isinstance(strides, Sequence) else -1
+    if (rank == 2 and count != 0) or (rank == count and c % max(i, 1)):  # a stride for each axis
         must = f"must have batch and channels besides the spatial dimensions of {name}"
-        remedy = hints.of_axes(x, w, lhs.shape, rhs.shape, given)
-        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", remedy)
+        call.fail(f"{x} and {w} {must}", f"{name} {strides!r}", hints.of_axes(*operands))
+    return lax.ConvDimensionNumbers(*specs)
 
 
 def parse_out_dtype(
@@ -115,7 +106,8 @@ def parse_out_dtype(
     if lhs != rhs:
         x, w = call.name("lhs"), call.name("rhs")
         given = f"{np.dtype(lhs).name} and {np.dtype(rhs).name}"
-        remedy = f"cast one of them with .astype, for example {_cast(x, w, lhs, rhs)}"
+        cast = f"{w}.astype({x}.dtype)" if _kind(lhs) >= _kind(rhs) else f"{x}.astype({w}.dtype)"
+        remedy = f"cast one of them with .astype, for example {cast}"
         call.fail(f"{x} and {w} must have the same dtype", given, remedy, TypeError)
     if preferred is None:
         return None
@@ -140,14 +132,9 @@ def parse_out_dtype(
     return dtype
 
 
-def _cast(x: str, w: str, lhs: np.dtype, rhs: np.dtype) -> str:
-    """The cast that is likely meant: integers to floats to complex numbers, or to fewer bits."""
-
-    def rank(dtype: np.dtype) -> tuple[bool, bool, int]:
-        is_real = not jnp.issubdtype(dtype, np.complexfloating)
-        return not jnp.issubdtype(dtype, np.inexact), is_real, np.dtype(dtype).itemsize
-
-    return f"{x}.astype({w}.dtype)" if rank(lhs) > rank(rhs) else f"{w}.astype({x}.dtype)"
+def _kind(dtype: np.dtype) -> int:
+    """Integers come before floats, and these before complex numbers."""
+    return sum(jnp.issubdtype(dtype, kind) for kind in (np.inexact, np.complexfloating))
 
 
 def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
@@ -155,20 +142,14 @@ def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
     try:
         return compat.canonicalize_precision(given)
     except ValueError:
-        if given is None:  # JAX's setting is wrong
-            raise
-        names = "None, a name such as 'highest', a lax.Precision, two of either"
-        constraint = f"precision must be {names}, or a lax.DotAlgorithmPreset"
-        call.fail(constraint, repr(given), hints.of_precision(given))
+        kinds = "None, a name such as 'highest', a lax.Precision, two of either"
+        constraint = f"precision must be {kinds}, or a lax.DotAlgorithmPreset"
+        names = (*hints.PRECISIONS, *lax.DotAlgorithmPreset.__members__)
+        call.fail(constraint, repr(given), hints.of_name(given, names, "use a name"))
 
 
 def positive(
-    call: Call,
-    argument: str,
-    given: Any,
-    length: int,
-    error: type[Exception] = ValueError,
-    or_one: bool = False,
+    call: Call, name: str, given: Any, length: int, error: Any = ValueError, or_one: bool = False
 ) -> tuple[int, ...]:
     """``given``, or ``or_one`` number for all, as ``length`` positive integers; else ``error``."""
     try:
@@ -181,7 +162,7 @@ def positive(
     if len(values) != length or min(values, default=1) < 1:
         of_them = "of them" if or_one else f"positive integer{'s' * (length != 1)}"
         must = f"{'a positive integer or ' * or_one}{length} {of_them}"
-        call.fail(f"{call.name(argument)} must be {must}", repr(given), remedy, error)
+        call.fail(f"{call.name(name)} must be {must}", repr(given), remedy, error)
     return values
 
 
@@ -197,33 +178,25 @@ def _count(call: Call, argument: str, given: Any) -> int:
 
 
 def _check_groups(
-    call: Call,
-    lhs_shape: Sequence[int],
-    rhs_shape: Sequence[int],
-    dnums: lax.ConvDimensionNumbers,
-    feature_groups: int,
-    batch_groups: int,
+    call: Call, lhs: Shape, rhs: Shape, dnums: Any, feature_groups: int, batch_groups: int
 ) -> None:
-    n, c = (lhs_shape[d] for d in dnums.lhs_spec[:2])
-    o, i = (rhs_shape[d] for d in dnums.rhs_spec[:2])
+    n, c = (lhs[d] for d in dnums.lhs_spec[:2])
+    o, i = (rhs[d] for d in dnums.rhs_spec[:2])
     x, w, groups = map(call.name, ("lhs", "rhs", "feature_group_count"))
     if feature_groups > 1 and batch_groups > 1:
         constraint = "at most one of feature_group_count and batch_group_count may be above 1"
         remedy = "split the batch by hand and use feature_group_count"
         call.fail(constraint, f"{feature_groups} and {batch_groups}", remedy)
     if c != feature_groups * i:
-        of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {dnums.rhs_spec[1]}")
-        guesses = ()
-        if call.guesses is not None:
-            guesses = call.guesses(feature_groups)
-        elif batch_groups == 1:
-            guesses = hints.of_lax(tuple(lhs_shape), tuple(rhs_shape), dnums, feature_groups)
+        inputs = dnums.rhs_spec[0 if call.transpose_kernel else 1]
+        of_x, of_w = call.channels or (f"axis {dnums.lhs_spec[1]}", f"axis {inputs}")
         times = f"{groups} ({feature_groups}) times " if groups else ""
+        must = f"must be {times}the input channels of {w} ({of_w}: {i})"
         needed = f"{w} needs {c // feature_groups} input channels for this {x}"
         if c % feature_groups:
             needed = f"{groups} must divide the channels of {x}"
-        must = f"must be {times}the input channels of {w} ({of_w}: {i})"
-        remedy = hints.likeliest(guesses) or needed
+        of_lax = partial(hints.of_lax, *call.shapes.values(), dnums, call.transpose_kernel)
+        remedy = hints.likeliest((call.guesses or of_lax)(feature_groups)) or needed
         call.fail(f"the channels of {x} ({of_x}: {c}) {must}", None, remedy)
     for name, count, whole, size in (
         (groups, feature_groups, f"output channels of {w}", o),
@@ -235,29 +208,21 @@ def _check_groups(
             call.fail(f"{name} must divide the {whole}", given, f"{remedy}, or change {name}")
 
 
-def well_formed(rhs_shape: Sequence[int], params: Mapping[str, Any]) -> bool:
-    """Whether lax can compile these parameters of its primitive: its rules of shape accept more."""
-    axes = tuple(range(len(rhs_shape)))
+def plannable(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> bool:
+    """Whether a convolution has no symbolic sizes, and lax can compile it, whose rule of shape
+    accepts more."""
     specs = params["dimension_numbers"]
-    if any(tuple(sorted(spec)) != axes for spec in specs):
+    if any(sorted(spec) != list(range(len(rhs.shape))) for spec in specs):
         return False
-    taps = [rhs_shape[d] for d in specs.rhs_spec[2:]]
+    taps = [rhs.shape[d] for d in specs.rhs_spec[2:]]
     factors = [params[name] for name in ("window_strides", "lhs_dilation", "rhs_dilation")]
-    return all(
+    return compat.is_constant_shape((*lhs.shape, *rhs.shape)) and all(
         len(values) == len(taps) and min(values, default=1) > 0 for values in (taps, *factors)
     )
 
 
-# Padding
-
-
-def to_pairs(
-    call: Call,
-    padding: Any,
-    lhs_spatial: Sequence[int],
-    window: Sequence[int],
-    strides: Sequence[int],
-    lhs_dilation: Sequence[int],
+def _pads(
+    call: Call, padding: Any, sizes: Shape, window: Shape, strides: Shape, lhs_dilation: Shape
 ) -> Pads:
     """Padding as (low, high) pairs; strings are resolved against the dilated window."""
     if isinstance(padding, str):
@@ -266,9 +231,9 @@ def to_pairs(
             call.fail(constraint, repr(padding), "pass pairs, or use conv_transpose")
         if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
             fail_padding(call, padding)
-        return tuple(lax.padtype_to_pads(lhs_spatial, window, strides, padding))
-    pads = parse_pairs(call, padding, len(lhs_spatial))
-    for size, d, (lo, hi) in zip(lhs_spatial, lhs_dilation, pads, strict=True):
+        return tuple(lax.padtype_to_pads(sizes, window, strides, padding))
+    pads = parse_pairs(call, padding, len(sizes))
+    for size, d, (lo, hi) in zip(sizes, lhs_dilation, pads, strict=True):
         if dilate(size, d) + lo + hi < 0:
             constraint = "negative padding must not be larger than the dimension that it crops"
             given = f"padding {(lo, hi)} of {dilate(size, d)} elements"
@@ -278,10 +243,10 @@ def to_pairs(
 
 def fail_padding(call: Call, padding: str) -> NoReturn:
     """Raises for a string that is no padding."""
-    names = {"SAME", "SAME_LOWER", "VALID", "CAUSAL"} - {padding}  # it may be one for other strides
-    choices = [name for name in sorted(names) if repr(name) in call.paddings]
-    constraint = f"padding must be {call.paddings}"
-    call.fail(constraint, repr(padding), hints.of_name(padding, choices))
+    # It may be one of them for other strides.
+    choices = [name for name in re.findall("'(.+?)'", call.paddings) if name != padding]
+    remedy = hints.of_name(padding, choices)
+    call.fail(f"padding must be {call.paddings}", repr(padding), remedy)
 
 
 def parse_pairs(call: Call, padding: Any, ndim: int) -> Pads:

@@ -3,8 +3,8 @@
 ``python -m jaxconv.bench.calibrate FILE`` measures on this machine the convolutions of the
 package's rows, those of the suite ``layers`` and random ones, in an order that makes an interrupted
 run a fair sample. FILE, for ``zcat``, has each row as soon as it is measured; called again, it goes
-on where it ended. With ``--into jaxconv/planning/data/rows.jsonl.gz`` such files are merged into
-the package's rows.
+on where it ended. With ``--into jaxconv/planning/data/rows.jsonl.gz`` it is merged into the
+package's rows.
 
 ``tune`` measures random convolutions on the user's machine for a minute.
 """
@@ -14,7 +14,6 @@ import dataclasses
 import datetime
 import gzip
 import itertools
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,9 +26,9 @@ from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.errors import fail
-from jaxconv.bench.cases import LAYERS
+from jaxconv.bench.cases import LAYERS, random_specs
+from jaxconv.bench.measure import write
 from jaxconv.bench.programs import convolutions_of
-from jaxconv.bench.regret import random_specs
 from jaxconv.config import notify
 from jaxconv.planning import rows as stored
 from jaxconv.planning.machine import Machine, here
@@ -40,7 +39,8 @@ from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates, check_alone, timed
 from jaxconv.tools.progress import shown
 
-SEED, TUNING_SEED = 101, 7  # neither is that of ``regret``
+SEED, TUNING_SEED = 101, 7  # neither is that of the suite "regret"
+RANDOM = 450  # random convolutions among the package's rows
 EACH = 0.25  # seconds after which no further round of a convolution is begun
 SECONDS = 50.0  # no convolution is begun later: including the last one, a minute
 FLOPS = 3e8  # larger convolutions are left out: they take long and add no information
@@ -50,10 +50,10 @@ FASTEST = 4  # algorithms timed for each convolution of ``tune``, besides XLA's
 # The package's rows
 
 
-def in_order(count: int) -> list[ConvSpec]:
-    """The convolutions to measure, shuffled; ``count`` of them are random."""
+def in_order() -> list[ConvSpec]:
+    """The convolutions to measure, shuffled."""
     package = [row.spec for row in package_rows()]
-    specs = list(dict.fromkeys(package + convolutions_of(LAYERS) + random_specs(SEED, count)))
+    specs = list(dict.fromkeys(package + convolutions_of(LAYERS) + random_specs(SEED, RANDOM)))
     np.random.default_rng(SEED).shuffle(specs)
     return specs
 
@@ -74,17 +74,15 @@ def load(path: Path) -> list[Timed]:
 def save(path: Path, rows: Iterable[Timed]) -> None:
     """Writes the file that ``load`` reads, at once, so that an interrupt leaves the old one."""
     data = "".join(f"{line}\n" for line in stored.written(list(rows))).encode()
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(gzip.compress(data, mtime=0))
-    os.replace(temporary, path)
+    write(path, gzip.compress(data, mtime=0))
 
 
-def measure_all(path: Path, count: int) -> None:
+def measure_all(path: Path) -> None:
     """Measures those that ``path`` does not have yet. Raises where it is of another machine."""
     machine, rows = origin(), load(path)
     for other in {row.machine for row in rows} - {machine}:
         raise ValueError(f"{path} is of another machine, {other}; this is {machine}")
-    done, specs = {row.spec for row in rows}, in_order(count)
+    done, specs = {row.spec for row in rows}, in_order()
     for i, spec in enumerate(specs, 1):
         if spec not in done:
             print(f"{i} of {len(specs)}: {spec}", flush=True)
@@ -93,13 +91,9 @@ def measure_all(path: Path, count: int) -> None:
             save(path, rows)
 
 
-def merge(into: Path, files: Iterable[Path]) -> None:
-    """Adds the rows in ``files`` to those in ``into``; of the same one the last stays."""
-    rows = {(row.spec, row.machine): row for row in load(into)}
-    for file in files:
-        new = {(row.spec, row.machine): row for row in load(file)}
-        print(f"{file}: {len(new)} rows, of which {len(new.keys() & rows)} replace earlier ones")
-        rows |= new
+def merge(into: Path, file: Path) -> None:
+    """Adds the rows in ``file`` to those in ``into``; of the same one the last stays."""
+    rows = {(row.spec, row.machine): row for row in (*load(into), *load(file))}
     save(into, rows.values())
     print(f"{into}: {len(rows)} rows")
 
@@ -120,22 +114,20 @@ class Tuned(tables.Report):
     file: Path | None  # None where they are known to this process only
 
     def _contents(self) -> tables.Table:
-        above = [
+        above = (
             f"Timed {self.convolutions} random convolutions on {self.platform}. Measured over"
             " predicted time, the median (quartiles): before, predicted without them; after, each"
-            " half predicted with the other half.",
-        ]
+            " half predicted with the other half."
+        )
         kept = "in this process only" if self.file is None else f"in {self.file}"
         below = [f"Kept {kept}.", "jaxconv tune --forget drops them, and those of autotune."]
-        rows = [("algorithm", "convolutions", "before", "after")]
-        for name in ALGORITHMS:
-            if ratios := self.after.get(name):
-                before = _quartiles(self.before.get(name, ()))
-                rows.append((name, str(len(ratios)), before, _quartiles(ratios)))
-        return tables.Table(above, rows, (1, 2, 3), below=below)
+        both = ((name, self.before.get(name), self.after.get(name)) for name in ALGORITHMS)
+        rows = [(n, str(len(b)), _quartiles(a), _quartiles(b)) for n, a, b in both if b]
+        header = ("algorithm", "convolutions", "before", "after")
+        return tables.Table([above], [header, *rows], (1, 2, 3), below=below)
 
 
-def _quartiles(ratios: Sequence[float]) -> str:
+def _quartiles(ratios: Sequence[float] | None) -> str:
     if not ratios:  # it has no rows to be predicted from
         return "–"
     return "{1:.2f} ({0:.2f}–{2:.2f})".format(*np.quantile(ratios, (0.25, 0.5, 0.75)))
@@ -210,19 +202,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument("--convolutions", type=int, default=450, help="number of random ones")
-    parser.add_argument("--into", type=Path, help="file of rows that the files are merged into")
+    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("--into", type=Path, help="file of rows that FILE is merged into")
     options = parser.parse_args(arguments)
-    try:
-        if options.into is not None:
-            merge(options.into, options.files)
-        elif len(options.files) > 1:
-            raise ValueError("several files are merged, with --into, not measured")
-        else:
-            measure_all(options.files[0], options.convolutions)
-    except ValueError as error:
-        parser.error(str(error))
+    if options.into is not None:
+        merge(options.into, options.file)
+    else:
+        measure_all(options.file)
 
 
 if __name__ == "__main__":

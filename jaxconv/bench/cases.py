@@ -1,7 +1,8 @@
-"""The layers to time: those of well-known networks, and image and signal filters."""
+"""What is timed: layers of well-known networks, image and signal filters, random convolutions."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,42 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One convolution to time, channels last, the same along each spatial axis except for sizes."""
+    """A forward convolution to time, channels last, in these directions."""
 
     name: str
-    lhs_shape: tuple[int, ...]  # (N, spatial…, C)
-    rhs_shape: tuple[int, ...]  # (spatial…, C / groups, O)
-    padding: tuple[int, int] = (0, 0)
-    stride: int = 1
-    groups: int = 1
-    lhs_dilation: int = 1
-    rhs_dilation: int = 1
-    dtype: str = "float32"
-    out_dtype: str | None = None
+    spec: ConvSpec
     directions: tuple[str, ...] = DIRECTIONS
-
-    @property
-    def spec(self) -> ConvSpec:
-        """The forward convolution."""
-        ndim = len(self.lhs_shape) - 2
-        return ConvSpec(
-            self.lhs_shape,
-            self.rhs_shape,
-            (self.stride,) * ndim,
-            (self.padding,) * ndim,
-            (self.lhs_dilation,) * ndim,
-            (self.rhs_dilation,) * ndim,
-            np.dtype(self.dtype),
-            np.dtype(self.out_dtype or self.dtype),
-            self.groups,
-        )
 
     def function(
         self, conv: Callable[..., Array], direction: str, **options: Any
@@ -65,10 +42,11 @@ class Layer:
     def operands(self) -> tuple[Array, Array, Array]:
         """Image, kernel, and cotangent of the output."""
         rng = np.random.default_rng(0)
-        scale = 4 if jnp.issubdtype(self.dtype, np.integer) else 1
-        shapes = self.lhs_shape, self.rhs_shape, self.spec.out_shape
+        spec = self.spec
+        scale = 4 if jnp.issubdtype(spec.dtype, np.integer) else 1
+        shapes = spec.lhs_shape, spec.rhs_shape, spec.out_shape
         x, w, y = (scale * rng.standard_normal(shape, np.float32) for shape in shapes)
-        return jnp.asarray(x, self.dtype), jnp.asarray(w, self.dtype), jnp.asarray(y, self.dtype)
+        return jnp.asarray(x, spec.dtype), jnp.asarray(w, spec.dtype), jnp.asarray(y, spec.dtype)
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:
@@ -97,41 +75,44 @@ def layer_of(
     groups: int = 1,
     *,
     ndim: int = 2,
-    causal: int = 0,
+    pads: tuple[int, int] | None = None,
+    dilation: int = 1,
+    causal: bool = False,
     up: bool = False,
-    **changes: Any,
+    directions: tuple[str, ...] = DIRECTIONS,
 ) -> Layer:
-    """A layer padded by half its kernel, with a descriptive name.
+    """A layer, the same along each axis except for sizes, with a descriptive name.
 
-    ``causal`` is the dilation of a causal kernel; ``up`` is transposed, to twice the size.
+    By default it is padded by half its kernel; ``up`` is transposed, to twice the size.
     """
     sizes = (size,) * ndim if isinstance(size, int) else size
     entering, leaving = channels
     what = "×".join([str(kernel)] * ndim) if ndim > 1 else f"{kernel} taps"
     if groups > 1:
         what += " depthwise" if groups == entering else f" in {groups} groups"
-    half = kernel // 2 if kernel % 2 and stride < kernel else 0
-    pads = (half, half)
+    low = high = kernel // 2 if kernel % 2 and stride < kernel else 0
     if stride > 1:
         what += f" stride {stride}"
     elif causal:
-        pads = ((kernel - 1) * causal, 0)
-        what += f" dilation {causal}" if causal > 1 else ""
+        low, high = (kernel - 1) * dilation, 0
+        what += f" dilation {dilation}" if dilation > 1 else ""
     elif up:
-        pads = ((kernel + 1) // 2,) * 2
+        low = high = (kernel + 1) // 2
         what += " transposed stride 2"
     width = str(entering) if entering == leaving else f"{entering}→{leaving}"
-    facts: dict[str, Any] = {
-        "name": f"{network}: {what}, {'×'.join(map(str, (batch, *sizes)))}×{width}",
-        "lhs_shape": (batch, *sizes, entering),
-        "rhs_shape": (*(kernel,) * ndim, entering // groups, leaving),
-        "padding": pads,
-        "stride": stride,
-        "groups": groups,
-        "lhs_dilation": 2 if up else 1,
-        "rhs_dilation": max(1, causal),
-    }
-    return Layer(**facts | changes)
+    spec = ConvSpec(
+        (batch, *sizes, entering),
+        (*(kernel,) * ndim, entering // groups, leaving),
+        (stride,) * ndim,
+        (pads or (low, high),) * ndim,
+        (2 if up else 1,) * ndim,
+        (dilation,) * ndim,
+        np.dtype("float32"),
+        np.dtype("float32"),
+        groups,
+    )
+    name = f"{network}: {what}, {'×'.join(map(str, (batch, *sizes)))}×{width}"
+    return Layer(name, spec, directions)
 
 
 def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
@@ -178,15 +159,15 @@ FLOAT32 = (
     _volume("3-D U-Net", 1, 16, (64, 128), 3),
     _volume("3-D U-Net", 2, 8, (128, 128), 3),
     _volume("3-D U-Net", 1, 8, (128, 128), 2, up=True),
-    _signal("WaveNet", 1, 16000, (64, 64), 2, causal=1),
-    _signal("WaveNet", 1, 16000, (64, 64), 2, causal=512),
+    _signal("WaveNet", 1, 16000, (64, 64), 2, causal=True),
+    _signal("WaveNet", 1, 16000, (64, 64), 2, causal=True, dilation=512),
     _signal("WaveNet", 1, 16000, (64, 256), 1),
     _signal("wav2vec 2.0", 1, 16000, (1, 512), 10, 5),
-    _signal("wav2vec 2.0", 1, 3199, (512, 512), 3, 2, padding=(0, 0)),
+    _signal("wav2vec 2.0", 1, 3199, (512, 512), 3, 2, pads=(0, 0)),
     _signal("wav2vec 2.0", 4, 199, (512, 512), 2, 2),
-    _signal("wav2vec 2.0", 1, 499, (768, 768), 128, 1, 16, padding=(64, 64)),
-    _signal("Mamba", 1, 2048, (1536, 1536), 4, 1, 1536, causal=1),
-    _signal("Mamba", 8, 1024, (768, 768), 4, 1, 768, causal=1),
+    _signal("wav2vec 2.0", 1, 499, (768, 768), 128, 1, 16, pads=(64, 64)),
+    _signal("Mamba", 1, 2048, (1536, 1536), 4, 1, 1536, causal=True),
+    _signal("Mamba", 8, 1024, (768, 768), 4, 1, 768, causal=True),
     *_both("ViT-B/16", 224, (3, 768), 16, 16),
     layer_of("Sobel", 1, 1024, (1, 2), 3),
     layer_of("RGB filter", 1, 512, (3, 3), 5, 1, 3),
@@ -194,15 +175,15 @@ FLOAT32 = (
     layer_of("large kernel", 1, 512, (1, 1), 31),
     layer_of("large kernel", 1, 512, (1, 1), 65),
     # lax takes too long for its gradients.
-    _signal("FIR filter", 1, 1 << 20, (1, 1), 4096, causal=1, directions=("forward",)),
+    _signal("FIR filter", 1, 1 << 20, (1, 1), 4096, causal=True, directions=("forward",)),
     layer_of("segmentation", 1, 64, (64, 32), 2, up=True),
     layer_of("GAN", 8, 16, (256, 128), 4, up=True),
 )
 LAYERS = FLOAT32 + tuple(
-    dataclasses.replace(layer, name=f"{dtype} {layer.name}", dtype=dtype, **changes)
-    for dtype, changes in (
-        ("bfloat16", {}),
-        ("int8", {"out_dtype": "int32", "directions": ("forward",)}),
+    Layer(f"{dtype} {layer.name}", layer.spec.replace(dtype=dtype, out_dtype=out), directions)
+    for dtype, out, directions in (
+        (np.dtype("bfloat16"), np.dtype("bfloat16"), DIRECTIONS),
+        (np.dtype("int8"), np.dtype("int32"), ("forward",)),
     )
     for layer in (
         layer_of("ResNet-50", 1, 28, (128, 128), 3),
@@ -210,3 +191,118 @@ LAYERS = FLOAT32 + tuple(
         layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
 )
+
+# Random convolutions
+
+SEED, COUNT = 2024, 200  # of the suite "regret"
+# Operations that take as long as the overhead of a call; those that lax does in half a second on
+# its fast paths, and in its loops; and bytes of operands.
+FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS, OPERANDS = 1e6, 1e10, 6e8, 64 << 20
+
+
+def random_specs(seed: int, count: int) -> list[ConvSpec]:
+    """Random convolutions as they occur in practice, the same for the same seed.
+
+    Of one to three dimensions, transposed ones and weight gradients among them, limited so that lax
+    takes about half a second at most.
+    """
+    rng = np.random.default_rng(seed)
+    specs: list[ConvSpec] = []
+    while len(specs) < count:
+        spec = _random_spec(rng)
+        if spec is not None and _bounded(spec):
+            specs.append(spec)
+    return specs
+
+
+# Probabilities or relative weights of what is drawn, and limits of sizes.
+NDIM = {1: 0.2, 2: 0.65, 3: 0.15}
+LARGEST = {1: 16384, 2: 256, 3: 40}
+KERNELS = {
+    1: {1: 1, 2: 2, 3: 3, 4: 2, 5: 1, 7: 1, 10: 1, 16: 1, 32: 1}
+    | {64: 0.7, 255: 0.7, 512: 0.5, 1024: 0.5},
+    2: {1: 4, 2: 1, 3: 6, 4: 1, 5: 2, 7: 2, 11: 1, 16: 0.5, 31: 0.5},
+    3: {1: 2, 2: 2, 3: 6, 5: 1},
+}
+KINDS = {"dense": 0.52, "depthwise": 0.2, "grouped": 0.1, "single": 0.08, "stem": 0.1}
+MULTIPLIERS = {1: 0.75, 2: 0.08, 3: 0.04, 4: 0.04, 8: 0.03, 16: 0.02, 32: 0.02, 64: 0.02}
+STRIDES = {1: 0.68, 2: 0.17, 3: 0.04, 4: 0.05, 5: 0.02, 8: 0.04}
+DILATIONS = {1: 0.82, 2: 0.08, 3: 0.03, 4: 0.04, 8: 0.03}
+UPSAMPLING = {2: 0.5, 3: 0.1, 4: 0.2, 5: 0.05, 8: 0.15}
+PADS = {"valid": 0.2, "half": 0.65, "causal": 0.15}
+DTYPES = {"float32": 0.82, "bfloat16": 0.1, "int8": 0.04, "float64": 0.04}
+
+
+def _pick(rng: np.random.Generator, weights: Mapping[Any, float]) -> Any:
+    shares = np.array(list(weights.values()))
+    return list(weights)[rng.choice(len(shares), p=shares / shares.sum())]
+
+
+def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
+    ndim = _pick(rng, NDIM)
+    size = _between(rng, 4, LARGEST[ndim])
+    square = rng.random() < 0.8
+    sizes = [size if square else _between(rng, 4, LARGEST[ndim]) for _ in range(ndim)]
+    kernel, kind = _pick(rng, KERNELS[ndim]), _pick(rng, KINDS)
+    c, o, groups = _channels(rng), _channels(rng), 1
+    if rng.random() < 0.4:
+        o = c
+    if kind == "depthwise":
+        groups, o = c, c * _pick(rng, MULTIPLIERS)
+    elif kind == "grouped":
+        groups = int(rng.choice([2, 4, 8, 16, 32]))
+        c, o = groups * math.ceil(c / groups), groups * math.ceil(o / groups)
+    elif kind == "single":
+        c, o = 1, int(rng.choice([1, 2, 8]))
+    elif kind == "stem":
+        c = int(rng.choice([1, 2, 3, 4]))
+    stride = _pick(rng, STRIDES if kernel > 1 else {1: 0.9, 2: 0.1})
+    if kernel in (2, 4, 16) and rng.random() < 0.5:
+        stride = kernel  # patches
+    dilation = _pick(rng, DILATIONS) if stride == 1 and kernel > 1 else 1
+    up = 1
+    if kernel > 1 and stride == dilation == 1 and rng.random() < 0.2:
+        up = min(_pick(rng, UPSAMPLING) if rng.random() < 0.8 else kernel // 4, kernel) or 1
+        if groups == 1 and rng.random() < 0.5:
+            c, o = o, c  # as in the input gradient
+    extent = dilate(kernel, dilation)
+    if extent > 2 * dilate(min(sizes), up):
+        return None  # mostly padding
+    half, causal = ((extent - 1) // 2, extent // 2), (extent - 1, 0)
+    pads = {"valid": (0, 0), "half": half, "causal": causal}[_pick(rng, PADS)]
+    dtype = np.dtype(_pick(rng, DTYPES))
+    spec = ConvSpec(
+        (int(rng.choice([1, 2, 4, 8])), *sizes, c),
+        (*(kernel,) * ndim, c // groups, o),
+        (stride,) * ndim,
+        (pads,) * ndim,
+        (up,) * ndim,
+        (dilation,) * ndim,
+        dtype,
+        np.dtype("int32") if dtype == "int8" else dtype,
+        groups,
+    )
+    if spec.is_empty:
+        return None
+    if up == 1 and dtype != "int8" and rng.random() < 0.3:
+        return spec.kernel_gradient
+    return spec
+
+
+def _between(rng: np.random.Generator, low: int, high: int) -> int:
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+
+
+def _channels(rng: np.random.Generator) -> int:
+    if rng.random() < 0.1:
+        return 3
+    return 2 ** int(rng.integers(3, 10)) if rng.random() < 0.6 else _between(rng, 1, 512)
+
+
+def _bounded(spec: ConvSpec) -> bool:
+    # Batch groups, and feature groups outside f32, become one dense convolution with zeros.
+    masked = spec.batch_group_count if spec.dtype == np.float32 else spec.groups
+    fast = spec.spatial_ndim < 3 and spec.groups == 1 and jnp.issubdtype(spec.dtype, np.inexact)
+    flops = spec.flops * masked
+    within = FEWEST_FLOPS <= flops <= (FAST_FLOPS if fast else LOOP_FLOPS)
+    return within and spec.operand_bytes <= OPERANDS

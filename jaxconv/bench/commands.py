@@ -1,22 +1,22 @@
 """What ``jaxconv compare`` and ``jaxconv bench`` do once their options are checked."""
 
 import dataclasses
+import itertools
 import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 import jaxconv
-from jaxconv import tables
 from jaxconv.bench import compare as engine
-from jaxconv.bench import draw, report
-from jaxconv.bench.measure import Result
-from jaxconv.bench.report import SUITES, Case, Selection
+from jaxconv.bench import draw, programs
+from jaxconv.bench.measure import Result, contents, write
+from jaxconv.bench.programs import SUITES, Case, Selection
+from jaxconv.tables import Table, terminal_width
 from jaxconv.tools.progress import shown
 
 
@@ -31,13 +31,9 @@ LEGEND = (
 )
 
 
-def _print(*lines: str) -> None:
-    _print_table(tables.Table(lines))
-
-
-def _print_table(table: tables.Table) -> None:
-    """Prints it at once, no wider than the terminal."""
-    print(table.text(tables.terminal_width()), flush=True)
+def _print(*lines: str, table: Table | None = None) -> None:
+    """Prints lines or a table at once, no wider than the terminal."""
+    print((table or Table(lines)).text(terminal_width()), flush=True)
 
 
 def compare(
@@ -54,10 +50,11 @@ def compare(
     _print(f"{caption}; {where}; float32", LEGEND)
     comparisons: list[engine.Comparison] = []
     convolutions = engine.convolutions(photograph)
-    steps = engine.compare(convolutions, algorithms, repeats)
-    for comparison in shown(steps, len(convolutions) * (1 + len(algorithms))):
+    steps = (engine.compare(convolution, algorithms, repeats) for convolution in convolutions)
+    count = len(convolutions) * (1 + len(algorithms))
+    for comparison in shown(itertools.chain.from_iterable(steps), count):
         comparisons.append(comparison)
-        _print_table(engine.table(comparison))
+        _print(table=engine.table(comparison))
     figure = draw.picture(photograph, f"{caption}\n{where}", comparisons)
     try:
         figure.savefig(output, dpi=110)
@@ -74,7 +71,7 @@ def bench(
     start = time.perf_counter()
     cases = _selected(suites, selection)
     _check_files(file, folder)
-    machine = report.machine(selection.torch)
+    machine = programs.machine(selection.torch)
     torch = f"PyTorch {machine['torch']}, " if selection.torch else ""
     _print(
         f"jaxconv {machine['jaxconv']}, JAX {machine['jax']}, {torch}{machine['cpu']},"
@@ -86,11 +83,13 @@ def bench(
             for result in shown(SUITES[suite].run(selected, selection), len(selected)):
                 results.setdefault(suite, []).append(result)
                 if file is not None:
-                    _write(file, machine, results)
+                    found = {name: [r.as_json() for r in rows] for name, rows in results.items()}
+                    document = {"machine": machine, "results": found}
+                    write(file, json.dumps(document, indent=1, ensure_ascii=False).encode())
         finally:  # also of those before an interrupt
             if suite in results:
-                table = report.contents(results[suite])
-                _print_table(dataclasses.replace(table, above=["", suite, ""]))
+                table = contents(results[suite])
+                _print(table=dataclasses.replace(table, above=["", suite, ""]))
     written = [file] if file is not None else []
     if folder is not None:
         for suite, rows in results.items():
@@ -102,15 +101,6 @@ def bench(
         lines.append(f"Written: {', '.join(map(str, written))}")
     _print("", *lines, f"{time.perf_counter() - start:.0f} s in all.")
     return not wrong
-
-
-def _write(file: Path, machine: dict[str, Any], results: dict[str, list[Result]]) -> None:
-    """All results, at once, for who reads the file meanwhile."""
-    rows = {suite: [result.as_json() for result in rows] for suite, rows in results.items()}
-    partial = file.with_name(f"{file.name}.partial")
-    document = json.dumps({"machine": machine, "results": rows}, indent=1, ensure_ascii=False)
-    partial.write_text(document, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def names(suites: Sequence[str], selection: Selection) -> None:

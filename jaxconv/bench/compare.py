@@ -17,9 +17,10 @@ import jaxconv
 from jaxconv import tables
 from jaxconv.bench.cases import Layer
 from jaxconv.bench.measure import Effort, Result, measure, reference
-from jaxconv.bench.report import table as results_table
+from jaxconv.bench.measure import table as results_table
 from jaxconv.planning.plan import Candidate, Plan, plan_spec
 from jaxconv.planning.timing import Compiled
+from jaxconv.spec import ConvSpec
 
 # Seconds for an algorithm on a convolution, and the numbers of pairs that are needed and that are
 # enough, unless the user says how many. In total this takes a minute on two cores.
@@ -88,19 +89,23 @@ def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
         lax_stem(rgb, stem.kernel, rgb), np.float32(0), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
     )
     return (
-        _convolution("Depthwise 11×11 blur", rgb, _blur(), 5, groups=3),
+        _convolution("Depthwise 11×11 blur", rgb, _blur(), 5),
         _convolution("Sobel pair, 3×3, 1 → 2", grey, _sobel(), 1),
         stem,
         _convolution("3×3, 64 → 64", features, _random(3, 3, 64, 64), 1),
         _convolution("1×1, 64 → 256", features, _random(1, 1, 64, 256), 0),
         # The same convolution as lax.conv_transpose(x, kernel, (2, 2), "SAME").
-        _convolution("Transposed 4×4, 2× up, 64 → 64", features, _bilinear(64), 2, lhs_dilation=2),
+        _convolution("Transposed 4×4, 2× up, 64 → 64", features, _bilinear(64), 2, up=2),
     )
 
 
-def _convolution(name: str, image: Array, kernel: np.ndarray, pad: int, **kw: Any) -> Convolution:
-    layer = Layer(name, image.shape, kernel.shape, (pad, pad), **kw)
-    return Convolution(layer, image, jnp.asarray(kernel))
+def _convolution(
+    name: str, image: Array, kernel: np.ndarray, pad: int, stride: int = 1, up: int = 1
+) -> Convolution:
+    float32, groups = np.dtype("float32"), image.shape[-1] // kernel.shape[2]
+    axes = (stride,) * 2, ((pad, pad),) * 2, (up,) * 2, (1, 1)
+    spec = ConvSpec(image.shape, kernel.shape, *axes, float32, float32, groups)
+    return Convolution(Layer(name, spec), image, jnp.asarray(kernel))
 
 
 def _blur() -> np.ndarray:
@@ -143,34 +148,27 @@ class Comparison:
 
 
 def compare(
-    convolutions: Sequence[Convolution], algorithms: Sequence[str], repeats: int | None = None
+    convolution: Convolution, algorithms: Sequence[str], repeats: int | None = None
 ) -> Iterator[str | Comparison]:
-    """Measures each convolution by lax and by each algorithm, on JAX's default device.
+    """Measures a convolution by lax and by each algorithm, on JAX's default device.
 
-    Yields a description before each measurement, and the ``Comparison`` after a convolution's.
-    There are ``repeats`` pairs of calls, lax and the algorithm in turn; by default as many as fit
-    ``BUDGET``, from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
+    Yields a description before each measurement, and the ``Comparison`` after them. There are
+    ``repeats`` pairs of calls, lax and the algorithm in turn; by default as many as fit ``BUDGET``,
+    from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
     """
-    for convolution in convolutions:
-        yield from _compared(convolution, algorithms, repeats)
-
-
-def _compared(
-    convolution: Convolution, algorithms: Sequence[str], repeats: int | None
-) -> Iterator[str | Comparison]:
     effort, slow = Effort(ENOUGH, BUDGET, 0.0, FEWEST), SLOW
     if repeats is not None:
         effort, slow = Effort(repeats, math.inf, 0.0), math.inf
     layer, operands = convolution.layer, (convolution.image, convolution.kernel, None)
     plan = plan_spec(layer.spec, jax.default_backend())
     yield f"{layer.name}: lax"
-    exact = reference(layer, convolution.image, convolution.kernel)
+    exact = reference(layer.spec, convolution.image, convolution.kernel)
     # The kernel is an argument: a constant would be folded into the compiled code.
     function = layer.function(lax.conv_general_dilated, "forward")
     baseline, program = Compiled(function, *operands), _program(function, operands)
-    facts = {"name": "", "direction": "", "how": "", "tolerance": 1e-4}
+    facts = {"name": "lax", "direction": "", "how": "", "tolerance": 1e-4}
     against = partial(measure, effort, baseline, exact=lambda: exact, **facts)
-    by_lax = against(baseline)
+    by_lax = against(baseline, gemm=plan.spec.gemm)
 
     def result_of(candidate: Candidate, algorithm: str) -> Result | str:
         """A candidate, asked for as ``algorithm``; or the reason why it is not run."""
@@ -191,7 +189,7 @@ def _compared(
             return f"it failed: {str(error).splitlines()[0]}"
 
     measured: dict[str, Result | str] = {}
-    results, refused = [dataclasses.replace(by_lax, name="lax", gemm=plan.spec.gemm)], {}
+    results, refused = [by_lax], {}
     for name in algorithms:
         yield f"{layer.name}: {name}"
         runs = plan.algorithm if name == "auto" else name

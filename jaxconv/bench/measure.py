@@ -1,18 +1,22 @@
-"""Timing lax, jaxconv and PyTorch in turn, and checking their results."""
+"""Timing lax, jaxconv and PyTorch in turn, checking their results, and the table of them."""
 
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxconv.bench.cases import Layer
+from jaxconv import tables
 from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
+from jaxconv.spec import ConvSpec, dilate
 
 # Seconds after which threads of another runtime have stopped spinning: 2 taps on 4×199×512 by
 # jaxconv took 3.7 ms if run 2 ms after a call of PyTorch, 2.5 ms after 10 ms or more.
@@ -20,6 +24,13 @@ SETTLE = 0.015
 TITLES = {"lax": "lax", "torch": "PyTorch"}
 
 Pairs = Sequence[tuple[float, ...]]
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes a file at once: an interrupt leaves the old one."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished.write_bytes(data)
+    os.replace(unfinished, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +160,6 @@ def measure(
     if exact is not None:
         truth = exact()
         facts["errors"] = error(baseline.output, truth), error(subject.output, truth)
-    return compared(baseline, subject, off, **facts)
-
-
-def compared(
-    baseline: Compiled, subject: Compiled, off: Mapping[str, float], **facts: Any
-) -> Result:
-    """A result with the largest difference in ``off`` (NaN if any is) and whose it is."""
     name = max(off, key=lambda name: (math.isnan(off[name]), off[name]))
     return Result(
         compile_seconds=(baseline.compile_seconds, subject.compile_seconds),
@@ -184,26 +188,114 @@ def error(output: Any, exact: np.ndarray) -> float:
     return math.sqrt(np.mean((np.asarray(output, np.float64) - exact) ** 2)) / scale
 
 
-def reference(layer: Layer, lhs: Any, rhs: Any) -> np.ndarray:
-    """A layer in float64 by NumPy, one matrix product for each tap of its kernel.
+def reference(spec: ConvSpec, lhs: Any, rhs: Any) -> np.ndarray:
+    """A forward convolution in float64 by NumPy, one matrix product for each tap of its kernel.
 
     Not by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode. It
     shares no code with the convolutions that it checks.
     """
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
-    (low, high), up, stride = layer.padding, layer.lhs_dilation, layer.stride
-    spans = [(size - 1) * up + 1 for size in lhs.shape[1:-1]]
-    padded = np.zeros((len(lhs), *(low + span + high for span in spans), lhs.shape[-1]))
-    padded[:, *(slice(low, low + span, up) for span in spans)] = lhs
+    padded = np.zeros((len(lhs), *spec.padded_spatial, lhs.shape[-1]))
+    axes = zip(spec.padding, spec.padded_spatial, spec.lhs_dilation, strict=True)
+    padded[:, *(slice(low, size - high, up) for (low, high), size, up in axes)] = lhs
 
     def split(x: np.ndarray) -> np.ndarray:
         """(…, channels) → (groups, positions, channels of a group)."""
-        return x.reshape(-1, layer.groups, x.shape[-1] // layer.groups).swapaxes(0, 1)
+        return x.reshape(-1, spec.groups, x.shape[-1] // spec.groups).swapaxes(0, 1)
 
-    out = split(np.zeros(layer.spec.out_shape))
-    for tap in np.ndindex(*rhs.shape[:-2]):
-        ends = zip(tap, layer.spec.out_spatial, strict=True)
-        starts = [(i * layer.rhs_dilation, (size - 1) * stride + 1) for i, size in ends]
-        at = (slice(i, i + extent, stride) for i, extent in starts)
+    out = split(np.zeros(spec.out_shape))
+    for tap in np.ndindex(*spec.kernel_shape):
+        starts = np.multiply(tap, spec.rhs_dilation)
+        axes = zip(starts, spec.out_spatial, spec.window_strides, strict=True)
+        at = (slice(i, i + dilate(size, stride), stride) for i, size, stride in axes)
         out += split(padded[:, *at]) @ split(rhs[tap])
-    return out.swapaxes(0, 1).reshape(layer.spec.out_shape)
+    return out.swapaxes(0, 1).reshape(spec.out_shape)
+
+
+# The table of results
+
+SLOWER = 0.95  # the ratio below which jaxconv counts as slower than its peer
+HEADER = ("what", "direction", "how", "GEMMs × m×n×k", "lax", "jaxconv", "× lax (quartiles)")
+HEADER += ("GFLOP/s", "of peak", "PyTorch", "× PyTorch (quartiles)")
+HEADER += ("best", "regret", "compile", "workspace", "error")
+WORDS = ("what", "direction", "how", "best")  # the other columns are figures
+# Columns left out in a narrow terminal, the least important first.
+SPARE = ("compile", "workspace", "GEMMs × m×n×k", "GFLOP/s", "PyTorch", "of peak", "lax")
+SPARE += ("error", "jaxconv", "best", "how", "× PyTorch (quartiles)")
+
+
+def table(results: Sequence[Result]) -> tables.Table:
+    """A line for each result."""
+    cells = map(_cells, results)
+    rows = [HEADER, *([row.get(title, "–") for title in HEADER] for row in cells)]
+    figures = [i for i, title in enumerate(HEADER) if title not in WORDS]
+    return tables.Table(rows=rows, right=figures, spare=list(map(HEADER.index, SPARE)))
+
+
+def _cells(result: Result) -> dict[str, str]:
+    """What is known of it, by the titles of the columns."""
+    cells = {"what": result.name, "direction": result.direction, "how": result.how}
+    cells["best"] = result.best
+    for peer, title in TITLES.items():
+        if pairs := getattr(result, peer):
+            cells[title] = tables.milliseconds(np.median(pairs, 0)[0])
+            figures = "{1:.3g} ({0:.3g}–{2:.3g})".format(*result.quartiles(peer))
+            same = result.is_lax and peer == "lax"
+            cells[f"× {title} (quartiles)"] = "= lax" if same else figures
+    cells["jaxconv"] = tables.milliseconds(np.median(result.lax, 0)[1])
+    cells["compile"] = "{:.2f} → {:.2f} s".format(*result.compile_seconds)
+    sizes = ("–" if size is None else tables.mebibytes(size) for size in result.workspace)
+    cells["workspace"] = " → ".join(sizes)
+    cells["error"] = f"{result.difference:.0e}"
+    if result.wrong:
+        cells["error"] = "WRONG"
+    elif result.error_ratio is not None:
+        cells["error"] = f"{result.error_ratio:.2g} × lax's"
+    if result.gemm is not None:
+        cells["GEMMs × m×n×k"] = "{} × {}×{}×{}".format(*result.gemm)
+    if result.rate is not None:
+        cells["GFLOP/s"] = f"{result.rate / 1e9:.3g}"
+        cells["of peak"] = "–" if result.peak is None else f"{result.rate / result.peak:.0%}"
+    if result.regret is not None:
+        cells["regret"] = f"{result.regret:.2f}"
+    return cells
+
+
+def summary(results: Sequence[Result]) -> list[str]:
+    """Lines that summarise the results of a suite: means, and the worst."""
+    lines = []
+    for peer, title in TITLES.items():
+        ratios = [(r.quartiles(peer)[1], r) for r in results if getattr(r, peer)]
+        ratios.sort(key=lambda pair: pair[0])
+        below = [f"  {ratio:.3g}: {r.label} ({r.how})" for ratio, r in ratios if ratio < SLOWER]
+        if ratios:
+            lines.append(
+                f"against {title}: {geometric_mean(ratio for ratio, _ in ratios):.3g} times as fast"
+                f" in the geometric mean of {len(ratios)}, {ratios[0][0]:.3g} at worst;"
+                f" {len(below)} below {SLOWER}"
+            )
+        lines += below
+    errors = [(r.error_ratio, r.label) for r in results if r.error_ratio is not None]
+    if errors:
+        worst, label = max(errors, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+        above = sum(not ratio <= 2 for ratio, _ in errors)
+        lines.append(
+            f"errors against float64: {above} of {len(errors)} above 2 × lax's; at worst"
+            f" {worst:.2g}: {label}"
+        )
+    regrets = [(r.regret, r) for r in results if r.regret is not None]
+    if regrets:
+        regrets.sort(key=lambda pair: -pair[0])
+        values = [value for value, _ in regrets]
+        lines.append(
+            f"regret of {len(regrets)}: {geometric_mean(values):.3f} in the geometric mean,"
+            f" {np.quantile(values, 0.95):.3g} at the 95th percentile, {values[0]:.3g} at worst"
+        )
+        lines += [f"  {value:.2f}: {r.label}: {r.how}, best {r.best}" for value, r in regrets[:10]]
+    return lines
+
+
+def contents(results: Sequence[Result]) -> tables.Table:
+    """The table and the summary of a suite's results."""
+    rest = "a wider terminal has all, or --json"
+    return dataclasses.replace(table(results), below=["", *summary(results)], rest=rest)

@@ -7,7 +7,7 @@ convolutions followed there by a normalisation have no bias.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
-CHANNELS_FIRST = ("NCHW", "OIHW", "NCHW")
 # For each layer: kernel (h, w, in, out) or matrix (in, out), and bias if any.
 Params = list[tuple[Any, ...]]
 # So large that gradients dominate the updated parameters, by which a step is checked.
@@ -42,7 +40,7 @@ class Lax:
 
     def __init__(self, parameters: Callable[..., tuple[Any, ...]], first: bool = False) -> None:
         self.parameters = parameters
-        self.first = first
+        self.numbers = ("NCHW", "OIHW", "NCHW") if first else ("NHWC", "HWIO", "NHWC")
         self.channels, self.positions = (1, (2, 3)) if first else (3, (1, 2))
 
     def conv(
@@ -51,13 +49,9 @@ class Lax:
         """A convolution to ``channels``, padded by ``padding``."""
         shape = (size, size, x.shape[self.channels] // groups, channels)
         kernel, *biases = self.parameters(shape, bias)
+        strides, pads = (stride, stride), ((padding(size), padding(size)),) * 2
         y = lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            ((padding(size), padding(size)),) * 2,
-            dimension_numbers=CHANNELS_FIRST if self.first else CHANNELS_LAST,
-            feature_group_count=groups,
+            x, kernel, strides, pads, None, None, self.numbers, feature_group_count=groups
         )
         return y + jnp.expand_dims(biases[0], (0, *self.positions)) if bias else y
 
@@ -129,14 +123,20 @@ def convnext_t(net: Lax, x: Any) -> Any:
 class Network:
     """A network, as functions of its parameters."""
 
-    name: str
+    kind: str
     layers: Callable[[Lax, Any], Any]  # x → logits (N, CLASSES)
-    shape: tuple[int, ...] = (224, 224, 3)  # (h, w, channels) of one input
+    batch: int
     first: bool = False  # as ``Lax.first``; the same values, in another order
+    shape: tuple[int, ...] = (224, 224, 3)  # (h, w, channels) of one input
+    directions = "forward", "training step"
 
-    def init(self, seed: int = 0) -> Params:
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{', channels first' * self.first}, batch {self.batch}"
+
+    def init(self) -> Params:
         """Random parameters that preserve the scale of activations."""
-        rng, made = np.random.default_rng(seed), Params()
+        rng, made = np.random.default_rng(0), Params()
         order = (3, 2, 0, 1) if self.first else (0, 1, 2, 3)  # of kernels only
 
         def parameters(shape: tuple[int, ...], bias: bool) -> tuple[np.ndarray, ...]:
@@ -146,16 +146,16 @@ class Network:
             made.append((kernel, np.zeros(shape[-1], np.float32)) if bias else (kernel,))
             return made[-1]
 
-        x, _ = self.data(1)
+        x, _ = self.data()
         jax.eval_shape(lambda x: self.layers(Lax(parameters, self.first), x), x)
         return jax.tree.map(jnp.asarray, made)
 
-    def data(self, batch: int, seed: int = 1) -> tuple[Array, Array]:
+    def data(self) -> tuple[Array, Array]:
         """Random inputs and labels."""
-        rng = np.random.default_rng(seed)
-        x = jnp.asarray(rng.standard_normal((batch, *self.shape)), jnp.float32)
+        rng = np.random.default_rng(1)
+        x = jnp.asarray(rng.standard_normal((self.batch, *self.shape)), jnp.float32)
         x = jnp.moveaxis(x, -1, 1) if self.first else x
-        return x, jnp.asarray(rng.integers(0, CLASSES, batch), jnp.int32)
+        return x, jnp.asarray(rng.integers(0, CLASSES, self.batch), jnp.int32)
 
     def forward(self, params: Params, x: Array) -> Array:
         layers = iter(params)
@@ -172,8 +172,13 @@ class Network:
         return value, jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
 
 
-NETWORKS: Sequence[Network] = (
-    Network("MobileNetV2", mobilenet_v2),
-    Network("ResNet-50", resnet_50),
-    Network("ConvNeXt-T", convnext_t),
+NETWORKS = tuple(
+    Network(kind, layers, batch, first)
+    for first in (False, True)
+    for kind, layers in (
+        ("MobileNetV2", mobilenet_v2),
+        ("ResNet-50", resnet_50),
+        ("ConvNeXt-T", convnext_t),
+    )
+    for batch in (1, 8)
 )

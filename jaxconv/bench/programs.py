@@ -1,22 +1,28 @@
-"""The programs timed by lax, by jaxconv and by PyTorch: layers and whole networks."""
+"""The suites of ``jaxconv bench``: layers, networks and random convolutions by lax and jaxconv."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version as version_of
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import lax
 
 import jaxconv
-from jaxconv.bench.cases import Layer
-from jaxconv.bench.measure import Call, Effort, Result, measure, reference
+from jaxconv.bench.cases import COUNT, LAYERS, SEED, Layer, arguments, random_specs
+from jaxconv.bench.measure import Call, Effort, Result, gemm_peak, measure, reference
 from jaxconv.bench.networks import NETWORKS, Network
-from jaxconv.planning.choose import choose
+from jaxconv.planning.choose import choose, worthwhile
+from jaxconv.planning.machine import processor, version
 from jaxconv.planning.timing import Compiled
 from jaxconv.spec import ConvSpec
+from jaxconv.tools.autotune import candidates, operands, timed
 from jaxconv.transforms import jaxprs
 
 
@@ -29,16 +35,21 @@ def convolutions_of(layers: Iterable[Layer]) -> list[ConvSpec]:
     """The convolutions of layers, in all their directions."""
     found: list[ConvSpec] = []
     for layer in layers:
-        operands = jax.eval_shape(layer.operands)
+        args = jax.eval_shape(layer.operands)
         for direction in layer.directions:
             function = layer.function(lax.conv_general_dilated, direction)
-            found += convolutions(function, *operands)
+            found += convolutions(function, *args)
     return found
 
 
 def flops(specs: Iterable[ConvSpec]) -> float:
     """Floating-point operations of convolutions, inserted zeros left out."""
     return sum(spec.flops / math.prod(spec.lhs_dilation) for spec in specs)
+
+
+def tolerance(spec: ConvSpec) -> float:
+    """Of the difference from lax: both sum thousands of products, in different orders."""
+    return 2e-2 if spec.dtype.name == "bfloat16" else 1e-4
 
 
 def _by_torch(effort: Effort, kind: str, *args: Any) -> Call | None:
@@ -49,51 +60,26 @@ def _by_torch(effort: Effort, kind: str, *args: Any) -> Call | None:
 
 
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
-    operands = layer.operands()
+    args = layer.operands()
     by_lax = layer.function(lax.conv_general_dilated, direction)
-    specs, platform = convolutions(by_lax, *operands), jax.default_backend()
+    specs, platform = convolutions(by_lax, *args), jax.default_backend()
     return measure(
         effort,
-        Compiled(by_lax, *operands),
-        Compiled(layer.function(jaxconv.conv_general_dilated, direction), *operands),
-        _by_torch(effort, "layer", layer, direction, *operands),
-        partial(reference, layer, *operands[:2]) if direction == "forward" else None,
+        Compiled(by_lax, *args),
+        Compiled(layer.function(jaxconv.conv_general_dilated, direction), *args),
+        _by_torch(effort, "layer", layer, direction, *args),
+        partial(reference, layer.spec, *args[:2]) if direction == "forward" else None,
         flops=flops(specs),
         name=layer.name,
         direction=direction,
         how=", ".join(choose(spec, platform)[0] for spec in specs),
-        # Both sum thousands of products, in different orders.
-        tolerance=2e-2 if layer.dtype == "bfloat16" else 1e-4,
+        tolerance=tolerance(layer.spec),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Model:
-    network: Network
-    batch: int
-    directions: tuple[str, ...] = ("forward", "training step")
-
-    @property
-    def name(self) -> str:
-        order = ", channels first" if self.network.first else ""
-        return f"{self.network.name}{order}, batch {self.batch}"
-
-
-MODELS = tuple(
-    Model(dataclasses.replace(network, first=first), batch)
-    for first in (False, True)
-    for network in NETWORKS
-    for batch in (1, 8)
-)
-# A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch gave
-# a ratio of 1.02, seven pairs 0.88.
-MODEL_EFFORT = Effort(seconds=8.0, fewest=5)
-
-
-def measure_model(model: Model, direction: str, effort: Effort) -> Result:
-    network = model.network
+def measure_network(network: Network, direction: str, effort: Effort) -> Result:
     function: Callable[..., Any] = network.step
-    args: tuple[Any, ...] = (network.init(), *network.data(model.batch))
+    args: tuple[Any, ...] = (network.init(), *network.data())
     if direction == "forward":
         function, args = network.forward, args[:-1]
     return measure(
@@ -101,10 +87,117 @@ def measure_model(model: Model, direction: str, effort: Effort) -> Result:
         Compiled(function, *args),
         Compiled(jaxconv.accelerate(function), *args),
         _by_torch(effort, "network", network, *args),
-        name=model.name,
+        name=network.name,
         direction=direction,
         how="accelerate",
         flops=flops(convolutions(function, *args)),
         # The smallest gradients of 50 layers suffer from cancellation.
         tolerance=1e-4 if direction == "forward" else 1e-2,
     )
+
+
+def measure_regret(spec: ConvSpec, effort: Effort) -> Result:
+    """The time of what "auto" chooses over that of the best algorithm.
+
+    Times every candidate to find the best, then "auto" and the best in turn: judged by the times
+    that chose it, the best would often be a lucky one, and its luck would count as regret.
+    """
+    platform = jax.default_backend()
+    chosen, _ = choose(spec, platform)
+    seconds = timed(spec, candidates(spec, platform), platform, effort.seconds).seconds
+    best = min(worthwhile(seconds), key=lambda name: seconds[name])
+    with jax.enable_x64(spec.dtype == np.float64):
+        arrays = operands(spec)
+
+        def compiled(conv: Callable[..., Any], **algorithm: str) -> Compiled:
+            return Compiled(partial(conv, **arguments(spec), **algorithm), *arrays)
+
+        by_lax, auto = map(compiled, (lax.conv_general_dilated, jaxconv.conv_general_dilated))
+        facts = {"name": str(spec), "direction": "", "how": chosen, "tolerance": tolerance(spec)}
+        result = measure(effort, by_lax, auto, **facts, best=best, regret=1.0)
+        if best == chosen:
+            return result
+        fastest = compiled(jaxconv.conv_general_dilated, algorithm=best)
+        own, least = np.median(effort.times((auto, fastest)), axis=0)
+        return dataclasses.replace(result, regret=float(own / least))
+
+
+# Suites
+
+QUICK = Effort(5, 0.05, precision=0.0)
+
+
+class Case(NamedTuple):
+    name: str
+    direction: str
+    measure: Callable[[Effort], Result]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The part of a suite to run, see the options of ``jaxconv bench``; None for all."""
+
+    case: re.Pattern[str] | None = None
+    direction: str | None = None
+    quick: bool = False
+    specs: int = COUNT
+    torch: bool = False
+
+
+class Suite(NamedTuple):
+    cases: Callable[[int], Sequence[Case]]  # for a number of random ones
+    few: slice  # those of a quick run
+    effort: Effort  # of one case
+
+    def selected(self, selection: Selection) -> list[Case]:
+        """The cases of a selection; those selected by name also in a quick run."""
+        cases, pattern = self.cases(selection.specs), selection.case
+        if pattern is None:
+            cases = cases[self.few] if selection.quick else cases
+        else:
+            cases = [case for case in cases if pattern.search(case.name)]
+        return [case for case in cases if selection.direction in (None, case.direction)]
+
+    def run(self, cases: Sequence[Case], selection: Selection) -> Iterator[str | Result]:
+        """Measures cases. Yields the name of each, then its result."""
+        effort = QUICK if selection.quick else self.effort
+        for case in cases:
+            yield ", ".join(filter(None, case[:2]))
+            yield case.measure(dataclasses.replace(effort, torch=selection.torch))
+
+
+def _all(measure: Callable[..., Result], subjects: Sequence[Any]) -> list[Case]:
+    return [Case(x.name, d, partial(measure, x, d)) for x in subjects for d in x.directions]
+
+
+def _random(count: int) -> list[Case]:
+    specs = random_specs(SEED, count)
+    return [Case(str(spec), "", partial(measure_regret, spec)) for spec in specs]
+
+
+SUITES = {
+    "layers": Suite(lambda _: _all(measure_layer, LAYERS), slice(3, None, 31), Effort()),
+    # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch
+    # gave a ratio of 1.02, seven pairs 0.88.
+    "models": Suite(
+        lambda _: _all(measure_network, NETWORKS),
+        slice(2),
+        Effort(seconds=8.0, fewest=5),
+    ),
+    "regret": Suite(_random, slice(4), Effort(16, precision=0.0)),
+}
+DIRECTIONS = tuple(dict.fromkeys(d for subject in (*LAYERS, *NETWORKS) for d in subject.directions))
+
+
+def machine(torch: bool = False) -> dict[str, Any]:
+    """What results depend on: CPU, cores, FLOP/s of its matrix products, versions."""
+    return {
+        "cpu": processor(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "gemm": gemm_peak(),
+        "jaxconv": version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "torch": version_of("torch") if torch else None,
+    }

@@ -70,20 +70,21 @@ class Torch:
 
 def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
     """A layer in one direction, with the same operands; None for integers, which it lacks."""
-    if np.issubdtype(layer.spec.dtype, np.integer):
+    spec = layer.spec
+    if np.issubdtype(spec.dtype, np.integer):
         return None
     image, weights, cotangent = tensor(operands[0]), kernel(operands[1]), tensor(operands[2])
-    stride, pad, up = layer.stride, layer.padding[0], layer.lhs_dilation > 1
-    if up:
-        stride, pad = layer.lhs_dilation, layer.rhs_shape[0] - 1 - pad
-        weights = transposed(weights).contiguous()
+    strides, pads, up = spec.window_strides, [low for low, _ in spec.padding], False
     # A causal convolution is padded on both sides and its output cropped, as is common practice.
-    cut = 0 if up else (layer.padding[0] - layer.padding[1]) // stride
-    ndim = layer.spec.spatial_ndim
-    numbers = [[number] * ndim for number in (stride, pad, layer.rhs_dilation)]
+    cut = (spec.padding[0][0] - spec.padding[0][1]) // strides[0]
+    if max(spec.lhs_dilation) > 1:
+        strides, up, cut = spec.lhs_dilation, True, 0
+        pads = [size - 1 - low for size, low in zip(spec.kernel_shape, pads, strict=True)]
+        weights = transposed(weights).contiguous()
+    numbers = strides, pads, spec.rhs_dilation, up, [0] * len(pads), spec.groups
 
     def forward() -> torch.Tensor:
-        out = torch.convolution(image, weights, None, *numbers, up, [0] * ndim, layer.groups)
+        out = torch.convolution(image, weights, None, *numbers)
         return out[..., : out.shape[-1] - cut] if cut else out
 
     if direction == "forward":

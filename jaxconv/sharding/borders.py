@@ -1,8 +1,8 @@
 """A spatial axis that is cut over devices: which part of the image each of them needs.
 
-Devices hold equal parts of the axis, one after another; where the size doesn't divide, the last
-parts are padded with garbage. Each device needs its own part and a border from its neighbours (a
-halo), or less than its own part. With these, its part of the convolution is an ordinary one.
+Devices hold equal parts of the axis, one after another; the last may be padded with garbage. Each
+needs a border from its neighbours (a halo), or less than its own part. With these, its part of the
+convolution is an ordinary one.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv import layout
 from jaxconv.arguments.errors import Call, fail
 from jaxconv.arguments.parse import parameters
 from jaxconv.spec import ConvSpec, dilate
@@ -31,8 +32,7 @@ class MeshLine:
         return lax.axis_index(self.names)
 
     def permuted(self, x: Array, pairs: Sequence[tuple[int, int]]) -> Array:
-        """What each device receives that is the second of a pair of places, from the first; zeros
-        for the others."""
+        """What each second device of a pair receives from the first; zeros for the others."""
         return lax.ppermute(x, self.names, pairs)
 
 
@@ -59,55 +59,43 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
     or, if ``sums``, all outputs with its part of the taps. None where no window of the same size
     does it, because windows would begin at different places between a dilated image's elements.
     """
-    size, taps, out = spec.lhs_spatial[d], spec.kernel_shape[d], spec.out_spatial[d]
-    stride, low = spec.window_strides[d], spec.padding[d][0]
-    spacing, dilation = spec.lhs_dilation[d], spec.rhs_dilation[d]
-    total = taps if sums else out
+    axis, size, stride = spec.axes[d], spec.lhs_spatial[d], spec.window_strides[d]
+    total = axis.taps if sums else axis.out
     own = -(-total // devices)
-    begins = [k * own for k in range(devices)]
-    places = [begin * (dilation if sums else stride) - low for begin in begins]  # in the image
-    firsts = [-(-place // spacing) for place in places]  # elements
-    gaps = [first * spacing - place for first, place in zip(firsts, places, strict=True)]
+    begins = np.arange(devices) * own
+    places = begins * (axis.dilation if sums else stride) - axis.low  # in the image
+    firsts = -(-places // axis.spacing)  # elements
+    gaps = firsts * axis.spacing - places
     # A window begins with as many zeros as any needs, and has more outputs by that.
-    surplus = [max(gaps) - gap for gap in gaps]
-    more = max(surplus)
+    zeros = int(gaps.max())
+    more = zeros - int(gaps.min())
     if more and (sums or stride > 1):
         return None
-    outputs = out if sums else own
-    extent = (outputs + more - 1) * stride + dilate(own if sums else taps, dilation)
-    length = (extent - 1 - max(gaps)) // spacing + 1
+    outputs = axis.out if sums else own
+    extent = (outputs + more - 1) * stride + dilate(own if sums else axis.taps, axis.dilation)
+    length = (extent - 1 - zeros) // axis.spacing + 1
     if length < 1:
         return None
     held = -(-size // devices)
-    left = right = 0
-    for k, (begin, place, first) in enumerate(zip(begins, places, firsts, strict=True)):
-        count = min(own, total - begin)
-        outs, along = (out, count) if sums else (count, taps)
-        span = (outs - 1) * stride + dilate(along, dilation)
-        start, stop = max(first, 0), min((place + span - 1) // spacing + 1, size)
-        if begin < total and start < stop:
-            left, right = max(left, k * held - start), max(right, stop - (k + 1) * held)
-    rows = left + held + right
-    offsets = [first - (k * held - left) for k, first in enumerate(firsts)]
-    met = [offset for offset, begin in zip(offsets, begins, strict=True) if begin < total]
-    before = max(0, *(-offset for offset in met))
-    after = max(0, length - rows - before, *(offset + length - rows for offset in met))
-    if len(set(met)) == 1:  # all windows begin at the same place: those without outputs, too
-        offsets = [met[0]] * devices
-    last = before + rows + after - length
+    before_own, used = np.arange(devices) * held, begins < total
+    counts = np.minimum(own, total - begins)
+    outs, along = (axis.out, counts) if sums else (counts, axis.taps)
+    last = places + (outs - 1) * stride + (along - 1) * axis.dilation
+    starts, stops = np.maximum(firsts, 0), np.minimum(last // axis.spacing + 1, size)
+    need = used & (starts < stops)
+    left = int(np.max((before_own - starts)[need], initial=0))
+    right = int(np.max((stops - before_own - held)[need], initial=0))
+    rows, offsets = left + held + right, firsts - before_own + left
+    met = offsets[used]
+    before = max(0, -int(met.min()))
+    after = max(0, length - rows - before, int(met.max()) + length - rows)
+    if met.min() == met.max():  # all windows begin at one place: those without outputs, too
+        offsets[:] = met[0]
+    starts = tuple(np.clip(offsets + before, 0, before + rows + after - length).tolist())
+    padding = zeros, extent - zeros - dilate(length, axis.spacing)
+    surplus = tuple((zeros - gaps).tolist())
     return AxisCut(
-        devices=devices,
-        size=size,
-        held=held,
-        left=left,
-        right=right,
-        before=before,
-        after=after,
-        starts=tuple(min(max(offset + before, 0), last) for offset in offsets),
-        length=length,
-        padding=(max(gaps), extent - max(gaps) - dilate(length, spacing)),
-        outputs=outputs,
-        surplus=tuple(surplus),
+        devices, size, held, left, right, before, after, starts, length, padding, outputs, surplus
     )
 
 
@@ -126,8 +114,7 @@ def window(x: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
         parts.append(line.permuted(piece, [(k, k - hop) for k in range(hop, n)]))
     x = lax.concatenate(parts, axis) if len(parts) > 1 else x
     if cut.before or cut.after:
-        edges = [(cut.before, cut.after, 0) if d == axis else (0, 0, 0) for d in range(x.ndim)]
-        x = lax.pad(x, np.zeros((), x.dtype), edges)
+        x = layout.padded(x, [(cut.before, cut.after, 0)], axis)
     return _slice(x, axis, cut.starts, cut.length, line)
 
 
@@ -179,12 +166,9 @@ def with_borders(
         if count == 1:
             continue
         if spec.out_spatial[d] % count:
-            fail(
-                "conv",
-                f"the devices along spatial_axes[{d}] must divide the output's size",
-                f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}",
-                "pad the image or take another mesh",
-            )
+            constraint = f"the devices along spatial_axes[{d}] must divide the output's size"
+            given = f"{count} devices and an output of {spec.out_spatial} for an image of {sizes}"
+            fail("conv", constraint, given, "pad the image or take another mesh")
         cut = cut_axis(spec, d, count)
         assert cut is not None  # the image is not dilated
         x = window(x, 1 + d, cut, line)

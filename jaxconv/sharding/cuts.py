@@ -1,9 +1,8 @@
 """How a convolution is cut over several devices, given how its arrays lie on them.
 
 Dimensions have letters: "n" batch, "c" input channels, "o" output channels, "g" groups; "x0",
-"x1", … the image's spatial axes and those which are cut along with them: the output's, or in a
-kernel's gradient and where the output is smaller than the kernel, the kernel's; "t0", … the third
-array's.
+"x1", … the image's spatial axes and those cut along with them: the output's, or in a kernel's
+gradient and where the output is smaller than the kernel, the kernel's; "t0", … the third array's.
 
 Where a letter is cut is a tuple with each device's place along it: it needs no mesh, whose axes
 XLA may have split.
@@ -16,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxconv.sharding.borders import AxisCut, cut_axis
-from jaxconv.spec import ConvSpec, dilate
+from jaxconv.spec import ConvSpec
 
 Letters = tuple[str, ...]
 Places = tuple[int, ...]
@@ -35,18 +34,16 @@ class Dimensions:
 
     def sums(self, d: int) -> bool:
         """Whether an axis of the image is cut along with the kernel's, over which is summed."""
-        spec, taps = self.spec, self.spec.kernel_shape[d]
-        if spec.weight_gradient and 2 * dilate(taps, spec.rhs_dilation[d]) > spec.lhs_spatial[d]:
-            return True
-        return taps > spec.out_spatial[d]
+        axis = self.spec.axes[d]
+        large = self.spec.weight_gradient and 2 * axis.window > axis.size
+        return large or axis.taps > axis.out
 
 
 def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
     """Those of a convolution with lax's parameters."""
     spec = ConvSpec.from_params(lhs, rhs, params)
-    batch, channels = spec.lhs_shape[0], spec.rhs_shape[-2]
-    sizes = {"n": batch // spec.batch_group_count, "c": channels}
-    sizes |= {"o": spec.out_channels // spec.groups, "g": spec.groups}
+    (g, _, o, _), c = spec.gemm, spec.rhs_shape[-2]
+    sizes = {"n": spec.out_shape[0], "c": c, "o": o, "g": g}
     numbers = params["dimension_numbers"]
     (lhs_n, lhs_c, *_), (rhs_o, rhs_i, *_), (out_n, out_c, *_) = numbers
     arrays: list[list[Letters]] = [[()] * lhs.ndim for _ in range(3)]

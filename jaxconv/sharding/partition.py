@@ -1,18 +1,16 @@
 """A convolution in a program for several devices: cut into local ones before it is planned.
 
 XLA's partitioner moves whole arrays where it meets the loops and slices that algorithms consist of.
-So in such a program a convolution is a custom call first, about which the partitioner asks how its
-dimensions correspond, and then, how the arrays lie on the devices being decided, what each device
-computes. That is a convolution of what it holds, planned for its own shape:
+So a convolution is a custom call first, about which the partitioner asks how its dimensions
+correspond, and then, how the arrays lie being decided, what each device computes. That is a
+convolution of what it holds, planned for its own shape:
 
 * batch, output channels and groups: no communication;
 * input channels, and what a kernel's gradient sums over: local sums, then one over the devices;
 * spatial axes: each device receives a border from its neighbours first (``borders``).
 
-Whatever is cut otherwise is moved by XLA before.
-
-``jax.experimental.custom_partitioning`` does the same for functions. It refuses programs with
-several meshes, and abstract ones, which lax's convolution does not.
+Whatever is cut otherwise is moved by XLA before. ``jax.experimental.custom_partitioning`` refuses
+programs with several meshes, and abstract ones, which lax's convolution does not.
 """
 
 import dataclasses
@@ -62,12 +60,10 @@ class Devices(MeshLine):
 
 def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) -> Bind:
     """What a device computes from its parts of lhs and rhs."""
-    padding = list(found.spec.padding)
-    for d, axis in cut.axes.items():
-        padding[d] = axis.padding
-    counts = {name: params[name] for name in ("feature_group_count", "batch_group_count")}
-    counts = {name: n // cut.parts("g") if n > 1 else n for name, n in counts.items()}
-    changed = {**params, **counts, "padding": tuple(padding)}
+    padding = dict(enumerate(found.spec.padding)) | {d: a.padding for d, a in cut.axes.items()}
+    changed = {**params, "padding": tuple(padding.values())}
+    for name in ("feature_group_count", "batch_group_count"):
+        changed[name] //= cut.parts("g") if params[name] > 1 else 1
 
     def along(*letters: str) -> Devices:
         return Devices((AXIS,), cut.lines(letters))
@@ -117,17 +113,14 @@ class _Call:
     bind: Bind
     devices: int
     platforms: Sequence[str]
-    # A device's program by how the arrays lie: ResNet-50's training step has 158 convolutions, of
-    # which 68 differ.
+    # A device's program by how the arrays lie, since many of a network's convolutions are equal.
     made: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def cut(self, *shardings: Any) -> tuple[Cut, list[Any]]:
         """How it is cut, and XLA's shardings for that, given those of lhs, rhs and output."""
         arrays = self.dimensions.arrays
-        given = [
-            compat.places(sharding, len(letters), self.devices)
-            for letters, sharding in zip(arrays, shardings, strict=True)
-        ]
+        each = zip(arrays, shardings, strict=True)
+        given = [compat.places(lie, len(letters), self.devices) for letters, lie in each]
         cut = cut_of(self.dimensions, given, self.devices)
         return cut, [compat.sharding_of([*map(cut.of_dimension, letters)]) for letters in arrays]
 
@@ -143,10 +136,8 @@ def _partition(
     cut, lies = call.cut(*shardings, result)
     *operands, out = lies
     if str(lies) not in call.made:
-        parts = [
-            jax.ShapeDtypeStruct(sharding.tile(shape).dimensions(), shape.numpy_dtype())
-            for sharding, shape in zip(operands, shapes, strict=True)
-        ]
+        tiles = [(lie.tile(shape), shape) for lie, shape in zip(operands, shapes, strict=True)]
+        parts = [jax.ShapeDtypeStruct(t.dimensions(), shape.numpy_dtype()) for t, shape in tiles]
         function = local(call.dimensions, cut, call.params, call.bind)
         module = compat.module_of(function, parts, (AXIS, call.devices), call.platforms)
         call.made[str(lies)] = module
@@ -169,21 +160,18 @@ def partitioned(
     """The lowering of ``bind(lhs, rhs, **params)`` of values in MLIR for several devices."""
     _registered()
     platforms = ctx.module_context.platforms
-    found = dimensions(ctx.avals_in[0], ctx.avals_in[1], params)
+    found = dimensions(*ctx.avals_in, params=params)
     # JAX's cache on disk tells programs apart by it.
     shapes = [aval.str_short() for aval in ctx.avals_in]
     key = repr((shapes, sorted(params.items(), key=str), devices, platforms)).encode()
     call = _calls.setdefault(key, _Call(found, params, bind, devices, platforms))
     call.made.clear()  # another program is lowered anew, for those who observe it
     ctx.module_context.add_keepalive(call)
-    arrays = [
-        [[f for f in letters if found.sizes.get(f) != 1] or letters[:1] for letters in array]
-        for array in found.arrays
-    ]
+    sizes, axes = found.sizes, range(found.spec.spatial_ndim)
+    arrays = [[[f for f in dim if sizes.get(f) != 1] or dim[:1] for dim in a] for a in found.arrays]
     texts = (" ".join(f[0] if len(f) == 1 else f"({' '.join(f)})" for f in a) for a in arrays)
     used = {f for array in arrays for letters in array for f in letters}
     whole = {letters[0] for array in arrays for letters in array if len(letters) == 1}
-    axes = range(found.spec.spatial_ndim)
     kinds = {
         "reduction_factors": ["c", *(f"x{d}" for d in axes if found.sums(d))],
         "permutation_factors": [f"x{d}" for d in axes if not found.sums(d)],
@@ -195,6 +183,6 @@ def partitioned(
         (lhs, rhs),
         key.decode(),
         "{}, {} -> {}".format(*texts),
-        **{f: found.sizes[f] for f in used - whole},
+        **{f: sizes[f] for f in used - whole},
         **{kind: tuple(f for f in factors if f in used) for kind, factors in kinds.items()},
     )

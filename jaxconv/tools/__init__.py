@@ -1,1 +1,1 @@
-"""What users do with a program: explain it, measure its convolutions, run a script."""
+"""What users do with a program: explain it, measure its convolutions, keep its memory."""

@@ -35,28 +35,15 @@ WIDE = ("float64", "int64", "uint64", "complex128")  # dtypes that JAX narrows u
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """The algorithms for one convolution, timed in turn.
-
-    Attributes:
-      spec: the convolution, in the canonical layout.
-      planned: the algorithm that "auto" took before.
-      chosen: the one that it takes from now on.
-      why: the reason for it.
-      seconds: (algorithm, median time) of each measured algorithm, the fastest first.
-      compile_seconds: (algorithm, seconds to compile it).
-      ratio: the time of lax's convolution over that of ``chosen``; None where one of them was not
-        measured.
-      known: whether it was measured before, by an earlier call or by ``jaxconv tune``.
-    """
+    """The algorithms for one convolution, timed in turn."""
 
     spec: ConvSpec
-    planned: str
-    chosen: str
-    why: str
-    seconds: tuple[tuple[str, float], ...]
-    compile_seconds: tuple[tuple[str, float], ...]
-    ratio: float | None
-    known: bool = False
+    planned: str  # the algorithm that "auto" took before
+    chosen: str  # the one that it takes from now on
+    why: str  # the reason for it
+    seconds: tuple[tuple[str, float], ...]  # the median by algorithm, the fastest first
+    ratio: float | None  # lax's time over that of ``chosen``; None where one was not measured
+    known: bool = False  # whether it was measured by an earlier call, or by ``jaxconv tune``
 
 
 HEADER = ("planned", "chosen", "measured", "× lax", "when", "the others", "convolution")
@@ -65,17 +52,10 @@ SPARE = (4, 0, 5)
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tuning(tables.Report):
-    """What ``autotune`` measured.
+    """What ``autotune`` measured: a table that fits the terminal; ``table()`` is the whole one."""
 
-    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
-
-    Attributes:
-      platform: where it was measured: "cpu", "gpu", "tpu", …
-      rows: a measurement for each convolution, in the order of the program.
-    """
-
-    platform: str
-    rows: tuple[Measurement, ...]
+    platform: str  # where it was measured: "cpu", "gpu", "tpu", …
+    rows: tuple[Measurement, ...]  # of each convolution, in the order of the program
 
     def _contents(self) -> tables.Table:
         changed = [i for i, row in enumerate(self.rows, 1) if row.planned != row.chosen]
@@ -99,15 +79,10 @@ def _cells(row: Measurement) -> tuple[str, ...]:
         lost = time is not None and seconds[name] < time
         return f"{name} {tables.milliseconds(seconds[name])}" + f" (not {lead} faster)" * lost
 
-    return (
-        row.planned,
-        row.chosen,
-        "–" if time is None else tables.milliseconds(time),
-        "–" if row.ratio is None else f"{row.ratio:.2f}",
-        "before" if row.known else "now",
-        ", ".join(other(name) for name in seconds if name != row.chosen),
-        str(row.spec),
-    )
+    ratio = "–" if row.ratio is None else f"{row.ratio:.2f}"
+    when = "before" if row.known else "now"
+    others = ", ".join(other(name) for name in seconds if name != row.chosen)
+    return row.planned, row.chosen, tables.milliseconds(time), ratio, when, others, str(row.spec)
 
 
 def autotune(
@@ -119,46 +94,38 @@ def autotune(
 ) -> Tuning:
     """Measures which algorithm is the fastest for each convolution of a program, and remembers it.
 
-    From then on "auto" takes it, in this process and, from the folder ``config.cache_dir``, in
-    later ones: for convolutions of the same shapes and dtypes, on this machine, with these versions
-    of JAX and jaxconv. Predictions for similar ones become better too.
+    From then on "auto" takes it for convolutions of the same shapes and dtypes, on this machine,
+    with these versions of JAX and jaxconv: in this process and, from the folder
+    ``config.cache_dir``, in later ones. Predictions for similar ones become better too. Functions
+    that JAX has already compiled are unaffected: tune first, or call ``jax.clear_caches()``.
 
     Pass the whole training step or the gradient: backward convolutions are measured only if ``fn``
     contains them. ``fn`` itself is only traced; objects that it changes must be its arguments, as
     for ``explain``. Without ``fn``, the convolutions are those that this process has compiled
-    through jaxconv so far, for JAX's default backend: call it at the end of a program. Functions
-    that JAX has already compiled are unaffected: tune first, or call ``jax.clear_caches()``.
+    through jaxconv so far, for JAX's default backend: call it at the end of a program.
 
-    Each convolution is measured alone, on random numbers, for a few seconds, alternating between
-    all algorithms that could be the fastest; "auto" departs from XLA's own only for one that is
-    clearly faster. Convolutions with an algorithm by name are skipped. Each measurement is saved at
-    once; those known from an earlier call are listed, and not measured again.
-
-    Measurements are for programs of one process. The processes of ``jax.distributed`` must plan
-    alike, but each would measure other times: plans there are predictions only.
+    Each is measured alone, on random numbers, for a few seconds, alternating between all algorithms
+    that could be the fastest, and saved at once; "auto" departs from XLA's own only for one that is
+    clearly faster. Convolutions with an algorithm by name are skipped.
 
     Args:
       fn: any function, including jitted and accelerated ones.
       args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
       force: whether convolutions that are known are measured again.
-      progress: whether to show progress on stderr (how many of how many, the time left), if the
-        package rich is installed; default: if stderr is a terminal.
+      progress: whether to show progress on stderr, if rich is installed; default: in a terminal.
 
     Returns:
-      A ``Tuning``, a table of the convolutions: the algorithm planned before, the one chosen, the
-      median time of each, and how many times as fast as lax's convolution the chosen one is.
+      A ``Tuning``, a table of the convolutions: the algorithms before and now, and their times.
 
     Raises:
       TypeError: ``fn`` can't be called.
-      ValueError: symbolic shapes; several processes; without ``fn``, nothing was compiled.
+      ValueError: symbolic shapes; several processes, which must plan alike; without ``fn``, nothing
+        was compiled.
 
     Example:
-      >>> import jax, jaxconv
-      >>> image = jax.ShapeDtypeStruct((1, 16, 16, 8), "float32")
-      >>> kernel = jax.ShapeDtypeStruct((3, 3, 1, 8), "float32")
-      >>> def blurred(image, kernel):
-      ...     return jaxconv.conv(image, kernel, groups=8)
-      >>> tuning = jaxconv.autotune(blurred, image, kernel)
+      >>> import jax.numpy as jnp, jaxconv
+      >>> operands = jnp.ones((1, 16, 16, 8)), jnp.ones((3, 3, 8, 8))
+      >>> tuning = jaxconv.autotune(jaxconv.conv, *operands)
       >>> len(tuning.rows)
       1
     """
@@ -205,8 +172,7 @@ def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measur
         if name in ALGORITHMS and unplannable(ALGORITHMS[name], todo, platform) is None
     }
     ratio = possible["xla"] / possible[chosen] if {"xla", chosen} <= set(possible) else None
-    times = tuple(possible.items()), tuple(row.compile_seconds.items())
-    return Measurement(row.spec, planned, chosen, why, *times, ratio, known)
+    return Measurement(row.spec, planned, chosen, why, tuple(possible.items()), ratio, known)
 
 
 def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]:
@@ -228,11 +194,8 @@ def candidates(spec: ConvSpec, platform: str) -> list[str]:
 
 
 def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = SECONDS) -> Timed:
-    """Times algorithms for ``spec`` in turn, on random operands; stores nothing.
-
-    All but the first are left out where XLA refuses them or memory is exhausted, and are timed no
-    further than a few calls where these show them hopeless.
-    """
+    """Times algorithms for ``spec`` in turn, on random operands; stores nothing. All but the first
+    are left out where XLA refuses them, and called a few times only where these are hopeless."""
     planned, *others = names
     with jax.enable_x64(jax.config.read("jax_enable_x64") or spec.dtype.name in WIDE):
         arrays = operands(spec)
@@ -244,27 +207,19 @@ def timed(spec: ConvSpec, names: Sequence[str], platform: str, seconds: float = 
                 first[name] = quickest(subjects[name].call)
         limit = HOPELESS_MEASURED * min(first.values())
         running = [name for name, time in first.items() if name == planned or time <= limit]
-        rounds = alternate(
-            [subjects[name] for name in running], ROUNDS, seconds, fewest=FEWEST_ROUNDS
-        )
-    times = zip(running, zip(*rounds, strict=True), strict=True)
-    medians = first | {name: float(np.median(column)) for name, column in times}
+        rounds = alternate([subjects[n] for n in running], ROUNDS, seconds, fewest=FEWEST_ROUNDS)
+    medians = first | dict(zip(running, np.median(rounds, axis=0).tolist(), strict=True))
     compiling = {name: subjects[name].compile_seconds for name in first}
     return Timed(spec, here(platform), medians, compiling)
 
 
 def operands(spec: ConvSpec) -> tuple[Array, Array]:
     """Random operands in the order of memory."""
-    numbers = np.random.default_rng(0)
-
-    def drawn(shape: Sequence[int], axes: Sequence[int]) -> Array:
-        values = numbers.standard_normal([shape[axis] for axis in axes], dtype=np.float32)
-        if jnp.issubdtype(spec.dtype, np.integer):
-            values = np.abs(8 * values)
-        return jnp.asarray(values.astype(spec.dtype))
-
-    lhs_axes, rhs_axes = _memory(spec)
-    return drawn(spec.lhs_shape, lhs_axes), drawn(spec.rhs_shape, rhs_axes)
+    numbers, positive = np.random.default_rng(0), jnp.issubdtype(spec.dtype, np.integer)
+    shapes = map(np.take, (spec.lhs_shape, spec.rhs_shape), _memory(spec))
+    drawn = (numbers.standard_normal(shape, dtype=np.float32) for shape in shapes)
+    lhs, rhs = ((np.abs(8 * x) if positive else x).astype(spec.dtype) for x in drawn)
+    return jnp.asarray(lhs), jnp.asarray(rhs)
 
 
 def _memory(spec: ConvSpec) -> tuple[Sequence[int], Sequence[int]]:

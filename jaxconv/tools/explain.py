@@ -20,48 +20,31 @@ from jaxconv.transforms.primitive import Lowered, observers
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A convolution of a function, or several that are identical except for the count.
+    """A convolution of a function, or several that are identical except for the count."""
 
-    Attributes:
-      spec: the convolution, in the canonical layout; of arrays on several devices, a device's part.
-      where: the source line that it or, in a gradient, its forward convolution comes from:
-        "file:line (function)"; empty if unknown.
-      direction: "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
-        ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
-      algorithm: the one that runs.
-      why: the reason for it.
-      seconds: time of one call, measured or predicted; None where nothing was measured.
-      sigma: standard deviation of its logarithm; see ``Candidate``.
-      measured: whether exactly this convolution was measured on this machine, by ``autotune``.
-      lax_seconds: time of one call of lax's convolution, likewise.
-      workspace: bytes of intermediate arrays of one call.
-      plan: the whole plan, with all candidates.
-      count: how often it is run; in a scan, once for each step.
-      within: "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it
-        assumes that the branch is taken; else empty.
-      exchanged: what devices exchange for it: borders of the image, sums.
-    """
-
-    spec: ConvSpec
+    spec: ConvSpec  # of arrays on several devices, a device's part
+    # "file:line (function)" of it or, in a gradient, of its forward convolution; empty if unknown.
     where: str
-    direction: str
-    algorithm: str
-    why: str
-    seconds: float | None
-    sigma: float | None
-    measured: bool
-    lax_seconds: float | None
-    workspace: int
-    plan: Plan = dataclasses.field(repr=False)
-    count: int = 1
+    algorithm: str  # the one that runs
+    why: str  # the reason for it
+    seconds: float | None  # of one call, measured or predicted; None where nothing was measured
+    sigma: float | None  # standard deviation of its logarithm; see ``Candidate``
+    measured: bool  # whether exactly this one was measured on this machine, by ``autotune``
+    lax_seconds: float | None  # of one call of lax's convolution, likewise
+    workspace: int  # bytes of intermediate arrays of one call
+    plan: Plan = dataclasses.field(repr=False)  # with all candidates
+    # "forward", "input gradient", "weight gradient"; "recomputed" for a forward one that
+    # ``jax.checkpoint`` runs again; "backward" for any other in the backward pass.
+    direction: str = ""
+    count: int = 1  # how often it is run; in a scan, once for each step
+    # "while" where ``count`` is for one iteration of a ``while_loop``, "cond" where it assumes that
+    # the branch is taken; else empty.
     within: str = ""
-    exchanged: str = ""
+    exchanged: str = ""  # what devices exchange for it: borders of the image, sums
 
 
-HEADER = (
-    *("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax", "workspace"),
-    "convolution",
-)
+HEADER = ("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax")
+HEADER += ("workspace", "convolution")
 FIGURES = range(3, 9)
 SPARE = (5, 8, 6, 3, 1)
 CAUTION = "Times are per call, measured or else predicted, likely within the factor ×/÷."
@@ -71,17 +54,10 @@ WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation(tables.Report):
-    """The convolutions of a function.
+    """Convolutions of a function: a table that fits the terminal; ``table()`` is the whole one."""
 
-    It is displayed as a table that fits the terminal; ``table()`` is the whole one.
-
-    Attributes:
-      platform: the one they are planned for: "cpu", "gpu", "tpu", …
-      rows: the convolutions, in the order of the program.
-    """
-
-    platform: str
-    rows: tuple[Row, ...]
+    platform: str  # the one they are planned for: "cpu", "gpu", "tpu", …
+    rows: tuple[Row, ...]  # in the order of the program
 
     @property
     def count(self) -> int:
@@ -106,8 +82,7 @@ class Explanation(tables.Report):
     def _contents(self) -> tables.Table:
         if not self.rows:
             return tables.Table(["There is no convolution in this function."])
-        figures = _figures(self.seconds, "", self.lax_seconds, self.workspace)
-        total = ("all", "", "", str(self.count), *figures, "")
+        total = ("all", "", "", str(self.count), *_figures(self, ""), "")
         return _table(f"Planned for {self.platform}.", self.rows, [total])
 
 
@@ -128,18 +103,16 @@ def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()
 def _cells(row: Row) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
     known = "–" if row.sigma is None else tables.factor(row.sigma)
-    sure = "measured" if row.measured else known
-    figures = _figures(row.seconds, sure, row.lax_seconds, row.workspace)
+    figures = _figures(row, "measured" if row.measured else known)
     what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
 
 
-def _figures(
-    seconds: float | None, sure: str, lax_seconds: float | None, workspace: int
-) -> tuple[str, ...]:
-    times = f"{lax_seconds / seconds:.1f}" if seconds and lax_seconds is not None else "–"
-    own, by_lax = map(tables.milliseconds, (seconds, lax_seconds))
-    return own, sure, by_lax, times, tables.mebibytes(workspace)
+def _figures(of: Row | Explanation, sure: str) -> tuple[str, ...]:
+    own, lax = of.seconds, of.lax_seconds
+    ratio = f"{lax / own:.1f}" if own and lax is not None else "–"
+    milliseconds, size = tables.milliseconds, tables.mebibytes(of.workspace)
+    return milliseconds(own), sure, milliseconds(lax), ratio, size
 
 
 def explain(
@@ -147,40 +120,33 @@ def explain(
 ) -> Explanation:
     """Explains how each convolution in a function is planned, without running anything.
 
-    lax's convolutions are planned as by ``accelerate`` and ``enable``, jaxconv's by their own
-    ``algorithm``. Pass the whole training step or the gradient: backward convolutions are listed
-    only if ``fn`` contains them. Convolutions with an unused result are omitted, as by XLA.
+    lax's convolutions are planned as by ``accelerate`` and ``enable``. Pass the whole training step
+    or the gradient: backward convolutions are listed only if ``fn`` contains them. Convolutions
+    with an unused result are omitted, as by XLA.
 
     As for ``jax.jit``, objects that ``fn`` changes must be among its arguments: what it leaves in
-    them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and the objects
-    themselves stay as they are. JAX or Flax raises an error where ``fn`` changes any other.
-
-    Inside ``shard_map`` the shapes are those on one device. Where arguments are on several devices,
-    the program is compiled, as XLA decides how the arrays within lie; the convolutions are then a
-    device's parts.
+    them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and they stay as they
+    are. Where arguments are on several devices the program is compiled, as XLA decides how the
+    arrays within lie, and the convolutions are a device's parts, as inside ``shard_map``.
 
     Args:
       fn: any function, including jitted and accelerated ones.
-      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s. Others (numbers,
-        strings, …) are passed unchanged, so that static arguments stay static.
+      args, kwargs: its arguments. Arrays may also be ``jax.ShapeDtypeStruct``s.
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:
-      An ``Explanation``, a table of the convolutions: source line, direction, algorithm, times and
-      how sure they are, workspace. Each of its ``rows`` has the whole ``plan``.
+      An ``Explanation``, a table of the convolutions; each of its ``rows`` has the whole ``plan``.
 
     Raises:
       TypeError: ``fn`` can't be called.
       ValueError: an unknown platform; symbolic shapes.
 
     Example:
-      >>> import jax, jaxconv
+      >>> import jax, jax.numpy as jnp, jaxconv
       >>> def loss(image, kernel):
-      ...     return (jax.lax.conv(image, kernel, (1, 1), "SAME") ** 2).sum()
-      >>> image = jax.ShapeDtypeStruct((1, 3, 8, 8), "float32")
-      >>> kernel = jax.ShapeDtypeStruct((4, 3, 3, 3), "float32")
-      >>> explanation = jaxconv.explain(jax.grad(loss, argnums=1), image, kernel)
-      >>> [row.direction for row in explanation.rows]
+      ...     return (jaxconv.conv(image, kernel) ** 2).sum()
+      >>> operands = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+      >>> [row.direction for row in jaxconv.explain(jax.grad(loss, 1), *operands).rows]
       ['forward', 'weight gradient']
     """
     platform = checked_platform("explain", platform)
@@ -191,8 +157,8 @@ def explain(
         whole = conv.spec("explain")
         spec, exchanged = parts.get(whole, (whole, ""))
         where = source_line(conv.eqn.source_info.traceback)
-        row = _row(spec, conv.algorithm, platform, where, _direction(conv), conv.within, exchanged)
-        counts[row] += conv.times
+        more = {"direction": _direction(conv), "within": conv.within, "exchanged": exchanged}
+        counts[_row(spec, conv.algorithm, platform, where, **more)] += conv.times
     rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
     return Explanation(platform, tuple(rows))
 
@@ -204,19 +170,13 @@ def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> dict[ConvSpec, tup
     abstract = any(isinstance(getattr(s, "mesh", None), AbstractMesh) for s in shardings)
     if abstract or all(s is None or s.num_devices == 1 for s in shardings):
         return {}
-    parts: dict[ConvSpec, tuple[ConvSpec, str]] = {}
-
-    def observe(lowered: Lowered) -> None:
-        if lowered.part_of is not None:
-            whole, exchanged = lowered.part_of
-            parts[whole] = lowered.spec, exchanged
-
-    observers.append(observe)
+    found: list[Lowered] = []
+    observers.append(found.append)
     try:
         jax.jit(accelerate(traced)).lower(arrays).compile()
     finally:
-        observers.remove(observe)
-    return parts
+        observers.remove(found.append)
+    return {conv.part_of[0]: (conv.spec, conv.part_of[1]) for conv in found if conv.part_of}
 
 
 class Compiled:
@@ -233,22 +193,13 @@ class Compiled:
     def __str__(self) -> str:
         rows: dict[str, list[Row]] = {}
         for key, lines in self._lines.items():
-            row = dataclasses.replace(_row(*key, lines[0]), count=len(lines))
-            rows.setdefault(key[-1], []).append(row)
+            rows.setdefault(key[-1], []).append(_row(*key, lines[0], count=len(lines)))
         width = tables.terminal_width()
         found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
         return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
 
 
-def _row(
-    spec: ConvSpec,
-    algorithm: str,
-    platform: str,
-    where: str,
-    direction: str = "",
-    within: str = "",
-    exchanged: str = "",
-) -> Row:
+def _row(spec: ConvSpec, algorithm: str, platform: str, where: str, **more: Any) -> Row:
     plan, why = plan_spec(spec, platform), "it was asked for by name"
     if algorithm == "auto":
         algorithm, why = plan.algorithm, plan.why
@@ -257,7 +208,7 @@ def _row(
     costs = cost.seconds, cost.sigma, cost.measured, by_lax, cost.workspace
     if spec.is_empty:
         costs = 0.0, None, False, 0.0, 0
-    return Row(spec, where, direction, algorithm, why, *costs, plan, 1, within, exchanged)
+    return Row(spec, where, algorithm, why, *costs, plan, **more)
 
 
 def _direction(conv: Found) -> str:

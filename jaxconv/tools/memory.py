@@ -16,12 +16,9 @@ def keep_memory() -> bool:
 
     JAX on CPU frees a program's intermediate arrays after each call, glibc returns them to the
     system, and the next call pays for every page anew: in MobileNetV2's training step a third of
-    the time. Afterwards every array in this process, of any library, reuses what was freed before.
-    The process stays at its largest size, and more where arrays of varying sizes fragment it; free
-    memory at the end of the heap, beyond 2 GiB, is returned. It can't be undone.
-
-    Call it first in a program, before JAX computes anything: once other threads have allocated
-    memory, it changes nothing.
+    the time. Afterwards every array in this process, of any library, reuses what was freed before,
+    and the process stays at its largest size, or more where arrays of varying sizes fragment it. It
+    can't be undone. Call it before JAX computes anything: afterwards it is too late.
 
     Returns:
       Whether memory is kept from now on.

@@ -12,11 +12,9 @@ T = TypeVar("T")
 def shown(
     steps: Iterable[str | T], total: float, wanted: bool | None = None, seconds: bool = False
 ) -> Iterator[T]:
-    """The results among ``steps``; the names before them are shown, if rich is installed.
-
-    ``total`` is the number of names or, with ``seconds``, the time after which no further one
-    comes; ``wanted`` says whether to show anything, by default if stderr is a terminal.
-    """
+    """The results among ``steps``; the names before them are shown if ``wanted``, by default if
+    stderr is a terminal, and rich is installed. ``total``: the number of names or, with
+    ``seconds``, the time after which no further one comes."""
     wanted = sys.stderr.isatty() if wanted is None else wanted
     if not total or not wanted or importlib.util.find_spec("rich") is None:
         yield from (step for step in steps if not isinstance(step, str))
@@ -24,12 +22,8 @@ def shown(
     from rich import markup, progress  # optional
     from rich.console import Console
 
-    columns = (
-        progress.BarColumn(20),
-        progress.TextColumn("{task.completed:.0f} of {task.total:.0f}" + " s" * seconds),
-        progress.TimeRemainingColumn(),
-        progress.TextColumn("{task.description}"),
-    )
+    count = "{task.completed:.0f} of {task.total:.0f}" + " s" * seconds
+    columns = progress.BarColumn(20), count, progress.TimeRemainingColumn(), "{task.description}"
     start, done = time.perf_counter(), -1
     stderr = Console(stderr=True)
     # Drawn between the steps only, which may be timed, and not while a result is printed.

@@ -1,9 +1,8 @@
 """``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
 
-``fn`` runs unchanged, with its own arguments, but binding lax's convolution has another effect
-while it runs: a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in the
-current trace instead, and forwards everything else. Tracers, static arguments, effects and state
-are thus those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
+While ``fn`` runs, a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in
+place of lax's, and forwards everything else, so that tracers, static arguments, effects and state
+are those of ``fn``. Jaxprs in parameters of other primitives are rewritten, once each.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ import jax
 from jax.core import Trace
 
 from jaxconv import compat
-from jaxconv.arguments.errors import check_function, of_function
+from jaxconv.arguments.errors import check_function
 from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.choose import check_name
 from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
@@ -37,29 +36,23 @@ RULES = ("bwd", "rule")
 THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thunk")
 
 
-@of_function
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
     """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
 
-    Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whoever calls it (Flax,
-    Equinox, Haiku, Keras, ``jax.numpy``, ``jax.scipy``), under ``jit``, ``grad``, ``scan``,
-    ``while_loop``, ``cond``, ``checkpoint``, ``custom_jvp``, ``custom_vjp`` and ``shard_map``
-    too. It composes with every transformation in any order: ``jax.jit(accelerate(step))`` and
-    ``accelerate(jax.jit(step))`` compile the same. Accelerating twice has no further effect.
+    Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whichever library calls
+    it, and under every transformation: ``jax.jit(accelerate(step))`` and
+    ``accelerate(jax.jit(step))`` compile the same.
 
-    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with
-    lax, with one warning for each primitive. Functions already compiled (``jit(f).lower(…)
-    .compile()``) are unaffected, and so is code that runs after ``fn`` has returned, such as the
-    function returned by ``jax.vjp``.
+    Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with lax,
+    with one warning for each primitive. So do those of functions already compiled, and of code that
+    runs after ``fn`` has returned, such as the function returned by ``jax.vjp``.
 
     Args:
-      fn: any function; its arguments, results, static arguments, donation and effects are
-        preserved. Preferably the whole training step, so that it includes the gradients.
-      algorithm: "auto", or a name in ``ALGORITHMS``, which is used wherever it supports the
-        convolution; "auto" plans the others.
+      fn: any function, preferably the whole training step, so that it includes the gradients.
+      algorithm: "auto", or a name in ``ALGORITHMS``, used wherever it supports the convolution.
 
     Returns:
-      A function with the same arguments and results.
+      A function with the same arguments, results, static arguments, donation and effects.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -174,38 +167,16 @@ def _rewritten_params(primitive: Any, params: dict[str, Any], algorithm: str) ->
     return {**params, **changed} if changed else params
 
 
-def _of_jaxpr(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with its results kept as long as the jaxpr, its first argument, lives."""
-    kept: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
-
-    def once(jaxpr: Any, *args: Any) -> Any:
-        results = kept.setdefault(jaxpr, {})
-        if args not in results:
-            results[args] = function(jaxpr, *args)
-        return results[args]
-
-    return once
-
-
 def _convolves(value: Any) -> bool:
     """Whether ``value`` is or contains a jaxpr with convolutions of lax."""
-    if hasattr(value, "eqns"):
-        return _has_convolutions(value)
     if isinstance(value, tuple):
         return any(map(_convolves, value))
     # Some parameters of JAX's primitives are objects that hold traced functions (lax.custom_root).
     params = getattr(value, "params", None)
     if isinstance(params, dict):
         return any(map(_convolves, params.values()))
-    return isinstance(value, jax.stages.Traced) and _has_convolutions(value.jaxpr)
-
-
-@_of_jaxpr
-def _has_convolutions(jaxpr: Any) -> bool:
-    return any(
-        eqn.primitive is conv_general_dilated_p or any(map(_convolves, eqn.params.values()))
-        for eqn in jaxpr.eqns
-    )
+    jaxpr = value.jaxpr if isinstance(value, jax.stages.Traced) else value
+    return hasattr(jaxpr, "eqns") and _rewritten(jaxpr, "auto") is not None
 
 
 def _rewritten_value(value: Any, algorithm: str) -> Any:
@@ -220,17 +191,20 @@ def _rewritten_value(value: Any, algorithm: str) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
-@_of_jaxpr
+_kept: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
 def _rewritten(jaxpr: Any, algorithm: str) -> Any:
     """A jaxpr with jaxconv's convolutions in place of lax's; None where there are none."""
-    eqns = [_rewritten_eqn(eqn, algorithm) for eqn in jaxpr.eqns]
-    return None if all(map(operator.is_, eqns, jaxpr.eqns)) else compat.with_eqns(jaxpr, eqns)
-
-
-def _rewritten_eqn(eqn: Any, algorithm: str) -> Any:
-    eqn = planned_eqn(eqn, algorithm)
-    params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
-    return eqn if params is eqn.params else eqn.replace(params=params)
+    results = _kept.setdefault(jaxpr, {})
+    if algorithm not in results:
+        eqns = []
+        for eqn in (planned_eqn(eqn, algorithm) for eqn in jaxpr.eqns):
+            params = _rewritten_params(eqn.primitive, eqn.params, algorithm)
+            eqns.append(eqn if params is eqn.params else eqn.replace(params=params))
+        same = all(map(operator.is_, eqns, jaxpr.eqns))
+        results[algorithm] = None if same else compat.with_eqns(jaxpr, eqns)
+    return results[algorithm]
 
 
 @functools.lru_cache

@@ -9,31 +9,29 @@ import jax
 
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
+from jaxconv.arguments.parse import plannable
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.transforms.primitive import lowered, plannable
+from jaxconv.transforms.primitive import lowered
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 _lock = threading.RLock()
 # By platform: the original rules, while jaxconv's is in place.
 _originals: dict[str, dict[str, Any]] = {}
-# The platforms that ``enable()`` was called for; and those of each open ``enabled()`` block.
-_standing: set[str] = set()
-_blocks: dict[object, frozenset[str]] = {}
+# The platforms of each call of ``enable`` and of each open ``enabled`` block.
+_wanted: dict[object, frozenset[str]] = {}
 
 
 def enable(platforms: Sequence[str] = ("cpu",)) -> None:
     """Lets jaxconv plan every convolution that this process compiles from now on.
 
-    Effects on the process: JAX's lowering rule for ``lax.conv_general_dilated`` is replaced on the
-    given platforms, in all threads, for all libraries; and JAX's caches are cleared
-    (``jax.clear_caches``), so that functions compiled before are compiled anew, by jaxconv, at
-    their next call. ``disable`` restores the original rule. Calling it twice has no further effect.
-    Programs, gradients and jaxprs are unchanged: only the compiled code differs.
+    JAX's lowering rule for ``lax.conv_general_dilated`` is replaced on these platforms, in all
+    threads, for all libraries, and JAX's caches are cleared, so that functions are compiled anew at
+    their next call. Programs, gradients and jaxprs are unchanged: only the compiled code differs.
+    ``disable`` restores the original rule.
 
     Args:
-      platforms: any of "cpu", "gpu", "tpu". The default is CPU, where it pays off: on the others
-        nearly all convolutions stay with XLA.
+      platforms: of "cpu", where it pays off, "gpu" and "tpu", where most would stay with XLA.
 
     Raises:
       ValueError: an unknown platform.
@@ -46,33 +44,24 @@ def enable(platforms: Sequence[str] = ("cpu",)) -> None:
       >>> jaxconv.disable()
     """
     names = _checked("enable", platforms)
-    with _lock:
-        _standing.update(names)
-        _apply()
+    _wanted[names] = names
+    _apply()
 
 
 def disable() -> None:
-    """Undoes ``enable`` on all platforms, and open ``enabled()`` blocks with it.
-
-    JAX's original rule for ``lax.conv_general_dilated`` is restored, and JAX's caches are cleared.
-    If nothing was enabled, nothing happens.
+    """Undoes ``enable`` on all platforms, and open ``enabled()`` blocks; JAX's caches are cleared.
 
     Example:
       >>> import jaxconv
       >>> jaxconv.disable()
     """
-    with _lock:
-        _standing.clear()
-        _blocks.clear()
-        _apply()
+    _wanted.clear()
+    _apply()
 
 
 @contextlib.contextmanager
 def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
-    """``with enabled():`` is ``enable`` for the block; the previous state is restored afterwards.
-
-    It applies to the whole process, including other threads. Blocks may be nested and may overlap
-    between threads: the last one to end restores the state.
+    """``enable`` for a ``with`` block, in all threads; the last one to end restores the state.
 
     Args:
       platforms: as in ``enable``.
@@ -90,17 +79,14 @@ def enabled(platforms: Sequence[str] = ("cpu",)) -> Iterator[None]:
       >>> y.shape
       (1, 4, 8, 8)
     """
-    names = _checked("enabled", platforms)
     block = object()
-    with _lock:
-        _blocks[block] = names
-        _apply()
+    _wanted[block] = _checked("enabled", platforms)
     try:
+        _apply()
         yield
     finally:
-        with _lock:
-            _blocks.pop(block, None)  # disable() may have ended it
-            _apply()
+        _wanted.pop(block, None)  # disable() may have ended it
+        _apply()
 
 
 def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
@@ -108,32 +94,29 @@ def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
     names: tuple[Any, ...] = (platforms,) if is_one else tuple(platforms)
     for name in names:
         if name not in PLATFORMS:
-            remedy = hints.of_platform(name)
-            if callable(name):
-                remedy = "for one function use jaxconv.accelerate"
+            to_accelerate = "for one function use jaxconv.accelerate"
+            remedy = to_accelerate if callable(name) else hints.of_platform(name)
             fail(function, "platforms must be among 'cpu', 'gpu' and 'tpu'", repr(names), remedy)
     return frozenset(names)
 
 
 def _apply() -> None:
-    """Installs or removes jaxconv's rules according to ``_standing`` and ``_blocks``."""
-    wanted = _standing.union(*_blocks.values())
-    if wanted == set(_originals):
-        return
-    for platform in wanted - set(_originals):
-        tables = platform_rules(platform)
-        _originals[platform] = {
-            name: table.get(conv_general_dilated_p) for name, table in tables.items()
-        }
-        mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
-    for platform in set(_originals) - wanted:
-        tables = platform_rules(platform)
-        for name, entry in _originals.pop(platform).items():
-            if entry is None:
+    """Installs or removes jaxconv's rules according to ``_wanted``."""
+    with _lock:
+        wanted = set[str]().union(*list(_wanted.values()))
+        changed = wanted ^ _originals.keys()
+        for platform in changed:
+            tables = platform_rules(platform)
+            if platform in wanted:
+                _originals[platform] = {n: t.get(conv_general_dilated_p) for n, t in tables.items()}
+                mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
+                continue
+            for name, entry in _originals.pop(platform).items():
                 del tables[name][conv_general_dilated_p]
-            else:
-                tables[name][conv_general_dilated_p] = entry
-    jax.clear_caches()
+                if entry is not None:
+                    tables[name][conv_general_dilated_p] = entry
+        if changed:
+            jax.clear_caches()
 
 
 def _rule(platform: str) -> Callable[..., Any]:

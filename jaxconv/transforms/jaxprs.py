@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ from jax.tree_util import Partial
 
 from jaxconv import compat
 from jaxconv.arguments.errors import check_function, fail
-from jaxconv.arguments.parse import well_formed
-from jaxconv.compat import conv_general_dilated_p, is_constant_shape, without_dead_code
+from jaxconv.arguments.parse import plannable
+from jaxconv.compat import conv_general_dilated_p, without_dead_code
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.primitive import conv_p
 
@@ -37,19 +38,11 @@ class Found:
         """The convolution; ``function`` is the public one named in error messages."""
         params = self.eqn.params
         lhs, rhs = (operand.aval for operand in self.eqn.invars)
-        if not is_constant_shape((*lhs.shape, *rhs.shape)):
-            shapes = f"{lhs.shape} and {rhs.shape}"
-            fail(function, "shapes must be numbers", shapes, "pass the sizes that you will use")
-        if not well_formed(rhs.shape, params):
-            names = ("window_strides", "lhs_dilation", "rhs_dilation", "dimension_numbers")
-            given = ", ".join(f"{name}={params[name]}" for name in names)
-            fail(
-                function,
-                "convolutions must have taps, positive strides and dilations for each spatial axis,"
-                " and permutations as dimension_numbers",
-                f"{lhs.str_short()} by {rhs.str_short()}, {given}",
-                "correct the call of lax's convolution, which lax can't compile either",
-            )
+        if not plannable(lhs, rhs, params):
+            must = "sizes that are numbers, taps, positive strides and dilations"
+            given = f"{lhs.str_short()} by {rhs.str_short()} with {params}"
+            remedy = "pass the sizes that you will use, or correct the call"
+            fail(function, f"convolutions must have {must}", given, remedy)
         return ConvSpec.from_params(lhs, rhs, params)
 
     @property
@@ -66,15 +59,9 @@ def convolutions(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Fou
     """The convolutions of ``fn(*args, **kwargs)`` whose results are used, in program order."""
     check_function(function, fn)
     traced, arrays = over_arrays(fn, args, kwargs)
-    try:
-        # JAX raises where a tracer stays behind: in an object that is no argument.
-        with jax.checking_leaks():
-            jaxpr = jax.make_jaxpr(traced)(arrays)
-    except TypeError as error:
-        if args or kwargs:
-            raise
-        given, remedy = f"none ({error})", f"pass them after it: jaxconv.{function}(fn, x, w)"
-        fail(function, "fn's arguments must be passed too", given, remedy, TypeError)
+    # JAX raises where a tracer stays behind: in an object that is no argument.
+    with jax.checking_leaks():
+        jaxpr = jax.make_jaxpr(traced)(arrays)
     return _walk(without_dead_code(jaxpr))
 
 
@@ -119,11 +106,10 @@ def _walk(jaxpr: Any, stack: str = "", times: int = 1, within: str = "") -> Iter
 def source_line(traceback: Any) -> str:
     """ "file:line (function)" of the user's frame: never jaxconv's, preferably no library's."""
     frames = [f for f in compat.user_frames(traceback) if not f.file_name.startswith(PACKAGE)]
-    libraries = ("site-packages", "dist-packages")
-    own = [f for f in frames if not any(name in f.file_name for name in libraries)]
     if not frames:
         return ""
-    frame = (own or frames)[0]
+    own = (f for f in frames if not re.search("(site|dist)-packages", f.file_name))
+    frame = next(own, frames[0])
     path = Path(frame.file_name)
     name = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name
     return f"{name}:{frame.start_line} ({frame.function_name.rpartition('<locals>.')[2]})"

@@ -6,7 +6,7 @@ by this primitive. Each derived convolution is thus planned in turn.
 """
 
 import dataclasses
-import threading
+from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -17,7 +17,7 @@ from jax import Array
 from jaxconv import compat, layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import unsupported
-from jaxconv.arguments.parse import well_formed
+from jaxconv.arguments.parse import plannable
 from jaxconv.compat import Primitive, ad, batching, conv_general_dilated_p, mlir
 from jaxconv.planning.choose import run
 from jaxconv.sharding.partition import PartOf, partitioned
@@ -42,10 +42,8 @@ def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
 def planned_params(
     lhs: Any, rhs: Any, params: dict[str, Any], algorithm: str
 ) -> dict[str, Any] | None:
-    """This primitive's parameters for lax's convolution; None where that stays with lax.
-
-    An algorithm that does not support the convolution is replaced by "auto".
-    """
+    """This primitive's parameters for lax's convolution, "auto" in place of an algorithm that does
+    not support it; None where it stays with lax."""
     if not plannable(lhs, rhs, params):
         return None
     if algorithm != "auto":
@@ -61,11 +59,6 @@ def planned_eqn(eqn: Any, algorithm: str) -> Any:
     lhs, rhs = eqn.invars
     params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
     return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
-
-
-def plannable(lhs: Any, rhs: Any, params: dict[str, Any]) -> bool:
-    """Whether jaxconv plans this convolution: it has no symbolic sizes, and lax can compile it."""
-    return compat.is_constant_shape((*lhs.shape, *rhs.shape)) and well_formed(rhs.shape, params)
 
 
 # Cached, so that JAX traces equal derivatives and batches once.
@@ -174,25 +167,18 @@ class Lowered:
     part_of: PartOf | None = None  # if ``spec`` is a device's part
 
 
-_planned_here: dict[tuple[ConvSpec, str], None] = {}
-_planned_lock = threading.Lock()
-REMEMBERED = 4096
+# What "auto" planned in this process, and for which platform: the last of them.
+_planned_here = deque[tuple[ConvSpec, str]](maxlen=4096)
 
 
 def _remember(lowered: Lowered) -> None:
-    if lowered.algorithm != "auto" or lowered.spec.is_empty:
-        return
-    with _planned_lock:
-        _planned_here[lowered.spec, lowered.platform] = None
-        if len(_planned_here) > REMEMBERED:
-            del _planned_here[next(iter(_planned_here))]
+    if lowered.algorithm == "auto" and not lowered.spec.is_empty:
+        _planned_here.append((lowered.spec, lowered.platform))
 
 
 def planned_here(platform: str) -> list[ConvSpec]:
-    """The convolutions that "auto" planned in this process for ``platform``, each once; the last
-    ``REMEMBERED`` of them."""
-    with _planned_lock:
-        return [spec for spec, where in _planned_here if where == platform]
+    """The convolutions that "auto" planned in this process for ``platform``, each once."""
+    return list(dict.fromkeys(spec for spec, where in _planned_here.copy() if where == platform))
 
 
 # Each is called with every convolution that is lowered.
@@ -210,19 +196,12 @@ def _(lhs: Any, rhs: Any, *, moved: bool, part_of: PartOf | None = None, **param
 
 
 def _run(
-    platform: str,
-    lhs: Array,
-    rhs: Array,
-    *,
-    algorithm: str,
-    moved: bool,
-    part_of: PartOf | None = None,
-    **params: Any,
+    platform: str, lhs: Array, rhs: Array, *, algorithm: str, moved: bool, **params: Any
 ) -> Array:
     """``moved``: whether an image channels first is one of those of ``is_moved``."""
     spec = ConvSpec.from_params(lhs, rhs, params)
     for observe in observers:
-        observe(Lowered(spec, algorithm, platform, part_of))
+        observe(Lowered(spec, algorithm, platform, params.get("part_of")))
     numbers = params["dimension_numbers"]
     out = run(*layout.to_canonical(lhs, rhs, numbers), spec, algorithm, platform, moved)
     return layout.from_canonical(out, numbers)
@@ -278,11 +257,8 @@ LOOKED_AT = 64
 
 
 def is_moved(image: Any) -> bool:
-    """Whether an image (N, C, spatial…) was made from one channels last by elementwise operations.
-
-    Such as a convolution's output with its activation: XLA cancels the transposition, and the image
-    (a value in MLIR) lies channels last in memory.
-    """
+    """Whether an image (N, C, spatial…), a value in MLIR, was made from one channels last by
+    elementwise operations, as an activation: XLA cancels the transposition, so that it lies so."""
     shape, pending = image.type.shape, [image]
     for _ in range(LOOKED_AT):
         if not pending:
