@@ -48,20 +48,19 @@ class Case:
     def lax(self, lhs: Any, rhs: Any) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, **self.arguments)
 
-    def loop(self, lhs: Any, rhs: Any) -> np.ndarray:
-        """By the oracle's loop, which takes explicit padding only."""
+    @property
+    def _explicit(self) -> tuple[Any, ...]:
+        """The arguments of the oracles, which take explicit padding only."""
         spec = self.spec()
-        return oracles.loop_conv(
-            lhs,
-            rhs,
-            spec.window_strides,
-            spec.padding,
-            spec.lhs_dilation,
-            spec.rhs_dilation,
-            self.arguments["dimension_numbers"],
-            spec.feature_group_count,
-            spec.batch_group_count,
-        )
+        windows = spec.window_strides, spec.padding, spec.lhs_dilation, spec.rhs_dilation
+        groups = spec.feature_group_count, spec.batch_group_count
+        return *windows, self.arguments["dimension_numbers"], *groups
+
+    def loop(self, lhs: Any, rhs: Any) -> np.ndarray:
+        return oracles.loop_conv(lhs, rhs, *self._explicit)
+
+    def loop_gradients(self, lhs: Any, rhs: Any, cotangent: Any) -> tuple[np.ndarray, np.ndarray]:
+        return oracles.loop_gradients(lhs, rhs, cotangent, *self._explicit)
 
 
 def make_case(

@@ -1,6 +1,5 @@
-"""Networks in Equinox: a residual network and a 3-D U-Net, channels first, under ``vmap``."""
+"""A network in Equinox: a residual network, channels first, under ``vmap``."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from equinox import nn
 from jax import Array
-from networks import Training, images, volumes
+from networks import Training, images
 
 
 class ResidualBlock(eqx.Module):
@@ -55,57 +54,18 @@ class Residual(eqx.Module):
         return self.head(self.dropout(jnp.mean(x, axis=(1, 2)), key=key)), state
 
 
-class Block(eqx.Module):
-    """A 3×3×3 convolution with group normalisation."""
+def residual() -> Training:
+    optimizer = optax.sgd(0.05, momentum=0.9)
 
-    conv: nn.Conv3d
-    norm: nn.GroupNorm
-
-    def __init__(self, inputs: int, outputs: int, key: Array) -> None:
-        self.conv = nn.Conv3d(inputs, outputs, 3, padding=1, key=key)
-        self.norm = nn.GroupNorm(2, outputs)
-
-    def __call__(self, x: Array) -> Array:
-        return jax.nn.silu(self.norm(self.conv(x)))
-
-
-class UNet(eqx.Module):
-    fine: Block
-    down: nn.Conv3d
-    coarse: Block
-    up: nn.ConvTranspose3d
-    merged: Block
-    head: nn.Conv3d
-
-    def __init__(self, key: Array) -> None:
-        keys = jax.random.split(key, 6)
-        self.fine = Block(1, 6, keys[0])
-        self.down = nn.Conv3d(6, 12, 2, 2, key=keys[1])
-        self.coarse = Block(12, 12, keys[2])
-        self.up = nn.ConvTranspose3d(12, 6, 3, 2, padding=1, output_padding=1, key=keys[3])
-        self.merged = Block(12, 6, keys[4])
-        self.head = nn.Conv3d(6, 1, 1, key=keys[5])
-
-    def __call__(self, x: Array, state: nn.State, key: Array) -> tuple[Array, nn.State]:
-        del key
-        fine = self.fine(x)
-        up = self.up(self.coarse(self.down(fine)))
-        return self.head(self.merged(jnp.concatenate([fine, up]))), state
-
-
-def training(network: Callable[[Array], eqx.Module], optimizer: Any, batches: Any) -> Training:
     def start() -> Any:
-        model, state = nn.make_with_state(network)(jax.random.key(0))
+        model, state = nn.make_with_state(Residual)(jax.random.key(0))
         moments = optimizer.init(eqx.filter(model, eqx.is_inexact_array))
         return model, state, moments, jax.random.key(1)
 
     def loss(model: Any, state: nn.State, x: Array, targets: Array, keys: Array) -> Any:
         batched = jax.vmap(model, axis_name="batch", in_axes=(0, None, 0), out_axes=(0, None))
         outputs, state = batched(x, state, keys)
-        if outputs.ndim == 2:
-            value = optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
-        else:
-            value = optax.sigmoid_binary_cross_entropy(outputs, targets).mean()
+        value = optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
         return value, (outputs, state)
 
     def step(
@@ -130,13 +90,5 @@ def training(network: Callable[[Array], eqx.Module], optimizer: Any, batches: An
         advance=lambda step, state, batch: step(*state, *batch),
         split=split,
         merge=eqx.combine,
-        batches=batches,
+        batches=images(4, 3, 16, 16),
     )
-
-
-def residual() -> Training:
-    return training(Residual, optax.sgd(0.05, momentum=0.9), images(4, 3, 16, 16))
-
-
-def unet() -> Training:
-    return training(UNet, optax.adam(1e-2), volumes(2, 1, 8, 8, 8))

@@ -1,6 +1,5 @@
-"""Networks in Haiku: a WaveNet and a residual network, channels last and channels first."""
+"""A network in Haiku: a WaveNet, channels last and channels first."""
 
-from collections.abc import Callable
 from typing import Any
 
 import haiku as hk
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from networks import Training, images, signals
+from networks import Training, signals
 
 LEVELS = 8
 
@@ -35,30 +34,9 @@ def wavenet_network(samples: Array, data_format: str, train: bool) -> Array:
     return jnp.moveaxis(logits, axis, -1)
 
 
-def residual_network(x: Array, data_format: str, train: bool) -> Array:
-    """Two blocks of 3×3 convolutions with batch normalisation, added to 1×1 shortcuts."""
-
-    def conv(x: Array, channels: int, kernel: int = 1, stride: int = 1) -> Array:
-        return hk.Conv2D(channels, kernel, stride, with_bias=False, data_format=data_format)(x)
-
-    def norm(x: Array) -> Array:
-        return hk.BatchNorm(True, True, decay_rate=0.9, data_format=data_format)(x, train)
-
-    x = conv(x, 12, 3)
-    for channels in (12, 16):
-        y = jax.nn.relu(norm(conv(x, channels, 3, 2)))
-        x = jax.nn.relu(norm(conv(y, channels, 3)) + conv(x, channels, 1, 2))
-    space = (2, 3) if data_format == "NCHW" else (1, 2)
-    return hk.Linear(5)(jnp.mean(x, space))
-
-
-def training(
-    network: Callable[..., Array], data_format: str, optimizer: Any, batches: Any
-) -> Training:
-    def forward(x: Array, train: bool) -> Array:
-        return network(x, data_format, train)
-
-    model = hk.transform_with_state(forward)
+def wavenet(data_format: str) -> Training:
+    batches, optimizer = signals(2, 24, LEVELS), optax.adam(1e-2)
+    model = hk.transform_with_state(lambda x, train: wavenet_network(x, data_format, train))
 
     def start() -> Any:
         params, state = model.init(jax.random.key(0), batches[0][0], train=True)
@@ -87,13 +65,3 @@ def training(
         merge=lambda _, state: state,
         batches=batches,
     )
-
-
-def wavenet(data_format: str) -> Training:
-    return training(wavenet_network, data_format, optax.adam(1e-2), signals(2, 24, LEVELS))
-
-
-def residual(data_format: str) -> Training:
-    shape = (3, 16, 16) if data_format == "NCHW" else (16, 16, 3)
-    sgd = optax.sgd(0.05, momentum=0.9)
-    return training(residual_network, data_format, sgd, images(4, *shape))

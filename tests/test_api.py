@@ -404,14 +404,7 @@ def kind(name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
 def test_integers_are_exact_and_wrap_around(dtype: str, name: str) -> None:
     rhs_shape, arguments = kind(name)
     rng = np.random.default_rng(0)
-    if dtype == "bool":
-        lhs, rhs = rng.random((2, 6, 7, 4)) < 0.2, rng.random(rhs_shape) < 0.2
-    else:
-        info = np.iinfo(dtype)
-        lhs, rhs = (
-            rng.integers(info.min, info.max, shape, dtype, endpoint=True)
-            for shape in ((2, 6, 7, 4), rhs_shape)
-        )
+    lhs, rhs = (oracles.drawn(rng, shape, dtype) for shape in ((2, 6, 7, 4), rhs_shape))
     out = jaxconv.conv_general_dilated(lhs, rhs, **arguments)
     exact = oracles.loop_conv(lhs, rhs, **arguments)
     expected = exact != 0 if dtype == "bool" else exact.astype(dtype)

@@ -25,6 +25,12 @@ def by_fft(conv: Case, lhs: Any, rhs: Any) -> Any:
     return jaxconv.conv_general_dilated(lhs, rhs, **conv.arguments, algorithm="fft")
 
 
+@partial(jax.jit, static_argnums=0)
+def value_and_gradients(fun: Any, lhs: Any, rhs: Any, cotangent: Any) -> Any:
+    out, transpose = jax.vjp(fun, lhs, rhs)
+    return out, *transpose(cotangent)
+
+
 def test_good_lengths() -> None:
     assert [blocks.good_length(n) for n in (1, 13, 17, 542, 1088)] == [1, 14, 18, 550, 1089]
     rounded = [blocks.round_length(n) for n in (1, 5, 7, 9, 11, 4096, 4097, 24300)]
@@ -45,9 +51,8 @@ def test_windows_in_the_padding_only(padding: Any) -> None:
     """Values and both gradients are zeros."""
     conv = case((2, 3, 1), (3, 1, 1), padding)
     lhs, rhs = (np.ones_like(x) for x in conv.operands())
-    out, transpose = jax.vjp(partial(by_fft, conv), lhs, rhs)
-    assert out.shape == conv.spec().out_shape
-    for zeros in (out, *transpose(out + 1)):
+    cotangent = np.ones(conv.spec().out_shape)
+    for zeros in value_and_gradients(partial(by_fft, conv), lhs, rhs, cotangent):
         np.testing.assert_array_equal(zeros, 0)
 
 
@@ -81,11 +86,11 @@ def test_blocks_equal_the_whole(conv: Case, monkeypatch: pytest.MonkeyPatch) -> 
     small_steps(monkeypatch)
     assert fft.row_blocks(conv.spec()).per_image > 1 or conv.lhs_shape[1] < 30
 
-    expected, transpose = jax.vjp(conv.lax, lhs, rhs)
-    cotangent = np.random.default_rng(1).standard_normal(expected.shape)
-    out = jax.jit(partial(by_fft, conv))(lhs, rhs)
-    gradients = jax.jit(lambda *args: jax.vjp(partial(by_fft, conv), *args)[1](cotangent))(lhs, rhs)
-    for got, want in zip((out, *gradients), (expected, *transpose(cotangent)), strict=True):
+    cotangent = np.random.default_rng(1).standard_normal(conv.spec().out_shape)
+    ours, by_lax = (
+        value_and_gradients(fun, lhs, rhs, cotangent) for fun in (partial(by_fft, conv), conv.lax)
+    )
+    for got, want in zip(ours, by_lax, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.abs(want).max())
 
 
@@ -151,12 +156,6 @@ def moderately(conv: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
     shape = conv.spec().out_shape
     cotangent = np.random.default_rng(seed + 100).standard_normal(shape, dtype=np.float32)
     return np.array(lhs), np.array(rhs), cotangent
-
-
-@partial(jax.jit, static_argnums=0)
-def value_and_gradients(fun: Any, lhs: Any, rhs: Any, cotangent: Any) -> Any:
-    out, transpose = jax.vjp(fun, lhs, rhs)
-    return out, *transpose(cotangent)
 
 
 @pytest.mark.parametrize(("size", "taps"), [((128, 128), (31, 31)), ((1500,), (1001,))])

@@ -34,9 +34,6 @@ NETWORKS: dict[str, Callable[[], Training]] = {
     "linen MobileNetV2": networks_linen.mobilenet,
     "linen 3-D U-Net": networks_linen.unet,
     "equinox residual": networks_equinox.residual,
-    "equinox 3-D U-Net": networks_equinox.unet,
-    "haiku residual NHWC": functools.partial(networks_haiku.residual, "NHWC"),
-    "haiku residual NCHW": functools.partial(networks_haiku.residual, "NCHW"),
     "haiku WaveNet NWC": functools.partial(networks_haiku.wavenet, "NWC"),
     "haiku WaveNet NCW": functools.partial(networks_haiku.wavenet, "NCW"),
 }
@@ -58,9 +55,6 @@ FRAMEWORKS = {
     "Equinox": "equinox residual",
     "Haiku": "haiku WaveNet NWC",
 }
-# Those with a jit of their own.
-ENABLED = (FRAMEWORKS["Flax NNX"], FRAMEWORKS["Equinox"])
-every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
 def often(network: str, chosen: Collection[str]) -> Any:
@@ -200,7 +194,7 @@ def test_lax_trains_all_of_it(network: str) -> None:
         assert all(np.any(gradient) for gradient in gradients.values())
 
 
-@every_network
+@trained_networks
 @pytest.mark.parametrize("way", ["inside jit", "outside jit"])
 def test_every_convolution_is_jaxconvs(network: str, way: str) -> None:
     step = WAYS[way](started(network)[0])
@@ -216,13 +210,13 @@ def test_accelerated_training(network: str) -> None:
     assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
 
 
-@pytest.mark.parametrize("network", [often(n, ENABLED[:1]) for n in FRAMEWORKS.values()])
+@pytest.mark.parametrize("network", [often(n, ["nnx residual"]) for n in FRAMEWORKS.values()])
 def test_training_accelerated_after_jit(network: str) -> None:
     step = WAYS["outside jit"](started(network)[0])
     assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
 
 
-@pytest.mark.parametrize("network", [often(n, [*BY_ARGUMENT][:1]) for n in BY_ARGUMENT])
+@pytest.mark.parametrize("network", [often(n, ()) for n in BY_ARGUMENT])
 def test_training_of_layers_that_take_a_convolution(network: str) -> None:
     step = WAYS["lax"](started(network)[0])
     with_lax = network.removesuffix(" by argument")
@@ -232,7 +226,7 @@ def test_training_of_layers_that_take_a_convolution(network: str) -> None:
 
 
 # That the program is the accelerated one is what test_both_ways_compile_the_same shows for all.
-@pytest.mark.parametrize("network", [often(n, ENABLED[1:]) for n in FRAMEWORKS.values()])
+@pytest.mark.parametrize("network", [often(n, ()) for n in FRAMEWORKS.values()])
 def test_training_while_enabled(network: str) -> None:
     with jaxconv.enabled((jax.default_backend(),)):
         run = train(network, WAYS["lax"](started(network)[0]))

@@ -11,12 +11,12 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import params_of
+from cases import Case, params_of
 from jax import lax
+from test_algorithms import assert_as_by_loop
 
 import jaxconv
 from jaxconv.algorithms.base import unsupported
@@ -45,24 +45,9 @@ class Sample:
 
     def operands(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
-        return tuple(_values(rng, shape, self) for shape in (self.lhs_shape, self.rhs_shape))
-
-
-def _values(rng: np.random.Generator, shape: tuple[int, ...], sample: Sample) -> np.ndarray:
-    dtype = jnp.dtype(sample.dtype)
-    if dtype == np.bool_:
-        return rng.random(shape) < 0.3
-    if jnp.issubdtype(dtype, jnp.integer):
-        # Sums overflow and must wrap around, except where they are rounded to floats.
-        preferred = sample.arguments["preferred_element_type"]
-        small = preferred is not None and jnp.issubdtype(jnp.dtype(preferred), jnp.floating)
-        info = jnp.iinfo(dtype)
-        low, high = (-9, 9) if small else (int(info.min), int(info.max))
-        return rng.integers(low, high, shape, dtype=np.int64, endpoint=True).astype(dtype)
-    x = rng.standard_normal(shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        x = x + 1j * rng.standard_normal(shape)
-    return x.astype(dtype)
+        shapes = self.lhs_shape, self.rhs_shape
+        preferred = self.arguments["preferred_element_type"]
+        return tuple(oracles.drawn(rng, shape, self.dtype, preferred) for shape in shapes)
 
 
 def sample(seed: int) -> Sample:
@@ -179,6 +164,17 @@ def run_checks(seed: int) -> int:
 @pytest.mark.parametrize("block", range(8))
 def test_sampled(block: int) -> None:
     assert sum(run_checks(1000 * block + i) for i in range(5)) >= 5 * 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_derivatives(seed: int) -> None:
+    """By one algorithm each, in float64: as linear as the loop, and with its adjoints."""
+    drawn = sample(seed)
+    arguments = drawn.arguments | {"preferred_element_type": None}
+    case = Case("drawn", drawn.lhs_shape, drawn.rhs_shape, arguments)
+    able = [a.name for a in jaxconv.ALGORITHMS.values() if unsupported(a, case.spec()) is None]
+    name = str(np.random.default_rng(seed).choice(["auto", *able]))
+    assert_as_by_loop(name, case, forward_mode=True)
 
 
 def test_mixed_padding() -> None:

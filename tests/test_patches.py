@@ -1,4 +1,4 @@
-"""``im2col`` and ``col2im``: against loops, lax, torch, and each other."""
+"""``im2col`` and ``col2im``: against loops, lax, and each other."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -296,21 +296,6 @@ def loop_fold(p: np.ndarray, size: Any, kernel: Any, **options: int) -> np.ndarr
     return np.reshape([np.pad(s, (0, c * size[0] * size[1] - len(s))) for s in sums], (n, c, *size))
 
 
-def torch_unfold(x: np.ndarray, kernel: tuple[int, int], **options: int) -> np.ndarray:
-    torch = pytest.importorskip("torch")
-    return torch.nn.functional.unfold(torch.tensor(x), kernel, **options).numpy()
-
-
-def torch_fold(p: np.ndarray, size: Any, kernel: Any, **options: int) -> np.ndarray:
-    torch = pytest.importorskip("torch")
-    return torch.nn.functional.fold(torch.tensor(p), size, kernel, **options).numpy()
-
-
-@pytest.mark.parametrize(
-    ("unfold", "fold"),
-    [(loop_unfold, loop_fold), (torch_unfold, torch_fold)],
-    ids=["loop", "torch"],
-)
 @pytest.mark.parametrize(
     ("x_shape", "kernel", "options"),
     [
@@ -318,17 +303,15 @@ def torch_fold(p: np.ndarray, size: Any, kernel: Any, **options: int) -> np.ndar
         ((1, 7, 6, 2), (2, 3), {"dilation": 2, "padding": 1, "stride": 2}),
     ],
 )
-def test_relation_to_unfold_and_fold(
-    x_shape: Any, kernel: Any, options: dict[str, int], unfold: Any, fold: Any
-) -> None:
+def test_relation_to_unfold_and_fold(x_shape: Any, kernel: Any, options: dict[str, int]) -> None:
     case = Case(x_shape, kernel, options["stride"], options["padding"], options["dilation"])
     x = integers(x_shape)
     n, *size, c = x_shape
     out = case.gather(x)
     p = out.reshape(n, -1, kernel[0] * kernel[1], c)
     channel_major = np.asarray(p.transpose(0, 3, 2, 1).reshape(n, -1, p.shape[1]))
-    expected = unfold(x.transpose(0, 3, 1, 2), kernel, **options)
+    expected = loop_unfold(x.transpose(0, 3, 1, 2), kernel, **options)
     np.testing.assert_array_equal(channel_major, expected, strict=True)
 
-    folded = fold(channel_major, tuple(size), kernel, **options).transpose(0, 2, 3, 1)
+    folded = loop_fold(channel_major, tuple(size), kernel, **options).transpose(0, 2, 3, 1)
     np.testing.assert_array_equal(case.scatter(out), folded, strict=True)
