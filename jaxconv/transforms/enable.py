@@ -109,9 +109,7 @@ def _apply() -> None:
             tables = platform_rules(platform)
             if platform in wanted:
                 _originals[platform] = {n: t.get(conv_general_dilated_p) for n, t in tables.items()}
-                # Called for each of equal convolutions: it looks at where operands come from.
-                options = {"platform": platform, "cacheable": False}
-                mlir.register_lowering(conv_general_dilated_p, _rule(platform), **options)
+                mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
                 continue
             for name, entry in _originals.pop(platform).items():
                 del tables[name][conv_general_dilated_p]
@@ -128,6 +126,8 @@ def _rule(platform: str) -> Callable[..., Any]:
         lhs_aval, rhs_aval = ctx.avals_in
         if not plannable(lhs_aval, rhs_aval, params):
             return original(ctx, lhs, rhs, **params)
-        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"})
+        # JAX calls the rule once for equal convolutions: it can't see where operands come from. In
+        # a network channels first most images come from another convolution.
+        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"}, moved=True)
 
     return rule
