@@ -1,10 +1,10 @@
 """Where a convolution is among others: those that behave alike are near each other."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from jaxconv import layout
-from jaxconv.algorithms.base import prepared
+from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.xla import EIGEN_CHANNELS
 from jaxconv.spec import ConvSpec, dilate
 
@@ -23,10 +23,11 @@ def roofline(flops: float, traffic: float, steps: int = 1) -> float:
     return CALL + flops / RATE + traffic / BANDWIDTH + STEP * (steps - 1)
 
 
-def place(spec: ConvSpec) -> tuple[float, ...]:
-    """The logarithm of the roofline of any ``spec``, and its position."""
-    spec = prepared(spec)
-    return math.log(roofline(spec.flops, spec.operand_bytes)), *position(spec)
+def floors(spec: ConvSpec, names: Iterable[str]) -> dict[str, float]:
+    """The logarithm of the seconds that the work of each algorithm takes at least, about, for a
+    prepared ``spec``."""
+    costs = ((name, ALGORITHMS[name].cost(spec)) for name in names)
+    return {name: math.log(roofline(c.flops, c.traffic, c.steps)) for name, c in costs}
 
 
 def position(spec: ConvSpec) -> tuple[float, ...]:

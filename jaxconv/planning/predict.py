@@ -1,9 +1,9 @@
 """How long an algorithm takes, and how sure that is, from convolutions that were measured.
 
-    log seconds = log roofline + correction
+    log seconds = log floor + correction
 
-The roofline, what the work takes at least on a common machine, is the same for all algorithms. How
-far above it an algorithm stays is interpolated between measured convolutions by a Gaussian process:
+The floor is what the algorithm's work (operations, bytes, steps) takes at least on a common
+machine. How far above it the algorithm stays is interpolated between measured convolutions by a Gaussian process:
 a weighted sum of the corrections of the nearest, by their positions (see ``position``), with the
 weights that minimise the expected error if two corrections at distance d have the covariance
 
@@ -38,7 +38,7 @@ from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.config import listeners
 from jaxconv.planning.machine import Machine, here
-from jaxconv.planning.position import place, position, roofline
+from jaxconv.planning.position import floors, position
 from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows
 from jaxconv.spec import ConvSpec
 
@@ -89,13 +89,13 @@ Weights = dict[bytes, np.ndarray]
 class Model:
     """Predictions for one machine from measured rows.
 
-    By algorithm: ``levels``, the median of the logarithm above the roofline; ``corrections``, how
+    By algorithm: ``levels``, the median of the logarithm above the floor; ``corrections``, how
     far each row is above that, NaN where it was not measured; and median ``compile_seconds``.
     """
 
     def __init__(self, rows: Sequence[Timed], machine: Machine) -> None:
-        places = [row.place or place(row.spec) for row in rows]
-        floor, self.points = np.split(np.array(places or [[]]), [1], axis=1)  # (rows, coordinates)
+        rows = [row.placed() for row in rows]
+        self.points = np.array([row.position for row in rows] or [[]])  # (rows, coordinates)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
         self._machine = np.array([machines[row.machine] for row in rows], int)
         own = np.array([row.machine.own for row in rows], bool)
@@ -105,7 +105,8 @@ class Model:
         self._here = relation(machine, machine)
         self.corrections, self.levels, self.compile_seconds = {}, {}, {}
         for name in dict.fromkeys(name for row in rows for name in row.seconds):
-            above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor[:, 0]
+            floor = [row.floors.get(name, math.nan) for row in rows]
+            above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor
             self.levels[name] = level = float(np.nanmedian(above))
             self.corrections[name] = np.clip(above - level, -OUTLIER, OUTLIER)
             compiling = [row.compile_seconds[name] for row in rows if name in row.compile_seconds]
@@ -124,8 +125,8 @@ class Model:
         weights = solved[key]
         correction = self.levels[name] + float(weights @ corrections[known])
         variance = self._here * VARIANCE - float(weights @ towards[known]) + NOISE**2
-        floor = roofline(spec.flops, spec.operand_bytes)
-        return Time(floor * math.exp(correction), math.sqrt(variance))
+        floor = floors(spec, [name])[name]
+        return Time(math.exp(floor + correction), math.sqrt(variance))
 
 
 def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -202,8 +203,7 @@ def predicted(name: str, spec: ConvSpec, platform: str) -> Time | None:
     if platform != "cpu":
         return time
     if time is None:
-        cost = ALGORITHMS[name].cost(spec)
-        time = Time(roofline(cost.flops, cost.traffic, cost.steps), UNKNOWN)
+        time = Time(math.exp(floors(spec, [name])[name]), UNKNOWN)
     moving = ALGORITHMS[name].moving(spec)  # the kernels of measured rows are in order
     return Time(time.seconds + moving, time.sigma)
 

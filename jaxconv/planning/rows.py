@@ -1,7 +1,7 @@
 """Timed convolutions: how long each algorithm took, on which machine. Predictions rest on them.
 
-A line of JSON for each convolution: what is unusual about it, its place (see ``position``), and for
-each machine milliseconds and seconds to compile by algorithm. The package's are in
+A line of JSON for each convolution: what is unusual about it, its position and the floor of each
+algorithm (see ``position``), and for each machine milliseconds and seconds to compile by algorithm. The package's are in
 ``data/rows.jsonl.gz``, after a line of machines; ``python -m jaxconv.bench.calibrate`` adds to
 them. The user's, from ``autotune`` and ``jaxconv tune``, are appended to a file in
 ``config.cache_dir`` for this device and these versions of JAX and jaxconv; the last line of a
@@ -32,7 +32,7 @@ from jax import lax
 from jaxconv.algorithms.base import prepared
 from jaxconv.config import config, listeners, several_processes
 from jaxconv.planning.machine import Machine, fingerprint, here
-from jaxconv.planning.position import place
+from jaxconv.planning.position import floors, position
 from jaxconv.spec import ConvSpec
 
 # What reading a line that is no row may raise.
@@ -48,8 +48,15 @@ class Timed:
     machine: Machine
     seconds: Mapping[str, float]  # the median, by algorithm
     compile_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    # Where it is among others, see ``position``; None where it was not computed yet.
-    place: Sequence[float] | None = dataclasses.field(default=None, compare=False)
+    # Where it is among others, and the floor by algorithm, see ``position``.
+    position: Sequence[float] = dataclasses.field(default=(), compare=False)
+    floors: Mapping[str, float] = dataclasses.field(default_factory=dict, compare=False)
+
+    def placed(self) -> "Timed":
+        """This row with its position and floors."""
+        spec = prepared(self.spec)
+        at, work = self.position or position(spec), self.floors or floors(spec, self.seconds)
+        return dataclasses.replace(self, position=at, floors=work)
 
 
 # Lines
@@ -108,11 +115,11 @@ def _seconds(times: Mapping[str, float]) -> dict[str, float]:
 def read(lines: Sequence[str], wanted: Collection[Machine] | None = None) -> Iterator[Timed]:
     """The rows in a file of the package, of the ``wanted`` machines only."""
     machines = [Machine(**fields) for fields in json.loads(lines[0])]
-    for fields, position, *entries in map(json.loads, lines[1:]):
+    for fields, at, work, *entries in map(json.loads, lines[1:]):
         spec = spec_of(fields)
         for which, times, compiling in entries:
             if wanted is None or machines[which] in wanted:
-                yield Timed(spec, machines[which], _seconds(times), compiling, position)
+                yield Timed(spec, machines[which], _seconds(times), compiling, at, work)
 
 
 def written(rows: Sequence[Timed]) -> Iterator[str]:
@@ -121,9 +128,12 @@ def written(rows: Sequence[Timed]) -> Iterator[str]:
     yield json.dumps([dataclasses.asdict(machine) for machine in machines])
     lines: dict[ConvSpec, list[Any]] = {}
     for row in rows:
+        spec = prepared(row.spec)
         if row.spec not in lines:
-            rounded = [round(x, 3) if x % 1 else int(x) for x in place(row.spec)]
-            lines[row.spec] = [fields_of(row.spec), rounded]
+            rounded = [round(x, 3) if x % 1 else int(x) for x in position(spec)]
+            lines[row.spec] = [fields_of(row.spec), rounded, {}]
+        work = floors(spec, row.seconds).items()
+        lines[row.spec][2] |= {name: round(floor, 2) for name, floor in work}
         lines[row.spec].append(_entry(machines.index(row.machine), row))
     yield from map(_text, lines.values())
 
@@ -198,11 +208,10 @@ def _rows(path: Path, machine: Machine) -> dict[ConvSpec, Timed]:
 
 
 def _own_row(line: str, machine: Machine) -> Timed:
-    fields, _, (_, times, compiling) = json.loads(line)
+    fields, (_, times, compiling) = json.loads(line)
     if not times or not all(0 < t < math.inf for t in (*times.values(), *compiling.values())):
         raise ValueError("times must be positive")
-    spec = spec_of(fields)
-    return Timed(spec, machine, _seconds(times), compiling, place(spec))
+    return Timed(spec_of(fields), machine, _seconds(times), compiling).placed()
 
 
 def record(rows: Sequence[Timed], platform: str) -> None:
@@ -212,7 +221,7 @@ def record(rows: Sequence[Timed], platform: str) -> None:
         return
     with _lock:
         lines = _unwritten.setdefault(path, [])
-        lines += (_text([fields_of(row.spec), None, _entry(0, row)]) for row in rows)
+        lines += (_text([fields_of(row.spec), _entry(0, row)]) for row in rows)
         try:
             _append(path, lines)
             del _unwritten[path]
