@@ -6,7 +6,6 @@ by this primitive. Each derived convolution is thus planned in turn.
 """
 
 import dataclasses
-import math
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -278,11 +277,11 @@ _ELEMENTWISE = """abs add and clamp compare convert divide exponential log logis
     multiply negate not optimization_barrier or power rsqrt select sign sqrt subtract tanh"""
 MOVED_THROUGH = {"func.call", "chlo.erf", *(f"stablehlo.{name}" for name in _ELEMENTWISE.split())}
 # What XLA also computes where it is read, like elementwise operations.
-_PLACED = "broadcast_in_dim concatenate constant iota pad reshape reverse slice transpose"
-MADE_AGAIN = MOVED_THROUGH - {"stablehlo.optimization_barrier"}
+_PLACED = "broadcast_in_dim concatenate pad reshape reverse transpose"
+MADE_AGAIN = MOVED_THROUGH - {"stablehlo.compare", "stablehlo.optimization_barrier"}
 MADE_AGAIN |= {f"stablehlo.{name}" for name in _PLACED.split()}
-# Arrays and slices from which an operand is made from which it is stored; a residual sum has two.
-READ = 4
+# Slices from which an operand is made from which it is stored.
+SLICES = 4
 # Operations that ``is_moved`` and ``is_remade`` look at.
 LOOKED_AT = 64
 
@@ -306,13 +305,13 @@ def is_moved(image: Any) -> bool:
 
 def is_remade(ctx: Any, operand: Any) -> bool:
     """Whether XLA would make ``operand`` (a value in MLIR) again for each tap that reads it, at a
-    cost: if it is made from many arrays or slices, as the sum of taps of another convolution.
+    cost: if it is made from many slices, as the sum of taps of another convolution.
 
     Two grouped convolutions of 7 taps in a row, 16×100×32, took 22 to 30 ms, so 0.4.
     """
-    size, read, pending = math.prod(operand.type.shape), 0, [operand]
+    slices, pending = 0, [operand]
     seen, called = list[Any](), list[Any]()
-    while pending and read < READ and len(seen) < LOOKED_AT:
+    while pending and slices < SLICES and len(seen) < LOOKED_AT:
         value = pending.pop()
         if value in seen:
             continue
@@ -328,11 +327,10 @@ def is_remade(ctx: Any, operand: Any) -> bool:
             *_, results = function.regions[0].blocks[0].operations
             pending += [x for x in results.operands if x.type == value.type]
             called.append(function)
-        if name == "stablehlo.slice" or name not in MADE_AGAIN:
-            read += name == "stablehlo.slice" or math.prod(getattr(value.type, "shape", ())) >= size
-        elif name != "stablehlo.compare":  # a mask's operands are stored anyway
+        slices += name == "stablehlo.slice"
+        if name in MADE_AGAIN:
             pending += op.operands
-    return read >= READ
+    return slices >= SLICES
 
 
 def _is_inner_function(op: Any) -> bool:
