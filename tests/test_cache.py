@@ -144,11 +144,11 @@ def test_the_file_is_of_lines_of_what_is_unusual(folder: Path) -> None:
     """If they change, measurements that exist are lost."""
     keep(row(PLAIN, xla=0.25), row(SPEC, im2col=0.00123456))
     assert path().read_text() == (
-        '[{"lhs_shape": [1, 9, 9, 3], "rhs_shape": [3, 3, 3, 4]}, null,'
+        '[{"lhs_shape": [1, 9, 9, 3], "rhs_shape": [3, 3, 3, 4]},'
         ' [0, {"xla": 250.0}, {"xla": 0.5}]]\n'
         '[{"lhs_shape": [1, 8, 8, 3], "rhs_shape": [3, 3, 3, 4], "padding": [[1, 1], [0, -1]],'
         ' "rhs_dilation": [1, 2], "dtype": "bfloat16", "out_dtype": "float32",'
-        ' "precision": ["HIGHEST", "DEFAULT"]}, null, [0, {"im2col": 1.235}, {"im2col": 0.5}]]\n'
+        ' "precision": ["HIGHEST", "DEFAULT"]}, [0, {"im2col": 1.235}, {"im2col": 0.5}]]\n'
     )
     assert {p.name for p in folder.iterdir()} <= {path().name, f"{path().name}.lock"}
     assert own_rows("cpu") == {

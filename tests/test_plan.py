@@ -216,7 +216,10 @@ def test_gemm_accounts_for_the_flops(name: str, case: Case) -> None:
     plan = case_plan(case)
     found = candidate(plan, name)
     count, m, n, k = found.gemm or (0, 0, 0, 0)
-    assert 2 * count * m * n * k == found.flops == plan.spec.flops
+    assert 2 * count * m * n * k == plan.spec.flops
+    todo = plan.spec
+    skips = name == "xla" and todo.groups == 1 and todo.spatial_ndim <= 2  # zeros between elements
+    assert found.flops == todo.flops // (math.prod(todo.lhs_dilation) if skips else 1)
     # Counted from the shapes: every output element sums taps · channels of its group.
     lhs, rhs = (struct(*shape, dtype="float64") for shape in (case.lhs_shape, case.rhs_shape))
     dnums = lax.conv_dimension_numbers(
@@ -224,14 +227,14 @@ def test_gemm_accounts_for_the_flops(name: str, case: Case) -> None:
     )
     outputs = np.prod(jax.eval_shape(case.lax, lhs, rhs).shape)
     terms = np.prod([rhs.shape[d] for d in dnums.rhs_spec[1:]])
-    assert found.flops == 2 * outputs * terms
+    assert plan.spec.flops == 2 * outputs * terms
 
 
 @pytest.mark.parametrize("stride", [2, 3])
 def test_phase_multiplies_no_inserted_zeros(stride: int) -> None:
     shapes = (8, 16, 16, 32), (6, 6, 32, 16)
     plan = planned(*shapes, padding=((5, 5),) * 2, lhs_dilation=(stride, stride))
-    phase, whole = candidate(plan, "phase").flops, candidate(plan, "xla").flops
+    phase, whole = candidate(plan, "phase").flops, plan.spec.flops
     # About one product in stride² meets an element; the phases' borders are not all of one size.
     assert 0.9 < phase * stride**2 / whole < 1.3
 

@@ -77,9 +77,10 @@ def test_data_are_small() -> None:
 
 def test_places_are_those_of_the_rows() -> None:
     """If not, ``python -m jaxconv.bench.calibrate`` writes them anew."""
-    for spec, place in {row.spec: row.place for row in package_rows()}.items():
-        assert place is not None
-        np.testing.assert_allclose(place, position.place(spec), atol=6e-4)
+    for row in {row.spec: row for row in package_rows()}.values():
+        anew = dataclasses.replace(row, position=()).placed()
+        np.testing.assert_allclose(row.position, anew.position, atol=6e-4)
+        assert row.floors == pytest.approx(row.floors | anew.floors, abs=6e-3)
 
 
 EVERY = [
@@ -283,7 +284,7 @@ def test_what_gains_by_cores_gains_by_more() -> None:
             predict(rows, spec, cores=n).seconds / predict(rows, spec, "shift", cores=n).seconds
             for n in (1, 2, 8)
         ]
-        assert ratios[0] > 1.2 > 0.85 > ratios[1] > 1.5 * ratios[2]
+        assert ratios[0] > 1.4 * ratios[1] > 1.4 * 1.5 * ratios[2]
 
 
 def test_the_users_rows_say_more_than_the_packages() -> None:

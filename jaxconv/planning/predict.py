@@ -3,9 +3,10 @@
     log seconds = log floor + correction
 
 The floor is what the algorithm's work (operations, bytes, steps) takes at least on a common
-machine. How far above it the algorithm stays is interpolated between measured convolutions by a Gaussian process:
-a weighted sum of the corrections of the nearest, by their positions (see ``position``), with the
-weights that minimise the expected error if two corrections at distance d have the covariance
+machine. How far above it the algorithm stays is interpolated between measured convolutions by a
+Gaussian process: a weighted sum of the corrections of the nearest, by their positions (see
+``position``), with the weights that minimise the expected error if two corrections at distance d
+have the covariance
 
     relation · (SMOOTH² · matern(d / DISTANCE) + ALONE² · [d = 0])
 
@@ -104,7 +105,7 @@ class Model:
         self._to_here = np.array([relation(machine, other) for other in machines])
         self._here = relation(machine, machine)
         self.corrections, self.levels, self.compile_seconds = {}, {}, {}
-        for name in dict.fromkeys(name for row in rows for name in row.seconds):
+        for name in dict.fromkeys(n for row in rows for n in row.seconds if n in row.floors):
             floor = [row.floors.get(name, math.nan) for row in rows]
             above = np.log([row.seconds.get(name, math.nan) for row in rows]) - floor
             self.levels[name] = level = float(np.nanmedian(above))

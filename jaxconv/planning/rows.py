@@ -1,11 +1,11 @@
 """Timed convolutions: how long each algorithm took, on which machine. Predictions rest on them.
 
-A line of JSON for each convolution: what is unusual about it, its position and the floor of each
-algorithm (see ``position``), and for each machine milliseconds and seconds to compile by algorithm. The package's are in
-``data/rows.jsonl.gz``, after a line of machines; ``python -m jaxconv.bench.calibrate`` adds to
-them. The user's, from ``autotune`` and ``jaxconv tune``, are appended to a file in
-``config.cache_dir`` for this device and these versions of JAX and jaxconv; the last line of a
-convolution counts. Faults of that file raise no error: a bad line is skipped, an unreadable file
+A line of JSON for each convolution: what is unusual about it, and for each machine milliseconds and
+seconds to compile by algorithm. The package's, with the position of each and the floors of
+algorithms (see ``position``), are in ``data/rows.jsonl.gz``, after a line of machines; ``python -m
+jaxconv.bench.calibrate`` adds to them. The user's, from ``autotune`` and ``jaxconv tune``, are
+appended to a file in ``config.cache_dir`` for this device and these versions of JAX and jaxconv;
+the last line of a convolution counts. Faults of that file raise no error: a bad line is skipped, an unreadable file
 ignored, what can't be written known to this process only, with one warning for each file.
 """
 
@@ -29,7 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxconv.algorithms.base import prepared
+from jaxconv.algorithms import ALGORITHMS
+from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.config import config, listeners, several_processes
 from jaxconv.planning.machine import Machine, fingerprint, here
 from jaxconv.planning.position import floors, position
@@ -54,9 +55,11 @@ class Timed:
 
     def placed(self) -> "Timed":
         """This row with its position and floors."""
+        if self.position:
+            return self
         spec = prepared(self.spec)
-        at, work = self.position or position(spec), self.floors or floors(spec, self.seconds)
-        return dataclasses.replace(self, position=at, floors=work)
+        able = (n for n in self.seconds if n in ALGORITHMS and not unsupported(ALGORITHMS[n], spec))
+        return dataclasses.replace(self, position=position(spec), floors=floors(spec, able))
 
 
 # Lines
