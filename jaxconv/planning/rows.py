@@ -5,8 +5,9 @@ seconds to compile by algorithm. The package's, with the position of each and th
 algorithms (see ``position``), are in ``data/rows.jsonl.gz``, after a line of machines; ``python -m
 jaxconv.bench.calibrate`` adds to them. The user's, from ``autotune`` and ``jaxconv tune``, are
 appended to a file in ``config.cache_dir`` for this device and these versions of JAX and jaxconv;
-the last line of a convolution counts. Faults of that file raise no error: a bad line is skipped, an unreadable file
-ignored, what can't be written known to this process only, with one warning for each file.
+the last line of a convolution counts. Faults of that file raise no error: a bad line is skipped, an
+unreadable file ignored, what can't be written known to this process only, with one warning for each
+file.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from jax import lax
 
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import prepared, unsupported
+from jaxconv.compat import OLD_XLA
 from jaxconv.config import config, listeners, several_processes
 from jaxconv.planning.machine import Machine, fingerprint, here
 from jaxconv.planning.position import floors, position
@@ -38,6 +40,8 @@ from jaxconv.spec import ConvSpec
 
 # What reading a line that is no row may raise.
 INVALID = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+# Algorithms whose blocks depend on JAX's version: the package's floors are those of the newest.
+TUNED = {"shift"} if OLD_XLA else set[str]()
 LOCK_SECONDS = 10  # to wait for another process, which holds the lock for a few milliseconds
 
 
@@ -55,11 +59,14 @@ class Timed:
 
     def placed(self) -> "Timed":
         """This row with its position and floors."""
-        if self.position:
+        known = {name: floor for name, floor in self.floors.items() if name not in TUNED}
+        missing = self.seconds.keys() & ALGORITHMS.keys() - known.keys()
+        if self.position and not missing:
             return self
         spec = prepared(self.spec)
-        able = (n for n in self.seconds if n in ALGORITHMS and not unsupported(ALGORITHMS[n], spec))
-        return dataclasses.replace(self, position=position(spec), floors=floors(spec, able))
+        able = (name for name in missing if not unsupported(ALGORITHMS[name], spec))
+        at = self.position or position(spec)
+        return dataclasses.replace(self, position=at, floors=known | floors(spec, able))
 
 
 # Lines
