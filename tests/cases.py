@@ -141,6 +141,7 @@ CASES = {
             lhs_dilation=(4, 2),
             feature_group_count=2,
         ),
+        make_case("1d many phases", (1, 4, 2), (140, 2, 2), None, ((17, 150),), lhs_dilation=(70,)),
         make_case("1d five taps", (3, 13, 3), (5, 3, 2)),
         make_case("3d dense", (1, 5, 4, 7, 2), (3, 1, 5, 2, 3), padding=((1, 1), (0, 1), (-1, 2))),
         make_case("9x9", (1, 12, 11, 1), (9, 9, 1, 2)),

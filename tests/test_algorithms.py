@@ -46,7 +46,8 @@ TAKES = {
         "grouped 1x1, 3d transposed, patchify transposed, no output, no channels"
     ),
     "phase": named(
-        "transposed, all dilations, 3d transposed, patchify transposed, no output, no channels"
+        "transposed, all dilations, 1d many phases, 3d transposed, patchify transposed, no output, "
+        "no channels"
     ),
     "fft": CASES.keys() - {"matmul"},
     "slices": {name for name in CASES if name != "matmul" and not name.startswith("1d")},
@@ -329,6 +330,12 @@ def test_refuses_with_its_reason(name: str, case: str) -> None:
             lambda lhs, rhs: apply(jaxconv.ALGORITHMS[name], lhs, rhs, spec, unreachable),
             *(np.zeros(shape) for shape in (spec.lhs_shape, spec.rhs_shape)),
         )
+
+
+def test_phases_that_differ_are_limited() -> None:
+    case = make_case("more taps", (1, 4, 2), (141, 2, 2), None, ((17, 150),), lhs_dilation=(70,))
+    reason = jaxconv.ALGORITHMS["phase"].unsupported(case.spec())
+    assert reason == "70 phases to compile; it takes at most 64"
 
 
 def unreachable(lhs: Array, rhs: Array, spec: Any) -> Array:
