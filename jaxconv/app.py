@@ -27,7 +27,6 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
-KNOWN_SUITES = ", ".join(SUITES)
 INTERRUPTED = 130  # the exit code
 
 
@@ -122,13 +121,12 @@ def compare(
         _fail(f"can't read the image {str(image)!r}: {error.strerror or error}")
     if problem := draw.problem(output, image):
         _fail(f"can't write {str(output)!r}: {problem}")
-    names = list(dict.fromkeys(algorithm or known))
-    commands.compare(photograph, caption, output, names, repeats)
+    commands.compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
 
 
 @app.command()
 def bench(
-    suites: list[str] = Argument(["layers"], metavar="[SUITE]...", help=f"Of {KNOWN_SUITES}."),
+    suites: list[str] = Argument(["layers"], metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}."),
     case: str | None = Option(
         None, metavar="REGEX", help="Run cases whose names match this regular expression."
     ),

@@ -26,14 +26,12 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat
-from jaxconv.sharding.borders import MeshLine, only_valid, own_outputs, window
+from jaxconv.sharding.borders import MeshLine, only_valid, sliced, window
 from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 from jaxconv.spec import ConvSpec
 
-# Of a device's arrays, with the parameters of its convolution and ``part_of``.
-Bind = Callable[..., Array]
-# The whole convolution, and what devices exchange for it, in words.
-PartOf = tuple[ConvSpec, str]
+Bind = Callable[..., Array]  # of a device's arrays, with its parameters and ``part_of``
+PartOf = tuple[ConvSpec, str]  # the whole convolution, and what devices exchange, in words
 TARGET = "jaxconv"
 AXIS = "devices"
 
@@ -83,7 +81,8 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
         out = bind(lhs, rhs, part_of=(found.spec, exchanged(found, cut)), **changed)
         for d, axis in cut.axes.items():
             if not found.sums(d):
-                out = own_outputs(out, found.spatial[d][2], axis, along(f"x{d}"))
+                to = axis.surplus, axis.outputs, along(f"x{d}")
+                out = sliced(out, found.spatial[d][2], *to)
         letters = summed(found, cut)
         return along(*letters).sum(out) if letters else out
 
@@ -177,12 +176,6 @@ def partitioned(
         "permutation_factors": [f"x{d}" for d in axes if not found.sums(d)],
         "need_replication_factors": [f"t{d}" for d in axes],
     }
-    return compat.asking_call(
-        ctx,
-        TARGET,
-        (lhs, rhs),
-        key.decode(),
-        "{}, {} -> {}".format(*texts),
-        **{f: sizes[f] for f in used - whole},
-        **{kind: tuple(f for f in factors if f in used) for kind, factors in kinds.items()},
-    )
+    rule, factors = "{}, {} -> {}".format(*texts), {f: sizes[f] for f in used - whole}
+    by_kind = {kind: tuple(f for f in given if f in used) for kind, given in kinds.items()}
+    return compat.asking_call(ctx, TARGET, (lhs, rhs), key.decode(), rule, **factors, **by_kind)
