@@ -27,6 +27,7 @@ from jaxconv.tools.explain import Compiled
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
+KNOWN_SUITES = ", ".join(SUITES)
 INTERRUPTED = 130  # the exit code
 
 
@@ -126,7 +127,7 @@ def compare(
 
 @app.command()
 def bench(
-    suites: list[str] = Argument(["layers"], metavar="[SUITE]...", help=f"Of {', '.join(SUITES)}."),
+    suites: list[str] = Argument(["layers"], metavar="[SUITE]...", help=f"Of {KNOWN_SUITES}."),
     case: str | None = Option(
         None, metavar="REGEX", help="Run cases whose names match this regular expression."
     ),

@@ -163,9 +163,7 @@ def add_rules(convolution: Any) -> None:
         if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
             table[convolution] = partial(rule.func, convolution)
         else:
-            table[convolution] = lambda *args, algorithm, _rule=rule, **params: _rule(
-                *args, **params
-            )
+            table[convolution] = lambda *args, algorithm, _rule=rule, **kw: _rule(*args, **kw)
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
@@ -264,7 +262,7 @@ def sharding_of(places: Sequence[Sequence[int]]) -> Any:
 def module_of(
     function: Callable[..., Any], args: Sequence[Any], axis: tuple[str, int], platforms: Any
 ) -> bytes:
-    """The program of each of several devices, which have a place along a named axis."""
+    """The program of each device along a named axis."""
     name, size = axis
     mesh: Any = jax.sharding.AbstractMesh((size,), (name,))
     with no_mesh():

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
@@ -36,8 +35,7 @@ def _patch_spec(call: Call, x_shape: Shape, dtype: Any, kernel: Shape, steps: An
         must = "must have one size for each spatial dimension"
         constraint = f"kernel_shape {must} of {x}, which is (N, spatial…, C) or (spatial…, C)"
         call.fail(constraint, None, remedy)
-    lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
-    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel, x_shape[-1], 1))
+    lhs, rhs = (ShapeDtypeStruct(s, dtype) for s in (x_shape, (*kernel, x_shape[-1], 1)))
     dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
     strides = positive(call, "window_strides", strides, ndim, or_one=True)
     padding = resolve_padding(call, padding, kernel, dilation)

@@ -59,9 +59,8 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
     if not (has_values if concrete else has_type):
         remedy = "convert it with jnp.asarray; shapes are for jaxconv.plan"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
-    kinds = (np.number, np.bool_)
     try:
-        is_numeric = not has_type or any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
+        is_numeric = not has_type or any(jnp.issubdtype(x.dtype, k) for k in (np.number, np.bool_))
     except TypeError:  # another library's
         is_numeric = False
     if not is_numeric:
@@ -78,7 +77,6 @@ def operand(function: str, name: str, x: Any) -> Array:
 
 
 def check_function(function: str, fn: Any) -> None:
-    """Raises if ``fn`` can't be called."""
     if not callable(fn):
         given, remedy = type(fn).__name__, "pass the function itself, not what it returns"
         fail(function, "fn must be a function", given, remedy, TypeError)

@@ -65,8 +65,7 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
     kernels: list[tuple[str, Shape]] = [("", w)]
     if groups == inputs > 1:
         text = "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
-        reshaped = (*kernel, 1, inputs * outputs)
-        kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", reshaped))
+        kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", (*kernel, 1, inputs * outputs)))
     elif inputs > 1:
         text = "w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)"
         kernels.append((text, (*kernel, outputs, inputs)))
@@ -226,7 +225,6 @@ def of_name(
 
 
 def of_platform(given: Any) -> str:
-    """Which platform is most likely meant by ``given``."""
     if isinstance(given, str) and given.lower() in ("cuda", "rocm", "metal"):
         return "use 'gpu'"
     return of_name(given, ("cpu", "gpu", "tpu"))

@@ -82,9 +82,8 @@ def parse_dimension_numbers(
         strings = f"three strings of length {rank} such as {hints.lettered(rank, given)}"
         constraint = f"dimension_numbers must be None, a lax.ConvDimensionNumbers, or {strings}"
         call.fail(constraint, repr(given), hints.of_dimension_numbers(*operands), TypeError)
-    error = ValueError
     try:
-        specs = [tuple(map(operator.index, spec)) for spec in dnums]
+        specs, error = [tuple(map(operator.index, spec)) for spec in dnums], ValueError
     except TypeError:
         specs, error = [()], TypeError
     if any(sorted(spec) != list(range(rank)) for spec in specs):
@@ -125,9 +124,8 @@ def parse_out_dtype(
     compatible |= issub(lhs, np.integer) and issub(dtype, np.floating)
     if dtype.itemsize < np.dtype(lhs).itemsize or not compatible:
         also = "integers may also become floats, unsigned integers signed ones"
-        constraint = (
-            f"preferred_element_type must be as wide as the operands and of their kind ({also})"
-        )
+        must = f"must be as wide as the operands and of their kind ({also})"
+        constraint = f"preferred_element_type {must}"
         given = f"{dtype.name} with {np.dtype(lhs).name} operands"
         call.fail(constraint, given, "cast the operands before or the result after", TypeError)
     return dtype
@@ -162,7 +160,6 @@ def positive(
 
 
 def _count(call: Call, argument: str, given: Any) -> int:
-    """A number of groups."""
     try:
         count, error, remedy = operator.index(given), ValueError, "use 1 without groups"
     except TypeError:
@@ -236,14 +233,12 @@ def _pads(
 
 
 def fail_padding(call: Call, padding: str) -> NoReturn:
-    """Raises for a string that is no padding."""
     # It may be one of them for other strides.
     choices = [name for name in re.findall("'(.+?)'", call.paddings) if name != padding]
     call.fail(f"padding must be {call.paddings}", repr(padding), hints.of_name(padding, choices))
 
 
 def parse_pairs(call: Call, padding: Any, ndim: int) -> Pads:
-    """Explicit padding as ``ndim`` pairs of integers."""
     try:
         pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
     except (TypeError, ValueError):

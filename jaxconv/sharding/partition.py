@@ -81,8 +81,7 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
         out = bind(lhs, rhs, part_of=(found.spec, exchanged(found, cut)), **changed)
         for d, axis in cut.axes.items():
             if not found.sums(d):
-                to = axis.surplus, axis.outputs, along(f"x{d}")
-                out = sliced(out, found.spatial[d][2], *to)
+                out = sliced(out, found.spatial[d][2], axis.surplus, axis.outputs, along(f"x{d}"))
         letters = summed(found, cut)
         return along(*letters).sum(out) if letters else out
 
@@ -90,7 +89,6 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
 
 
 def summed(found: Dimensions, cut: Cut) -> list[str]:
-    """The letters over whose parts is summed."""
     letters = ["c", *(f"x{d}" for d in cut.axes if found.sums(d))]
     return [letter for letter in letters if letter in cut.places]
 
@@ -134,13 +132,12 @@ def _partition(
     call = _calls[key]
     cut, lies = call.cut(*shardings, result)
     *operands, out = lies
-    if str(lies) not in call.made:
+    if (lying := str(lies)) not in call.made:
         tiles = [(lie.tile(shape), shape) for lie, shape in zip(operands, shapes, strict=True)]
         parts = [jax.ShapeDtypeStruct(t.dimensions(), shape.numpy_dtype()) for t, shape in tiles]
-        function = local(call.dimensions, cut, call.params, call.bind)
-        module = compat.module_of(function, parts, (AXIS, call.devices), call.platforms)
-        call.made[str(lies)] = module
-    return call.made[str(lies)], operands, out
+        function, axis = local(call.dimensions, cut, call.params, call.bind), (AXIS, call.devices)
+        call.made[lying] = compat.module_of(function, parts, axis, call.platforms)
+    return call.made[lying], operands, out
 
 
 def _from_operands(_: Any, shardings: Sequence[Any], shape: Any, key: bytes) -> Any:
