@@ -201,9 +201,8 @@ def conv_transpose(
     words = {"names": names, "paddings": paddings, "transpose_kernel": transpose_kernel}
     call, lhs, rhs = _operands("conv_transpose", lhs, rhs, **words)
     ndim = rhs.ndim - 2
-    if dimension_numbers is None:
-        dimension_numbers = hints.lettered(rhs.ndim)
-    dnums = parse.parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, strides)
+    numbers = hints.lettered(rhs.ndim) if dimension_numbers is None else dimension_numbers
+    dnums = parse.parse_dimension_numbers(call, lhs.shape, rhs.shape, numbers, strides)
     strides = parse.positive(call, "window_strides", strides, ndim, TypeError)
     rhs_dilation = (1,) * ndim if rhs_dilation is None else rhs_dilation
     rhs_dilation = parse.positive(call, "rhs_dilation", rhs_dilation, ndim, TypeError)
@@ -249,6 +248,5 @@ def pointwise(
         call.fail("x must be (…, C) and w (C, O)", None, remedy, TypeError)
     parse.parse_out_dtype(call, x.dtype, w.dtype, preferred_element_type)
     parse.parse_precision(call, precision)
-    return jnp.einsum(
-        "...c,co->...o", x, w, precision=precision, preferred_element_type=preferred_element_type
-    )
+    types = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return jnp.einsum("...c,co->...o", x, w, **types)

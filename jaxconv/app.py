@@ -122,8 +122,7 @@ def compare(
         _fail(f"can't read the image {str(image)!r}: {error.strerror or error}")
     if problem := draw.problem(output, image):
         _fail(f"can't write {str(output)!r}: {problem}")
-    names = list(dict.fromkeys(algorithm or known))
-    commands.compare(photograph, caption, output, names, repeats)
+    commands.compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
 
 
 @app.command()

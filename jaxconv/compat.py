@@ -163,11 +163,7 @@ def add_rules(convolution: Any) -> None:
         if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
             table[convolution] = partial(rule.func, convolution)
         else:
-            table[convolution] = _without_algorithm(rule)
-
-
-def _without_algorithm(rule: Any) -> Any:
-    return lambda *args, algorithm, **params: rule(*args, **params)
+            table[convolution] = lambda *args, algorithm, _rule=rule, **kw: _rule(*args, **kw)
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
@@ -184,9 +180,6 @@ def lowering_rule(primitive: Any, platform: str) -> Any:
     except RuntimeError:  # then nothing is enabled that could stand in for it
         return mlir.lower_fun(primitive.bind, multiple_results=False)
     return next((t[primitive] for t in tables if primitive in t), others.get(primitive)).rule
-
-
-# Several devices
 
 
 def has_explicit_sharding(*avals: Any) -> bool:
@@ -269,18 +262,15 @@ def sharding_of(places: Sequence[Sequence[int]]) -> Any:
 def module_of(
     function: Callable[..., Any], args: Sequence[Any], axis: tuple[str, int], platforms: Any
 ) -> bytes:
-    """The program of each of several devices, which have a place along a named axis."""
+    """The program of each device along a named axis."""
     name, size = axis
     mesh: Any = jax.sharding.AbstractMesh((size,), (name,))
     with no_mesh():
         jaxpr = jax.make_jaxpr(function, axis_env=[axis])(*args)
     with _jaxs("extend_axis_env_nd")([axis]), no_mesh():
+        context = mlir.SPMDAxisContext(mesh, frozenset({name}))
         module = _jaxs("build_mlir_module_helper")(
-            jaxpr,
-            name="part",
-            platforms=platforms,
-            backend=None,
-            axis_context=mlir.SPMDAxisContext(mesh, frozenset({name})),
+            jaxpr, name="part", platforms=platforms, backend=None, axis_context=context
         )
     return mlir.module_to_bytecode(module)
 
@@ -292,13 +282,8 @@ def asking_call(
     dimensions correspond by ``rule`` and ``factors``, as in ``custom_partitioning``."""
     (out_type,) = mlir.aval_to_ir_types(ctx.module_context, ctx.avals_out[0])
     parsed = _jaxs("str_to_sdy_sharding_rule")(rule, **factors)
-    types = [x.type for x in operands]
-    attribute = _jaxs("sdy_sharding_rule_to_mlir")(parsed, types, [out_type])
+    attribute = _jaxs("sdy_sharding_rule_to_mlir")(parsed, [x.type for x in operands], [out_type])
+    words = {"api_version": 2, "extra_attributes": {"sdy.sharding_rule": attribute}}
     return _jaxs("custom_call")(
-        target,
-        result_types=[out_type],
-        operands=operands,
-        backend_config=key,
-        api_version=2,
-        extra_attributes={"sdy.sharding_rule": attribute},
+        target, result_types=[out_type], operands=operands, backend_config=key, **words
     ).results

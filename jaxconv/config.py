@@ -176,10 +176,9 @@ def _parsed(function: str, name: str, value: Any, called: str) -> Any:
 
 def _memory() -> int:
     """Bytes of this machine's memory."""
-    try:
+    pages = size = 0
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not every system has these
         pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system has these
-        return UNKNOWN_MEMORY
     return pages * size if min(pages, size) > 0 else UNKNOWN_MEMORY
 
 
@@ -194,6 +193,5 @@ config = Config()
 
 
 def several_processes() -> bool:
-    """Whether several processes run this program. They must plan alike: if their programs differ,
-    they wait for each other for ever. Starts JAX's backend."""
+    """Whether several processes run this program, which must plan alike. Starts JAX's backend."""
     return jax.process_count() > 1

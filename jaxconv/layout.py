@@ -14,8 +14,7 @@ from jax import Array, lax
 from jaxconv import loops
 from jaxconv.spec import ConvSpec
 
-# Number of elements that fill a vector register or two.
-LANES = 16
+LANES = 16  # elements that fill a vector register or two
 
 
 def to_canonical(lhs: Array, rhs: Array, numbers: lax.ConvDimensionNumbers) -> tuple[Array, Array]:
@@ -60,8 +59,7 @@ def padded(x: Array, axes: Sequence[tuple[int, int, int]], first: int = 1) -> Ar
 
 
 def pad_and_dilate(lhs: Array, spec: ConvSpec, first: int = 1) -> tuple[Array, ConvSpec]:
-    """``lhs``, spatial from the ``first`` axis on, with holes and borders filled with zeros, and
-    the spec of its convolution."""
+    """``lhs``, spatial from the ``first`` axis on, with holes and borders of zeros; its spec."""
     edges = [(axis.low, axis.high, axis.spacing - 1) for axis in spec.axes]
     if not any(map(any, edges)):
         return lhs, spec

@@ -5,18 +5,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 from jax.typing import ArrayLike
 
 from jaxconv import layout, loops
 from jaxconv.arguments.channels_last import NAMES, PADDINGS, Padding, resolve_padding
 from jaxconv.arguments.errors import Call, fail, operand
-from jaxconv.arguments.hints import lettered
+from jaxconv.arguments.hints import Shape, lettered
 from jaxconv.arguments.parse import parameters, positive
 from jaxconv.spec import ConvSpec
-
-Shape = tuple[int, ...]
 
 
 def _patch_spec(call: Call, x_shape: Shape, dtype: Any, kernel: Shape, steps: Any) -> ConvSpec:
@@ -38,8 +35,7 @@ def _patch_spec(call: Call, x_shape: Shape, dtype: Any, kernel: Shape, steps: An
         must = "must have one size for each spatial dimension"
         constraint = f"kernel_shape {must} of {x}, which is (N, spatial…, C) or (spatial…, C)"
         call.fail(constraint, None, remedy)
-    lhs = np.broadcast_to(np.zeros((), dtype), x_shape)
-    rhs = np.broadcast_to(np.zeros((), dtype), (*kernel, x_shape[-1], 1))
+    lhs, rhs = (ShapeDtypeStruct(s, dtype) for s in (x_shape, (*kernel, x_shape[-1], 1)))
     dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
     strides = positive(call, "window_strides", strides, ndim, or_one=True)
     padding = resolve_padding(call, padding, kernel, dilation)
@@ -55,8 +51,8 @@ def _shape(function: str, name: str, given: Any, remedy: str, least: int) -> tup
         given = type(given).__name__ if hasattr(given, "shape") else repr(given)
         fail(function, f"{name} must be a sequence of integers", given, remedy, TypeError)
     if min(shape, default=least) < least:
-        remedy = "use 1" if least else remedy
-        fail(function, f"sizes in {name} must be {least} or more", shape, remedy)
+        must = f"must be {least} or more"
+        fail(function, f"sizes in {name} {must}", shape, "use 1" if least else remedy)
     return shape
 
 
@@ -156,8 +152,7 @@ def col2im(
     call = Call("col2im", shapes, NAMES, PADDINGS)
     batched = len(x_shape) != len(kernel_shape) + 1
     full_shape = x_shape if batched else (1, *x_shape)
-    steps = strides, padding, dilation
-    spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, steps)
+    spec = _patch_spec(call, full_shape, patches.dtype, kernel_shape, (strides, padding, dilation))
     expected = (*full_shape[:1], *spec.out_spatial, spec.taps * x_shape[-1])
     if patches.shape != (shape := expected if batched else expected[1:]):
         constraint = f"patches of x_shape {x_shape} must have the shape {shape}"

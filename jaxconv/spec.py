@@ -44,10 +44,6 @@ class Axis(NamedTuple):
         return max(0, (self.padded - self.window) // self.stride + 1)
 
 
-_STEPS = "window_strides", "lhs_dilation", "rhs_dilation"
-_COUNTS = "feature_group_count", "batch_group_count"
-
-
 # The spatial axes (x), input channels and output channels of a kernel; the canonical order first.
 KERNEL_ORDERS = ("xIO", "OIx", "xOI", "IOx")
 
@@ -119,16 +115,16 @@ class ConvSpec:
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":
-        """The spec of a convolution primitive: of operands with ``shape`` and ``dtype``, and its
-        parameters as returned by ``parse``."""
+        """The spec of a primitive: of what has ``shape`` and ``dtype``, and parsed parameters."""
         numbers = lhs_spec, rhs_spec, out_spec = params["dimension_numbers"]
         n, c, *lhs_spatial = (lhs.shape[d] for d in lhs_spec)
         o, i, *rhs_spatial = (rhs.shape[d] for d in rhs_spec)
         out_dtype, precision = params["preferred_element_type"], params["precision"]
-        default = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
         # lax does not convert NumPy integers.
-        steps: dict[str, Any] = {name: tuple(map(operator.index, params[name])) for name in _STEPS}
-        counts: dict[str, Any] = {name: operator.index(params[name]) for name in _COUNTS}
+        names = "window_strides", "lhs_dilation", "rhs_dilation"
+        steps: dict[str, Any] = {name: tuple(map(operator.index, params[name])) for name in names}
+        names = "feature_group_count", "batch_group_count"
+        counts: dict[str, Any] = {name: operator.index(params[name]) for name in names}
         alike = tuple(lhs_spec) == tuple(out_spec) == tuple(range(len(lhs_spec)))
         spec = cls(
             lhs_shape=(n, *lhs_spatial, c),
@@ -137,7 +133,7 @@ class ConvSpec:
             dtype=np.dtype(lhs.dtype),
             out_dtype=np.dtype(lhs.dtype if out_dtype is None else out_dtype),
             # A dot algorithm does not apply to convolutions: lax uses the default.
-            precision=precision if isinstance(precision, tuple) else default,
+            precision=precision if isinstance(precision, tuple) else cls.precision,
             channels_first=bool(lhs_spatial) and alike,
             **steps,
             **counts,
@@ -222,26 +218,22 @@ class ConvSpec:
         if not self.weight_gradient:
             return self
         (batch, *sizes, gn), g = self.lhs_shape, self.feature_group_count
-        return self._exchanged((gn // g, *sizes, g * batch), weight_gradient=False)
+        return self._exchanged(lhs_shape=(gn // g, *sizes, g * batch), weight_gradient=False)
 
     @property
     def kernel_gradient(self) -> "ConvSpec":
         """The convolution that JAX derives for the kernel's gradient."""
         (n, *sizes, c), groups = self.lhs_shape, self.feature_group_count
         changes = {"feature_group_count": 1, "batch_group_count": groups, "weight_gradient": True}
-        return self._exchanged((c, *sizes, n), **changes)
+        return self._exchanged(lhs_shape=(c, *sizes, n), **changes)
 
-    def _exchanged(self, lhs_shape: tuple[int, ...], **changes: Any) -> "ConvSpec":
+    def _exchanged(self, **changes: Any) -> "ConvSpec":
         """With output and kernel exchanged, and without the end of the padding that no window
         covers, on which no gradient depends."""
-        return self.replace(
-            lhs_shape=lhs_shape,
-            rhs_shape=(*self.out_spatial, self.lhs_shape[0], self.out_channels),
-            window_strides=self.rhs_dilation,
-            padding=tuple((a.low, a.high - (a.padded - a.window) % a.stride) for a in self.axes),
-            rhs_dilation=self.window_strides,
-            **changes,
-        )
+        rhs_shape = (*self.out_spatial, self.lhs_shape[0], self.out_channels)
+        padding = tuple((a.low, a.high - (a.padded - a.window) % a.stride) for a in self.axes)
+        steps = {"window_strides": self.rhs_dilation, "rhs_dilation": self.window_strides}
+        return self.replace(rhs_shape=rhs_shape, padding=padding, **steps, **changes)
 
     @property
     def largest_size(self) -> int:
@@ -258,13 +250,9 @@ class ConvSpec:
     @cached_property
     def accumulator_dtype(self) -> np.dtype:
         """The dtype of sums: at least 32 bits wide, so that only the final cast rounds or wraps."""
-        if self.out_dtype.itemsize >= 4:
-            return self.out_dtype
-        if jnp.issubdtype(self.out_dtype, np.unsignedinteger):
-            return np.dtype(np.uint32)
-        if jnp.issubdtype(self.out_dtype, np.integer):
-            return np.dtype(np.int32)
-        return np.dtype(np.float32)
+        kinds = {np.unsignedinteger: np.uint32, np.integer: np.int32, np.generic: np.float32}
+        wide = next(wide for kind, wide in kinds.items() if jnp.issubdtype(self.out_dtype, kind))
+        return self.out_dtype if self.out_dtype.itemsize >= 4 else np.dtype(wide)
 
     @property
     def shapes(self) -> str:

@@ -209,8 +209,8 @@ MISTAKES = {
         "x must be an array, got tuple; convert it with jnp.asarray; shapes are for jaxconv.plan."
     ),
     "random keys": type_error("conv", jax.random.split(jax.random.key(0), (1, 8, 8, 3)), W)(
-        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); convert it to"
-        " numbers."
+        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); draw"
+        " numbers by it, for example jax.random.normal(key, shape)."
     ),
     **{
         f"dtype {given!r}": type_error("conv", X, W, preferred_element_type=given)(

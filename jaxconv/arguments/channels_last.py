@@ -38,14 +38,9 @@ def lax_arguments(
     ndim = len(w.shape) - 2
     strides = positive(call, "window_strides", strides, ndim, or_one=True)
     dilation = positive(call, "rhs_dilation", dilation, ndim, or_one=True)
-    return call, {
-        "window_strides": strides,
-        "padding": resolve_padding(call, padding, w.shape[:-2], dilation),
-        "rhs_dilation": dilation,
-        "dimension_numbers": hints.lettered(len(w.shape)),
-        "feature_group_count": groups,
-        **others,
-    }
+    others |= {"padding": resolve_padding(call, padding, w.shape[:-2], dilation)}
+    others |= {"dimension_numbers": hints.lettered(ndim + 2), "feature_group_count": groups}
+    return call, {"window_strides": strides, "rhs_dilation": dilation, **others}
 
 
 def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:

@@ -59,20 +59,15 @@ def check_array(function: str, name: str, x: Any, concrete: bool = False) -> Non
     if not (has_values if concrete else has_type):
         remedy = "convert it with jnp.asarray; shapes are for jaxconv.plan"
         fail(function, f"{name} must be an array", type(x).__name__, remedy, TypeError)
-    if has_type and not _is_numeric(x.dtype):
-        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it to numbers"
-        fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
-
-
-def _is_numeric(dtype: Any) -> bool:
     try:
-        return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+        is_numeric = not has_type or any(jnp.issubdtype(x.dtype, k) for k in (np.number, np.bool_))
     except TypeError:  # another library's
-        return False
-
-
-def is_integers(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, (int, np.integer)) for value in values)
+        is_numeric = False
+    if not is_numeric:
+        given, remedy = f"dtype {x.dtype} and shape {x.shape}", "convert it to numbers"
+        if str(x.dtype).startswith("key<"):
+            remedy = "draw numbers by it, for example jax.random.normal(key, shape)"
+        fail(function, f"{name} must be an array of numbers", given, remedy, TypeError)
 
 
 def operand(function: str, name: str, x: Any) -> Array:
@@ -82,7 +77,6 @@ def operand(function: str, name: str, x: Any) -> Array:
 
 
 def check_function(function: str, fn: Any) -> None:
-    """Raises if ``fn`` can't be called."""
     if not callable(fn):
         given, remedy = type(fn).__name__, "pass the function itself, not what it returns"
         fail(function, "fn must be a function", given, remedy, TypeError)

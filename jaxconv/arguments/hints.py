@@ -9,8 +9,7 @@ from jax import lax
 
 Shape = tuple[int, ...]
 Shapes = Iterable[tuple[str, Shape]]
-# Letters of spatial dimensions, by their number.
-LETTERS = ("", "W", "HW", "DHW")
+LETTERS = ("", "W", "HW", "DHW")  # of spatial dimensions, by their number
 SWAPPED = "look swapped: the image comes first"
 DTYPES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int8", "int16")
 DTYPES += ("int32", "int64", "uint8", "uint16", "uint32", "uint64", "bool")
@@ -40,12 +39,9 @@ class Guess(NamedTuple):
 def likeliest(guesses: Iterable[Guess]) -> str | None:
     """The guesses that fit by the fewest changes, in words; None where none does."""
     fitting = [guess for guess in guesses if guess.changes and guess.fits]
-
-    def rank(guess: Guess) -> tuple[bool, int]:
-        return not guess.is_plausible, len(guess.changes)
-
-    best = min(map(rank, fitting), default=None)
-    texts = ("; ".join(guess.changes) for guess in fitting if rank(guess) == best)
+    ranks = [(not guess.is_plausible, len(guess.changes)) for guess in fitting]
+    ranked = zip(ranks, fitting, strict=True)
+    texts = ("; ".join(guess.changes) for rank, guess in ranked if rank == min(ranks))
     return "; or ".join(itertools.islice(dict.fromkeys(texts), 2)) or None
 
 
@@ -69,8 +65,7 @@ def of_conv(x: Shape, w: Shape, groups: int) -> Iterator[Guess]:
     kernels: list[tuple[str, Shape]] = [("", w)]
     if groups == inputs > 1:
         text = "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
-        reshaped = (*kernel, 1, inputs * outputs)
-        kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", reshaped))
+        kernels.append((f"{text} w.reshape(*w.shape[:-2], 1, -1)", (*kernel, 1, inputs * outputs)))
     elif inputs > 1:
         text = "w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)"
         kernels.append((text, (*kernel, outputs, inputs)))
@@ -212,9 +207,8 @@ def of_dimension_numbers(x: str, w: str, lhs: Shape, rhs: Shape, given: Any) -> 
             continue
         return f"did you mean {tuple(meant)}?"
     if all(len(spec) == rank for spec in given):
-        return (
-            "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters"
-        )
+        others = "and in all three the same other letters"
+        return f"name 'N' and 'C', in the kernel 'O' and 'I', {others}"
     if rank == 2:
         return f"{of_axes(x, w, lhs, rhs, given)}, or use {usual}"
     return f"use {usual}, or give {x} and {w} an axis for each letter"
@@ -231,7 +225,6 @@ def of_name(
 
 
 def of_platform(given: Any) -> str:
-    """Which platform is most likely meant by ``given``."""
     if isinstance(given, str) and given.lower() in ("cuda", "rocm", "metal"):
         return "use 'gpu'"
     return of_name(given, ("cpu", "gpu", "tpu"))

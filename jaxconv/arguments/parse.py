@@ -32,10 +32,8 @@ def parameters(
     precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> dict[str, Any]:
-    """The parameters of lax's primitive, but ``out_sharding``, for ``lax.conv_general_dilated``'s.
-
-    ``lhs`` and ``rhs`` are arrays or stand for some. Errors are of the classes that lax raises.
-    """
+    """Lax's arguments, of which operands need a shape and a dtype only, as the parameters of its
+    primitive, but ``out_sharding``. Errors are of the classes that lax raises."""
     dnums = parse_dimension_numbers(call, lhs.shape, rhs.shape, dimension_numbers, window_strides)
     out_dtype = parse_out_dtype(call, lhs.dtype, rhs.dtype, preferred_element_type)
     ndim = len(lhs.shape) - 2
@@ -84,9 +82,8 @@ def parse_dimension_numbers(
         strings = f"three strings of length {rank} such as {hints.lettered(rank, given)}"
         constraint = f"dimension_numbers must be None, a lax.ConvDimensionNumbers, or {strings}"
         call.fail(constraint, repr(given), hints.of_dimension_numbers(*operands), TypeError)
-    error = ValueError
     try:
-        specs = [tuple(map(operator.index, spec)) for spec in dnums]
+        specs, error = [tuple(map(operator.index, spec)) for spec in dnums], ValueError
     except TypeError:
         specs, error = [()], TypeError
     if any(sorted(spec) != list(range(rank)) for spec in specs):
@@ -106,7 +103,9 @@ def parse_out_dtype(
     if lhs != rhs:
         x, w = call.name("lhs"), call.name("rhs")
         given = f"{np.dtype(lhs).name} and {np.dtype(rhs).name}"
-        cast = f"{w}.astype({x}.dtype)" if _kind(lhs) >= _kind(rhs) else f"{x}.astype({w}.dtype)"
+        order = (np.inexact, np.complexfloating)  # after integers
+        of_x, of_w = ([jnp.issubdtype(dtype, kind) for kind in order] for dtype in (lhs, rhs))
+        cast = f"{w}.astype({x}.dtype)" if of_x >= of_w else f"{x}.astype({w}.dtype)"
         remedy = f"cast one of them with .astype, for example {cast}"
         call.fail(f"{x} and {w} must have the same dtype", given, remedy, TypeError)
     if preferred is None:
@@ -132,13 +131,7 @@ def parse_out_dtype(
     return dtype
 
 
-def _kind(dtype: np.dtype) -> int:
-    """Integers come before floats, and these before complex numbers."""
-    return sum(jnp.issubdtype(dtype, kind) for kind in (np.inexact, np.complexfloating))
-
-
 def parse_precision(call: Call, given: lax.PrecisionLike) -> Any:
-    """``precision`` as lax's primitive has it."""
     try:
         return compat.canonicalize_precision(given)
     except ValueError:
@@ -167,7 +160,6 @@ def positive(
 
 
 def _count(call: Call, argument: str, given: Any) -> int:
-    """A number of groups."""
     try:
         count, error, remedy = operator.index(given), ValueError, "use 1 without groups"
     except TypeError:
@@ -209,8 +201,7 @@ def _check_groups(
 
 
 def plannable(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> bool:
-    """Whether a convolution has no symbolic sizes, and lax can compile it, whose rule of shape
-    accepts more."""
+    """Whether sizes are numbers, and lax can compile it, whose rule of shape accepts more."""
     specs = params["dimension_numbers"]
     if any(sorted(spec) != list(range(len(rhs.shape))) for spec in specs):
         return False
@@ -242,15 +233,12 @@ def _pads(
 
 
 def fail_padding(call: Call, padding: str) -> NoReturn:
-    """Raises for a string that is no padding."""
     # It may be one of them for other strides.
     choices = [name for name in re.findall("'(.+?)'", call.paddings) if name != padding]
-    remedy = hints.of_name(padding, choices)
-    call.fail(f"padding must be {call.paddings}", repr(padding), remedy)
+    call.fail(f"padding must be {call.paddings}", repr(padding), hints.of_name(padding, choices))
 
 
 def parse_pairs(call: Call, padding: Any, ndim: int) -> Pads:
-    """Explicit padding as ``ndim`` pairs of integers."""
     try:
         pads = tuple((operator.index(lo), operator.index(hi)) for lo, hi in padding)
     except (TypeError, ValueError):

@@ -14,7 +14,7 @@ from jaxconv import tables
 from jaxconv.algorithms import ALGORITHMS, Algorithm
 from jaxconv.algorithms.base import prepared, unsupported
 from jaxconv.arguments.channels_last import Padding, lax_arguments
-from jaxconv.arguments.errors import check_array, fail, is_integers
+from jaxconv.arguments.errors import check_array, fail
 from jaxconv.arguments.parse import parameters
 from jaxconv.config import listeners
 from jaxconv.planning.choose import checked_platform, choose, unplannable, workspace
@@ -166,7 +166,8 @@ def _operands(x: Any, w: Any, dtype: Any) -> list[Any]:
         fail("plan", "dtype is for operands given as shapes", "none of these", remedy)
     operands = []
     for name, operand in (("x", x), ("w", w)):
-        if isinstance(operand, (tuple, list)) and is_integers(operand):
+        integers = isinstance(operand, (tuple, list))
+        if integers and all(isinstance(size, (int, np.integer)) for size in operand):
             if min(operand, default=0) < 0:
                 constraint = f"the sizes of {name} must not be negative"
                 fail("plan", constraint, operand, "pass the whole shape")

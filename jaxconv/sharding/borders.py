@@ -57,8 +57,7 @@ class AxisCut:
 def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCut | None:
     """The cut of the ``d``-th spatial axis by which each device computes its part of the outputs,
     or, if ``sums``, all outputs with its part of the taps. None where no window of the same size
-    does it, because windows would begin at different places between a dilated image's elements.
-    """
+    does it: they would begin at different places between a dilated image's elements."""
     axis, size, stride = spec.axes[d], spec.lhs_spatial[d], spec.window_strides[d]
     total = axis.taps if sums else axis.out
     own = -(-total // devices)
@@ -69,12 +68,10 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
     # A window begins with as many zeros as any needs, and has more outputs by that.
     zeros = int(gaps.max())
     more = zeros - int(gaps.min())
-    if more and (sums or stride > 1):
-        return None
     outputs = axis.out if sums else own
     extent = (outputs + more - 1) * stride + dilate(own if sums else axis.taps, axis.dilation)
     length = (extent - 1 - zeros) // axis.spacing + 1
-    if length < 1:
+    if length < 1 or (more and (sums or stride > 1)):
         return None
     held = -(-size // devices)
     before_own, used = np.arange(devices) * held, begins < total
@@ -100,8 +97,7 @@ def cut_axis(spec: ConvSpec, d: int, devices: int, sums: bool = False) -> AxisCu
 
 
 def window(x: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
-    """A device's window: its part ``x`` of the image, cut along ``axis``, with the borders that its
-    neighbours in ``line`` hold."""
+    """A device's window: ``x``, its part of an axis, with its neighbours' borders in ``line``."""
     x = only_valid(x, axis, cut.size, cut.devices, line)
     parts, n, held = [x], cut.devices, cut.held
     for hop in range(1, -(-cut.left // held) + 1):
@@ -115,12 +111,7 @@ def window(x: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
     x = lax.concatenate(parts, axis) if len(parts) > 1 else x
     if cut.before or cut.after:
         x = layout.padded(x, [(cut.before, cut.after, 0)], axis)
-    return _slice(x, axis, cut.starts, cut.length, line)
-
-
-def own_outputs(out: Array, axis: int, cut: AxisCut, line: MeshLine) -> Array:
-    """The outputs of a window without its surplus."""
-    return _slice(out, axis, cut.surplus, cut.outputs, line)
+    return sliced(x, axis, cut.starts, cut.length, line)
 
 
 def only_valid(x: Array, axis: int, size: int, devices: int, line: MeshLine) -> Array:
@@ -132,7 +123,7 @@ def only_valid(x: Array, axis: int, size: int, devices: int, line: MeshLine) -> 
     return jnp.where(index < size, x, np.zeros((), x.dtype))
 
 
-def _slice(x: Array, axis: int, starts: Sequence[int], length: int, line: MeshLine) -> Array:
+def sliced(x: Array, axis: int, starts: Sequence[int], length: int, line: MeshLine) -> Array:
     """``length`` elements from where each device's begin."""
     if len(set(starts)) == 1:
         return lax.slice_in_dim(x, starts[0], starts[0] + length, axis=axis)

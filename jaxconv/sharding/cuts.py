@@ -40,7 +40,6 @@ class Dimensions:
 
 
 def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
-    """Those of a convolution with lax's parameters."""
     spec = ConvSpec.from_params(lhs, rhs, params)
     (g, _, o, _), c = spec.gemm, spec.rhs_shape[-2]
     sizes = {"n": spec.out_shape[0], "c": c, "o": o, "g": g}
@@ -70,7 +69,6 @@ class Cut:
     axes: Mapping[int, AxisCut]  # for each spatial axis that is cut, how
 
     def parts(self, letter: str) -> int:
-        """Into how many parts a letter is cut."""
         return parts(self.places[letter]) if letter in self.places else 1
 
     def lines(self, letters: Collection[str]) -> list[list[int]]:
@@ -86,7 +84,6 @@ class Cut:
         return [[device for _, device in sorted(line)] for line in lines.values()]
 
     def of_dimension(self, letters: Letters) -> Places:
-        """The devices' places along a dimension."""
         total = (0,) * self.devices
         for letter in letters:
             own = self.places.get(letter, (0,) * self.devices)

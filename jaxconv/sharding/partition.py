@@ -26,14 +26,12 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv import compat
-from jaxconv.sharding.borders import MeshLine, only_valid, own_outputs, window
+from jaxconv.sharding.borders import MeshLine, only_valid, sliced, window
 from jaxconv.sharding.cuts import Cut, Dimensions, cut_of, dimensions
 from jaxconv.spec import ConvSpec
 
-# Of a device's arrays, with the parameters of its convolution and ``part_of``.
-Bind = Callable[..., Array]
-# The whole convolution, and what devices exchange for it, in words.
-PartOf = tuple[ConvSpec, str]
+Bind = Callable[..., Array]  # of a device's arrays, with its parameters and ``part_of``
+PartOf = tuple[ConvSpec, str]  # the whole convolution, and what devices exchange, in words
 TARGET = "jaxconv"
 AXIS = "devices"
 
@@ -83,7 +81,7 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
         out = bind(lhs, rhs, part_of=(found.spec, exchanged(found, cut)), **changed)
         for d, axis in cut.axes.items():
             if not found.sums(d):
-                out = own_outputs(out, found.spatial[d][2], axis, along(f"x{d}"))
+                out = sliced(out, found.spatial[d][2], axis.surplus, axis.outputs, along(f"x{d}"))
         letters = summed(found, cut)
         return along(*letters).sum(out) if letters else out
 
@@ -91,7 +89,6 @@ def local(found: Dimensions, cut: Cut, params: Mapping[str, Any], bind: Bind) ->
 
 
 def summed(found: Dimensions, cut: Cut) -> list[str]:
-    """The letters over whose parts is summed."""
     letters = ["c", *(f"x{d}" for d in cut.axes if found.sums(d))]
     return [letter for letter in letters if letter in cut.places]
 
@@ -135,13 +132,12 @@ def _partition(
     call = _calls[key]
     cut, lies = call.cut(*shardings, result)
     *operands, out = lies
-    if str(lies) not in call.made:
+    if (lying := str(lies)) not in call.made:
         tiles = [(lie.tile(shape), shape) for lie, shape in zip(operands, shapes, strict=True)]
         parts = [jax.ShapeDtypeStruct(t.dimensions(), shape.numpy_dtype()) for t, shape in tiles]
-        function = local(call.dimensions, cut, call.params, call.bind)
-        module = compat.module_of(function, parts, (AXIS, call.devices), call.platforms)
-        call.made[str(lies)] = module
-    return call.made[str(lies)], operands, out
+        function, axis = local(call.dimensions, cut, call.params, call.bind), (AXIS, call.devices)
+        call.made[lying] = compat.module_of(function, parts, axis, call.platforms)
+    return call.made[lying], operands, out
 
 
 def _from_operands(_: Any, shardings: Sequence[Any], shape: Any, key: bytes) -> Any:
@@ -177,12 +173,6 @@ def partitioned(
         "permutation_factors": [f"x{d}" for d in axes if not found.sums(d)],
         "need_replication_factors": [f"t{d}" for d in axes],
     }
-    return compat.asking_call(
-        ctx,
-        TARGET,
-        (lhs, rhs),
-        key.decode(),
-        "{}, {} -> {}".format(*texts),
-        **{f: sizes[f] for f in used - whole},
-        **{kind: tuple(f for f in factors if f in used) for kind, factors in kinds.items()},
-    )
+    rule, factors = "{}, {} -> {}".format(*texts), {f: sizes[f] for f in used - whole}
+    by_kind = {kind: tuple(f for f in given if f in used) for kind, given in kinds.items()}
+    return compat.asking_call(ctx, TARGET, (lhs, rhs), key.decode(), rule, **factors, **by_kind)
