@@ -27,7 +27,7 @@ from jaxconv.bench.cases import Layer, layer_of
 from jaxconv.bench.measure import Effort, Result, summary
 from jaxconv.bench.programs import SUITES, Case, Selection, Suite
 from jaxconv.compat import conv_general_dilated_p
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.planning.timing import Call, Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pytorch_s_wrong_result_is_told() -> None:
     subject = Compiled(jax.nn.relu, jnp.ones(3, jnp.float32))
-    call = measure.Call(lambda: 2.0, lambda x: np.full(3, x))
+    call = Call(lambda: 2.0, lambda x: np.full(3, x))
     facts = {"name": "a", "direction": "b", "how": "", "tolerance": 0.1}
     result = measure.measure(ONCE, subject, subject, call, **facts)
     assert result.wrong == "a, b: PyTorch is off by 1.0e+00 of the largest value, more than 1e-01"

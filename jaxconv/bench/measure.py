@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import tables
-from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
+from jaxconv.planning.timing import Call, Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec, dilate
 
 # Seconds after which threads of another runtime have stopped spinning: 2 taps on 4×199×512 by
@@ -43,7 +42,7 @@ class Effort:
     fewest: int = 3
     torch: bool = False
 
-    def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
+    def times(self, subjects: Sequence[Call], settle: float = 0.0) -> Pairs:
         """Seconds of each subject, called in turn, by rounds."""
         return alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
 
@@ -110,20 +109,6 @@ class Result:
         ratios = {peer: self.quartiles(peer) for peer in TITLES if getattr(self, peer)}
         computed = {name: getattr(self, name) for name in ("rate", "error_ratio", "wrong")}
         return dataclasses.asdict(self) | computed | {"ratios": ratios}
-
-
-@dataclasses.dataclass
-class Call:
-    """A function of PyTorch without arguments, to be timed; see ``timing.Subject``."""
-
-    function: Callable[[], Any]
-    as_jax: Callable[[Any], Any]  # converts its output to JAX's layout
-    output: Any = None
-
-    def call(self) -> float:
-        start = time.perf_counter()
-        self.output = self.function()
-        return time.perf_counter() - start
 
 
 @cache

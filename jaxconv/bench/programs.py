@@ -16,11 +16,11 @@ from jax import lax
 
 import jaxconv
 from jaxconv.bench.cases import COUNT, LAYERS, SEED, Layer, arguments, random_specs
-from jaxconv.bench.measure import Call, Effort, Result, gemm_peak, measure, reference
+from jaxconv.bench.measure import Effort, Result, gemm_peak, measure, reference
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.planning.choose import choose, worthwhile
 from jaxconv.planning.machine import processor, version
-from jaxconv.planning.timing import Compiled
+from jaxconv.planning.timing import Call, Compiled
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates, operands, timed
 from jaxconv.transforms import jaxprs

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from jaxconv.bench.cases import Layer
-from jaxconv.bench.measure import Call
 from jaxconv.bench.networks import Network, padding
+from jaxconv.planning.timing import Call
 
 torch.set_num_threads(os.cpu_count() or 1)
 
