@@ -188,7 +188,7 @@ PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6}
 
 @pytest.mark.parametrize("network", networks.NETWORKS[:6:2], ids=lambda network: network.kind)
 def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
-    network = dataclasses.replace(network, shape=(64, 64, 3))
+    network = network._replace(shape=(64, 64, 3))
     with jax.numpy_rank_promotion("allow"):  # users' models promote
         params = jax.eval_shape(network.init)
         found = programs.convolutions(network.step, params, *network.data())
@@ -220,7 +220,7 @@ def test_networks_are_timed_forward_and_in_training(torch: bool) -> None:
 
 
 def test_channels_first_a_network_computes_the_same() -> None:
-    first = dataclasses.replace(SMALL, first=True)
+    first = SMALL._replace(first=True)
     assert first.name == "small, channels first, batch 2"
     (x, _), (moved, _) = SMALL.data(), first.data()
     np.testing.assert_array_equal(np.moveaxis(moved, 1, -1), x)
@@ -476,7 +476,7 @@ def test_summary_ranks() -> None:
 def test_quick_is_a_few() -> None:
     few = [Case(name, "", lambda _, name=name: name.upper()) for name in "abc"]
     suite, quick = Suite(lambda _: few, slice(1, 2), ONCE), Selection(quick=True)
-    named = dataclasses.replace(quick, case=re.compile("[ac]"))
+    named = quick._replace(case=re.compile("[ac]"))
     for selection, expected in ((quick, ["b", "B"]), (named, ["a", "A", "c", "C"])):
         assert list(suite.run(suite.selected(selection), selection)) == expected
     for name, suite in SUITES.items():

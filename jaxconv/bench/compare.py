@@ -38,12 +38,8 @@ class Convolution(NamedTuple):
 
 
 def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
-    """A photograph (h, w, 3) in 0…1, and its caption; OSError where it can't be read.
-
-    Args:
-      path: any file that Pillow reads; None for the portrait that comes with scikit-image.
-      size: pixels of the long side above which it is scaled down.
-    """
+    """A photograph (h, w, 3) in 0…1, scaled down to ``size`` pixels of the long side, and its
+    caption; None for the portrait of scikit-image. OSError where it can't be read."""
     if path is None:
         from skimage.data import astronaut
 
@@ -134,8 +130,7 @@ def _bilinear(channels: int) -> np.ndarray:
     return (np.outer(line, line)[:, :, None, None] * np.eye(channels)).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One convolution by lax and by all algorithms."""
 
     convolution: Convolution

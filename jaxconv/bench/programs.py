@@ -133,8 +133,7 @@ class Case(NamedTuple):
     measure: Callable[[Effort], Result]
 
 
-@dataclasses.dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The part of a suite to run, see the options of ``jaxconv bench``; None for all."""
 
     case: re.Pattern[str] | None = None
@@ -180,9 +179,7 @@ SUITES = {
     # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch
     # gave a ratio of 1.02, seven pairs 0.88.
     "models": Suite(
-        lambda _: _all(measure_network, NETWORKS),
-        slice(2),
-        Effort(seconds=8.0, fewest=5),
+        lambda _: _all(measure_network, NETWORKS), slice(2), Effort(seconds=8, fewest=5)
     ),
     "regret": Suite(_random, slice(4), Effort(16, precision=0.0)),
 }

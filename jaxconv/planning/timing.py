@@ -47,22 +47,17 @@ class Compiled(Call):
 
 def alternate(
     subjects: Sequence[Call],
-    rounds: int,
-    seconds: float = float("inf"),
+    rounds: int,  # the maximum
+    seconds: float = float("inf"),  # after which no further round is begun
     precision: float = 0.0,
     settle: float = 0.0,
-    fewest: int = 1,
+    fewest: int = 1,  # the minimum of rounds
 ) -> list[tuple[float, ...]]:
     """Seconds of each subject, called in turn after one warm-up call each.
 
-    Args:
-      rounds: the maximum.
-      seconds: after which no further round is begun.
-      precision: measuring ends once the ratios of the first subject to the others are this precise:
-        the interquartile range over the median and the square root of the number of rounds.
-      settle: seconds for which each is called before it is timed: threads of other runtimes keep
-        spinning for a while.
-      fewest: the minimum of rounds.
+    Measuring ends once the ratios of the first to the others have this ``precision``: interquartile
+    range over the median and the square root of the number of rounds. Each is called for ``settle``
+    seconds before it is timed: threads of other runtimes keep spinning for a while.
     """
     start = time.perf_counter()
     for subject in subjects:
