@@ -167,9 +167,7 @@ class Phase(Algorithm):
             kernel = kernel_of_phases(rhs, spec)
             out = convolve(lhs, kernel.reshape(one.rhs_shape), one)
         else:
-            outputs: list[Array | None] = [
-                part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
-            ]
+            outputs = [part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)]
             zeros = jnp.zeros(shape, spec.out_dtype)
             out = jnp.stack([zeros if output is None else output for output in outputs], -2)
         out = layout.interleaved(out.reshape(*shape[:-1], *periods(spec), -1))

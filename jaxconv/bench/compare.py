@@ -70,11 +70,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
-    """The convolutions to compare, for a photograph (h, w, 3) in 0…1.
-
-    Three are of the photograph itself; "features" below are a ResNet's activations before its
-    first block: the stem, ReLU, and a 3×3 max-pooling with stride 2.
-    """
+    """The convolutions to compare, for a photograph (h, w, 3) in 0…1: three of itself, others of
+    a ResNet's activations before its first block: stem, ReLU, 3×3 max-pooling with stride 2."""
     rgb = jnp.asarray(photograph[None], jnp.float32)
     grey = rgb @ jnp.asarray([[0.299], [0.587], [0.114]], jnp.float32)
     stem = _convolution("7×7 stem, stride 2, 3 → 64", rgb, _random(7, 7, 3, 64), 3, stride=2)

@@ -129,11 +129,8 @@ def measure(
     exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
-    """Times and compares: the baseline is by lax, the subject by jaxconv.
-
-    ``exact`` computes the output in float64, after the timing, which its spinning threads would
-    disturb; ``facts`` are the rest of ``Result``.
-    """
+    """Times and compares: the baseline by lax, the subject by jaxconv; ``exact`` in float64, after
+    the timing, which its spinning threads would disturb. ``facts`` are the rest of ``Result``."""
     if "flops" in facts:
         facts["peak"] = gemm_peak()
     facts["lax"] = effort.times((baseline, subject))
@@ -174,11 +171,8 @@ def error(output: Any, exact: np.ndarray) -> float:
 
 
 def reference(spec: ConvSpec, lhs: Any, rhs: Any) -> np.ndarray:
-    """A forward convolution in float64 by NumPy, one matrix product for each tap of its kernel.
-
-    Not by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode. It
-    shares no code with the convolutions that it checks.
-    """
+    """A forward convolution in float64 by NumPy, one matrix product for each tap of its kernel. Not
+    by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode."""
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
     padded = np.zeros((len(lhs), *spec.padded_spatial, lhs.shape[-1]))
     axes = zip(spec.padding, spec.padded_spatial, spec.lhs_dilation, strict=True)

@@ -133,7 +133,8 @@ class Case(NamedTuple):
     measure: Callable[[Effort], Result]
 
 
-class Selection(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Selection:
     """The part of a suite to run, see the options of ``jaxconv bench``; None for all."""
 
     case: re.Pattern[str] | None = None
@@ -150,11 +151,11 @@ class Suite(NamedTuple):
 
     def selected(self, selection: Selection) -> list[Case]:
         """The cases of a selection; those selected by name also in a quick run."""
-        cases, pattern = self.cases(selection.specs), selection.case
-        if pattern is None:
-            cases = cases[self.few] if selection.quick else cases
-        else:
-            cases = [case for case in cases if pattern.search(case.name)]
+        cases = self.cases(selection.specs)
+        if selection.case is not None:
+            cases = [case for case in cases if selection.case.search(case.name)]
+        elif selection.quick:
+            cases = cases[self.few]
         return [case for case in cases if selection.direction in (None, case.direction)]
 
     def run(self, cases: Sequence[Case], selection: Selection) -> Iterator[str | Result]:
