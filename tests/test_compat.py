@@ -153,6 +153,7 @@ def report() -> dict[str, Any]:
 WITHOUT = ("jaxconv", "jax_remat3", "partitioning")
 
 
+@pytest.mark.exhaustive  # a process of its own: 15 seconds
 def test_features_use_their_own_names_only(report: dict[str, Any]) -> None:
     mesh = "a convolution under a mesh"
     more = {"explicit sharding": {mesh}, "out_sharding": {mesh, "explicit sharding"}}

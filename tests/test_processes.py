@@ -55,6 +55,9 @@ def run(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(report.read_text()) for report, _ in files]
 
 
+pytestmark = pytest.mark.exhaustive  # four processes that compile: 20 seconds
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process reports."""
