@@ -27,7 +27,7 @@ from jaxconv.bench.cases import Layer, layer_of
 from jaxconv.bench.measure import Effort, Result, summary
 from jaxconv.bench.programs import SUITES, Case, Selection, Suite
 from jaxconv.compat import conv_general_dilated_p
-from jaxconv.planning.timing import Compiled, alternate
+from jaxconv.planning.timing import Call, Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
@@ -157,7 +157,7 @@ def test_what_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pytorch_s_wrong_result_is_told() -> None:
     subject = Compiled(jax.nn.relu, jnp.ones(3, jnp.float32))
-    call = measure.Call(lambda: 2.0, lambda x: np.full(3, x))
+    call = Call(lambda: 2.0, lambda x: np.full(3, x))
     facts = {"name": "a", "direction": "b", "how": "", "tolerance": 0.1}
     result = measure.measure(ONCE, subject, subject, call, **facts)
     assert result.wrong == "a, b: PyTorch is off by 1.0e+00 of the largest value, more than 1e-01"
@@ -188,7 +188,7 @@ PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6}
 
 @pytest.mark.parametrize("network", networks.NETWORKS[:6:2], ids=lambda network: network.kind)
 def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
-    network = dataclasses.replace(network, shape=(64, 64, 3))
+    network = network._replace(shape=(64, 64, 3))
     with jax.numpy_rank_promotion("allow"):  # users' models promote
         params = jax.eval_shape(network.init)
         found = programs.convolutions(network.step, params, *network.data())
@@ -220,7 +220,7 @@ def test_networks_are_timed_forward_and_in_training(torch: bool) -> None:
 
 
 def test_channels_first_a_network_computes_the_same() -> None:
-    first = dataclasses.replace(SMALL, first=True)
+    first = SMALL._replace(first=True)
     assert first.name == "small, channels first, batch 2"
     (x, _), (moved, _) = SMALL.data(), first.data()
     np.testing.assert_array_equal(np.moveaxis(moved, 1, -1), x)

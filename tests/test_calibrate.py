@@ -23,6 +23,7 @@ from jaxconv.planning.machine import Machine, here
 from jaxconv.planning.predict import predicted
 from jaxconv.planning.rows import Timed
 from jaxconv.spec import ConvSpec
+from jaxconv.tools import autotune as autotuning
 
 PLATFORM = jax.default_backend()
 SPECS = [
@@ -56,21 +57,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
         times = {name: 0.001 * i for i, name in enumerate(names, 1)}
         return Timed(spec, here(platform), times, dict.fromkeys(times, 0.5))
 
-    monkeypatch.setattr(calibrate, "timed", timed)
+    monkeypatch.setattr(autotuning, "timed", timed)
     monkeypatch.setattr(calibrate, "in_order", lambda: SPECS[:6])
     return specs
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, asked: list[ConvSpec], count: int) -> None:
     """Once so many were measured."""
-    measuring = calibrate.timed
+    measuring = autotuning.timed
 
     def interrupted(*args: Any) -> Timed:
         if len(asked) == count:
             raise KeyboardInterrupt
         return measuring(*args)
 
-    monkeypatch.setattr(calibrate, "timed", interrupted)
+    monkeypatch.setattr(autotuning, "timed", interrupted)
 
 
 def test_a_file_goes_on_where_it_ended(
@@ -147,7 +148,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
             times = {name: 3 * predicted(name, prepared(spec), platform).seconds for name in names}
         return Timed(spec, here(platform), times, {})
 
-    monkeypatch.setattr(calibrate, "timed", timed)
+    monkeypatch.setattr(autotuning, "timed", timed)
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:3]))
     return specs
 
@@ -195,7 +196,7 @@ def test_the_sample_never_ends_and_is_small() -> None:
     for spec in specs:
         assert spec.flops <= calibrate.FLOPS
         assert spec.dtype == np.float32
-    names = calibrate._fastest(specs[0])
+    names = autotuning.candidates(specs[0], "cpu", calibrate.FASTEST)
     assert "xla" in names
     assert len(names) == len(set(names)) <= calibrate.FASTEST + 2
 

@@ -1,8 +1,8 @@
 """What an algorithm is, and how any algorithm is applied."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +18,7 @@ class UnsupportedConvError(ValueError):
     """The named algorithm does not support the convolution; the message says why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What an algorithm spends on one convolution."""
 
     flops: int  # floating-point operations, a multiply and an add counted as two

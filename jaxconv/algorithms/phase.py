@@ -129,6 +129,7 @@ MANY_CHANNELS = 16
 class Phase(Algorithm):
     name = "phase"
     summary = "a dilated image by phases, each a convolution without holes"
+    static = True
 
     def unsupported(self, spec: ConvSpec) -> str | None:
         if all(d == 1 for d in spec.lhs_dilation):
@@ -148,9 +149,8 @@ class Phase(Algorithm):
     def cost(self, spec: ConvSpec) -> Cost:
         todo = self.parts(spec)
         output = math.prod(spec.out_shape) * spec.out_dtype.itemsize
-        m, n, k = (
-            map(max, zip(*(part.gemm[1:] for part in todo), strict=True)) if todo else (0, 0, 0)
-        )
+        sizes = [part.gemm[1:] for part in todo] or [(0, 0, 0)]
+        m, n, k = map(max, zip(*sizes, strict=True))
         return Cost(
             flops=sum(part.flops for part in todo),
             traffic=sum(part.operand_bytes for part in todo) + 2 * output,
@@ -159,8 +159,7 @@ class Phase(Algorithm):
         )
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
-        ndim, out_spatial = spec.spatial_ndim, spec.out_spatial
-        spec = aligned(spec)
+        out_spatial, spec = spec.out_spatial, aligned(spec)
         counts = [-(-out // p) for out, p in zip(spec.out_spatial, periods(spec), strict=True)]
         shape = (spec.out_shape[0], *counts, spec.out_channels)
         one = together(spec)
@@ -168,27 +167,16 @@ class Phase(Algorithm):
             kernel = kernel_of_phases(rhs, spec)
             out = convolve(lhs, kernel.reshape(one.rhs_shape), one)
         else:
-            outputs: list[Array | None] = [
-                part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)
-            ]
+            outputs = [part and convolve(lhs, rhs[taps], part) for taps, part in split(spec)]
             zeros = jnp.zeros(shape, spec.out_dtype)
             out = jnp.stack([zeros if output is None else output for output in outputs], -2)
-        out = out.reshape(*shape[:-1], *periods(spec), -1)
-        # (n, counts…, phases…, o) → (n, count, phase, count, phase, …, o): neighbours side by side.
-        pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-        out = out.transpose(0, *pairs, 2 * ndim + 1)
-        out = out.reshape(
-            shape[0], *(c * p for c, p in zip(counts, periods(spec), strict=True)), -1
-        )
+        out = layout.interleaved(out.reshape(*shape[:-1], *periods(spec), -1))
         pairs = zip(spec.out_spatial, out_spatial, strict=True)
         return out[(slice(None), *(slice(size - own, size) for size, own in pairs))]
 
     def parts(self, spec: ConvSpec) -> list[ConvSpec]:
         one = together(aligned(spec))
         return [one] if one else [part for _, part in split(spec) if part is not None]
-
-    def largest_index(self, spec: ConvSpec) -> int:
-        return 0
 
 
 PHASE = Phase()

@@ -62,14 +62,10 @@ def spread(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
     kernel = jnp.moveaxis(kernel, (-2, ndim), (0, 1)).reshape(g, x.shape[-1], -1)
     out = gemm.product(x, kernel, spec)  # out: (g, n·positions, kernel·o)
     n = g * spec.lhs_shape[0]
-    out = out.reshape(n, *spec.lhs_spatial, *spec.kernel_shape, -1)
-    pairs = [axis for d in range(ndim) for axis in (1 + d, 1 + ndim + d)]
-    sizes = [axis.size * axis.taps for axis in spec.axes]
-    out = out.transpose(0, *pairs, 1 + 2 * ndim).reshape(n, *sizes, -1)
+    out = layout.interleaved(out.reshape(n, *spec.lhs_spatial, *spec.kernel_shape, -1))
     # With a low padding of k - 1, element i contributes to position i·k through its last tap.
-    shifts = [axis.low - (axis.taps - 1) for axis in spec.axes]
-    ends = [want - size for want, size in zip(spec.out_spatial, sizes, strict=True)]
-    edges = [(shift, end - shift, 0) for shift, end in zip(shifts, ends, strict=True)]
+    shifts = [(a.low - (a.taps - 1), a.out - a.size * a.taps) for a in spec.axes]
+    edges = [(low, more - low, 0) for low, more in shifts]
     return layout.batch_groups_to_features(layout.padded(out, edges), g)
 
 

@@ -10,10 +10,9 @@ up to 2**dimensions elements may overflow close to the largest representable num
 "Fast Algorithms for Convolutional Neural Networks" (2015).
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +33,7 @@ BLOCK_BYTES, BLOCK_BYTES_OF_FEW = 8 << 20, 13 << 20
 BLOCK_CHANNELS = 200
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiling:
+class Tiling(NamedTuple):
     """How a convolution is cut into blocks of tiles: of whole images, or of rows of an image."""
 
     spec: ConvSpec
@@ -102,10 +100,10 @@ def tiling(m: int, spec: ConvSpec) -> Tiling:
     fit = limit // cut.block_bytes
     if fit:
         images = max(i for i in range(1, min(fit, batch) + 1) if batch % i == 0)
-        return dataclasses.replace(cut, images=images)
+        return cut._replace(images=images)
     blocks = min(cut.tiles[0], -(-cut.block_bytes // limit))
     rows = cut.m[0] * -(-cut.tiles[0] // blocks)
-    return dataclasses.replace(cut, rows=min(height, rows))
+    return cut._replace(rows=min(height, rows))
 
 
 def inputs_of(x: Array, cut: Tiling, image: Any, row: Any) -> Array:

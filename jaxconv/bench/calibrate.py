@@ -32,11 +32,10 @@ from jaxconv.bench.programs import convolutions_of
 from jaxconv.config import notify
 from jaxconv.planning import rows as stored
 from jaxconv.planning.machine import Machine, here
-from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import Model, known_rows
-from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows, record
+from jaxconv.planning.rows import Timed, own_rows, package_machines, package_rows
 from jaxconv.spec import ConvSpec
-from jaxconv.tools.autotune import candidates, check_alone, timed
+from jaxconv.tools import autotune
 from jaxconv.tools.progress import shown
 
 SEED, TUNING_SEED = 101, 7  # neither is that of the suite "regret"
@@ -86,7 +85,8 @@ def measure_all(path: Path) -> None:
     for i, spec in enumerate(specs, 1):
         if spec not in done:
             print(f"{i} of {len(specs)}: {spec}", flush=True)
-            row = timed(spec, candidates(spec, machine.platform), machine.platform, EACH)
+            names = autotune.candidates(spec, machine.platform)
+            row = autotune.timed(spec, names, machine.platform, EACH)
             rows.append(dataclasses.replace(row, machine=machine))
             save(path, rows)
 
@@ -140,34 +140,24 @@ def tune(seconds: float = SECONDS) -> Tuned:
     as soon as it is measured, so that an interrupt loses nothing. A platform without rows in the
     package, and a program of several processes, raise ValueError.
     """
-    check_alone("tune")
+    autotune.check_alone("tune")
     platform = jax.default_backend()
     if not any(machine.platform == platform for machine in package_machines()):
         constraint = "it takes a platform with measured predictions, the CPU"
         remedy = "use jaxconv.autotune, which measures a program's own convolutions"
         fail("tune", constraint, platform, remedy)
-    known = known_rows(platform)
+    known, own, end = known_rows(platform), own_rows(platform), time.perf_counter() + seconds
+    specs = (spec for spec in _sample() if prepared(spec) not in own)
+    specs = itertools.takewhile(lambda _: time.perf_counter() <= end, specs)
     try:
-        rows = list(shown(_timed(seconds, platform), seconds, seconds=True))
+        steps = autotune.measured(specs, platform, FASTEST, EACH)
+        rows = list(shown(steps, seconds, seconds=True))
     finally:
         notify()
     after = _ratios(rows[::2], [*known, *rows[1::2]])
     for name, ratios in _ratios(rows[1::2], [*known, *rows[::2]]).items():
         after[name] += ratios
     return Tuned(platform, len(rows), _ratios(rows, known), after, stored.file(platform))
-
-
-def _timed(seconds: float, platform: str) -> Iterator[str | Timed]:
-    """Times and keeps convolutions. Yields what each is, then its row."""
-    own, end = own_rows(platform), time.perf_counter() + seconds
-    for spec in _sample():
-        if time.perf_counter() > end:
-            break
-        if prepared(spec) not in own:
-            yield str(spec)
-            row = timed(spec, _fastest(spec), platform, EACH)
-            record([row], platform)
-            yield row
 
 
 def _ratios(rows: Sequence[Timed], known: Sequence[Timed]) -> dict[str, list[float]]:
@@ -189,13 +179,6 @@ def _sample() -> Iterator[ConvSpec]:
             small = spec.flops <= FLOPS and spec.dtype == np.float32
             if small and unsupported(ALGORITHMS["xla"], spec) is None:
                 yield spec
-
-
-def _fastest(spec: ConvSpec) -> list[str]:
-    """The algorithms to time: the planned one, XLA's, and others predicted to be fast."""
-    plan = plan_spec(spec, jax.default_backend())
-    possible = sorted(plan.eligible, key=lambda candidate: candidate.seconds or 0.0)
-    return list(dict.fromkeys([plan.algorithm, "xla", *(c.name for c in possible[:FASTEST])]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

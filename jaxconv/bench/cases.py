@@ -1,10 +1,9 @@
 """What is timed: layers of well-known networks, image and signal filters, random convolutions."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,7 @@ from jaxconv.spec import ConvSpec, dilate
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """A forward convolution to time, channels last, in these directions."""
 
     name: str

@@ -38,12 +38,8 @@ class Convolution(NamedTuple):
 
 
 def load(path: Path | None, size: int) -> tuple[np.ndarray, str]:
-    """A photograph (h, w, 3) in 0…1, and its caption; OSError where it can't be read.
-
-    Args:
-      path: any file that Pillow reads; None for the portrait that comes with scikit-image.
-      size: pixels of the long side above which it is scaled down.
-    """
+    """A photograph (h, w, 3) in 0…1, scaled down to ``size`` pixels of the long side, and its
+    caption; None for the portrait of scikit-image. OSError where it can't be read."""
     if path is None:
         from skimage.data import astronaut
 
@@ -74,11 +70,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
-    """The convolutions to compare, for a photograph (h, w, 3) in 0…1.
-
-    Three are of the photograph itself; "features" below are a ResNet's activations before its
-    first block: the stem, ReLU, and a 3×3 max-pooling with stride 2.
-    """
+    """The convolutions to compare, for a photograph (h, w, 3) in 0…1: three of itself, others of
+    a ResNet's activations before its first block: stem, ReLU, 3×3 max-pooling with stride 2."""
     rgb = jnp.asarray(photograph[None], jnp.float32)
     grey = rgb @ jnp.asarray([[0.299], [0.587], [0.114]], jnp.float32)
     stem = _convolution("7×7 stem, stride 2, 3 → 64", rgb, _random(7, 7, 3, 64), 3, stride=2)
@@ -134,8 +127,7 @@ def _bilinear(channels: int) -> np.ndarray:
     return (np.outer(line, line)[:, :, None, None] * np.eye(channels)).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One convolution by lax and by all algorithms."""
 
     convolution: Convolution

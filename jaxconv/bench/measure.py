@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxconv import tables
-from jaxconv.planning.timing import Compiled, Subject, alternate, quickest
+from jaxconv.planning.timing import Call, Compiled, alternate, quickest
 from jaxconv.spec import ConvSpec, dilate
 
 # Seconds after which threads of another runtime have stopped spinning: 2 taps on 4×199×512 by
@@ -43,7 +42,7 @@ class Effort:
     fewest: int = 3
     torch: bool = False
 
-    def times(self, subjects: Sequence[Subject], settle: float = 0.0) -> Pairs:
+    def times(self, subjects: Sequence[Call], settle: float = 0.0) -> Pairs:
         """Seconds of each subject, called in turn, by rounds."""
         return alternate(subjects, self.rounds, self.seconds, self.precision, settle, self.fewest)
 
@@ -112,20 +111,6 @@ class Result:
         return dataclasses.asdict(self) | computed | {"ratios": ratios}
 
 
-@dataclasses.dataclass
-class Call:
-    """A function of PyTorch without arguments, to be timed; see ``timing.Subject``."""
-
-    function: Callable[[], Any]
-    as_jax: Callable[[Any], Any]  # converts its output to JAX's layout
-    output: Any = None
-
-    def call(self) -> float:
-        start = time.perf_counter()
-        self.output = self.function()
-        return time.perf_counter() - start
-
-
 @cache
 def _product(size: int) -> Compiled:
     return Compiled(jnp.dot, *[jnp.ones((size, size), jnp.float32)] * 2)
@@ -144,11 +129,8 @@ def measure(
     exact: Callable[[], np.ndarray] | None = None,
     **facts: Any,
 ) -> Result:
-    """Times and compares: the baseline is by lax, the subject by jaxconv.
-
-    ``exact`` computes the output in float64, after the timing, which its spinning threads would
-    disturb; ``facts`` are the rest of ``Result``.
-    """
+    """Times and compares: the baseline by lax, the subject by jaxconv; ``exact`` in float64, after
+    the timing, which its spinning threads would disturb. ``facts`` are the rest of ``Result``."""
     if "flops" in facts:
         facts["peak"] = gemm_peak()
     facts["lax"] = effort.times((baseline, subject))
@@ -189,11 +171,8 @@ def error(output: Any, exact: np.ndarray) -> float:
 
 
 def reference(spec: ConvSpec, lhs: Any, rhs: Any) -> np.ndarray:
-    """A forward convolution in float64 by NumPy, one matrix product for each tap of its kernel.
-
-    Not by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode. It
-    shares no code with the convolutions that it checks.
-    """
+    """A forward convolution in float64 by NumPy, one matrix product for each tap of its kernel. Not
+    by lax, whose float64 convolutions are scalar loops on CPU and need JAX's 64-bit mode."""
     lhs, rhs = np.asarray(lhs, np.float64), np.asarray(rhs, np.float64)
     padded = np.zeros((len(lhs), *spec.padded_spatial, lhs.shape[-1]))
     axes = zip(spec.padding, spec.padded_spatial, spec.lhs_dilation, strict=True)

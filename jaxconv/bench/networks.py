@@ -5,11 +5,10 @@ user's model does) and by PyTorch (``torch_peer.Torch``, with the same methods).
 convolutions followed there by a normalisation have no bias.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -119,8 +118,7 @@ def convnext_t(net: Lax, x: Any) -> Any:
     return net.logits(x)
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A network, as functions of its parameters."""
 
     kind: str

@@ -16,11 +16,11 @@ from jax import lax
 
 import jaxconv
 from jaxconv.bench.cases import COUNT, LAYERS, SEED, Layer, arguments, random_specs
-from jaxconv.bench.measure import Call, Effort, Result, gemm_peak, measure, reference
+from jaxconv.bench.measure import Effort, Result, gemm_peak, measure, reference
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.planning.choose import choose, worthwhile
 from jaxconv.planning.machine import processor, version
-from jaxconv.planning.timing import Compiled
+from jaxconv.planning.timing import Call, Compiled
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates, operands, timed
 from jaxconv.transforms import jaxprs
@@ -151,11 +151,11 @@ class Suite(NamedTuple):
 
     def selected(self, selection: Selection) -> list[Case]:
         """The cases of a selection; those selected by name also in a quick run."""
-        cases, pattern = self.cases(selection.specs), selection.case
-        if pattern is None:
-            cases = cases[self.few] if selection.quick else cases
-        else:
-            cases = [case for case in cases if pattern.search(case.name)]
+        cases = self.cases(selection.specs)
+        if selection.case is not None:
+            cases = [case for case in cases if selection.case.search(case.name)]
+        elif selection.quick:
+            cases = cases[self.few]
         return [case for case in cases if selection.direction in (None, case.direction)]
 
     def run(self, cases: Sequence[Case], selection: Selection) -> Iterator[str | Result]:
@@ -180,9 +180,7 @@ SUITES = {
     # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch
     # gave a ratio of 1.02, seven pairs 0.88.
     "models": Suite(
-        lambda _: _all(measure_network, NETWORKS),
-        slice(2),
-        Effort(seconds=8.0, fewest=5),
+        lambda _: _all(measure_network, NETWORKS), slice(2), Effort(seconds=8, fewest=5)
     ),
     "regret": Suite(_random, slice(4), Effort(16, precision=0.0)),
 }

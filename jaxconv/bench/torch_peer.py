@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from jaxconv.bench.cases import Layer
-from jaxconv.bench.measure import Call
 from jaxconv.bench.networks import Network, padding
+from jaxconv.planning.timing import Call
 
 torch.set_num_threads(os.cpu_count() or 1)
 
@@ -101,11 +101,9 @@ def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
 
 
 def network(network: Network, params: Any, x: Any, labels: Any = None) -> Call | None:
-    """A network with the same arguments; None channels first, where PyTorch is slower.
-
-    With labels a training step, which updates its parameters in place, as is common; the loss is
-    compared. Its learning rate is zero, which takes as long as any other and keeps the parameters.
-    """
+    """A network with the same arguments; None channels first, where PyTorch is slower. With labels
+    a training step that updates its parameters in place, as is common; the loss is compared. Its
+    learning rate is zero, which takes as long as any other and keeps the parameters."""
     if network.first:
         return None
     images, net = tensor(x), cast(Any, Torch)

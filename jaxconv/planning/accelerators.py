@@ -50,7 +50,4 @@ def _blind_spots(spec: ConvSpec) -> Iterator[Choice]:
             yield "im2col", "XLA's own is slow at the gradient of such filters"
     # https://github.com/jax-ml/jax/issues/31662: 220 times in bfloat16. Not measured in 2-D.
     if spec.weight_gradient and ndim == 3 and min(forward.lhs_dilation) > 1:
-        yield (
-            "phase",
-            "XLA's own is slow at the kernel's gradient of transposed convolutions in 3-D",
-        )
+        yield "phase", "XLA's own is slow at kernels' gradients of transposed convolutions in 3-D"

@@ -129,17 +129,13 @@ def run(
     spec: ConvSpec,
     algorithm: str,
     platform: str,
-    moved: bool = False,
-    remade: Sequence[bool] = (False, False),
+    moved: bool = False,  # whether an image channels first still is last in memory
+    remade: Sequence[bool] = (False, False),  # operands that XLA would make again for each tap
 ) -> Array:
     """Computes ``spec`` on canonical arrays by ``algorithm``, or by the one that "auto" chooses.
 
     The convolutions that an algorithm asked for by name delegates never go to XLA, so that a
     measurement is of that algorithm.
-
-    Args:
-      moved: whether an image channels first still is last in memory.
-      remade: of both operands, whether XLA would make them again for each tap.
     """
     without = frozenset(() if algorithm in ("auto", "xla") else {"xla"})
     if algorithm == "auto":

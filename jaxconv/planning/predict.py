@@ -28,10 +28,10 @@ likelihood of the package's rows. In cross-validation half of the predictions we
 of 1.3 or less.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,8 +56,7 @@ UNKNOWN = 1.0  # sigma of an algorithm without rows
 REPEATED = 0.03  # sigma of a measurement that is repeated
 
 
-@dataclasses.dataclass(frozen=True)
-class Time:
+class Time(NamedTuple):
     """The time of an algorithm: the median, the standard deviation of its logarithm, and whether
     exactly this convolution was measured on this machine."""
 

@@ -4,9 +4,10 @@ Other load on the machine changes times by 30 % and more from second to second, 
 a pair alike: ratios are reproducible where times are not.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,56 +17,47 @@ FEWEST = 5  # rounds before which no ratio counts as settled
 FIRST_CALLS, FIRST_SECONDS = 4, 0.2
 
 
-class Subject(Protocol):
-    """Something to time: a call returns its seconds and keeps its output."""
+@dataclasses.dataclass
+class Call:
+    """A function without arguments, to be timed."""
 
-    output: Any
-
-    def call(self) -> float: ...
-
-
-class Compiled:
-    """A function compiled for its arguments, ready to be called and timed."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
-        self.args = args
-        self.output: Any = None  # of the last call
-        start = time.perf_counter()
-        self.compiled = jax.jit(function).lower(*args).compile()
-        self.compile_seconds = time.perf_counter() - start  # tracing and lowering included
-        # Bytes of intermediate arrays; None where the backend doesn't report them.
-        analysis = self.compiled.memory_analysis()
-        self.workspace: int | None = getattr(analysis, "temp_size_in_bytes", None)
-
-    def run(self) -> Any:
-        """The output, computed."""
-        return jax.block_until_ready(self.compiled(*self.args))
+    function: Callable[[], Any]
+    as_jax: Callable[[Any], Any] = lambda x: x  # converts its output to JAX's layout
+    output: Any = None  # of the last call
 
     def call(self) -> float:
         """Calls it once and returns the seconds."""
         start = time.perf_counter()
-        self.output = self.run()
+        self.output = self.function()
         return time.perf_counter() - start
 
 
+class Compiled(Call):
+    """A function compiled for its arguments."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        start = time.perf_counter()
+        self.compiled = compiled = jax.jit(function).lower(*args).compile()
+        self.compile_seconds = time.perf_counter() - start  # tracing and lowering included
+        # Bytes of intermediate arrays; None where the backend doesn't report them.
+        analysis = compiled.memory_analysis()
+        self.workspace: int | None = getattr(analysis, "temp_size_in_bytes", None)
+        super().__init__(lambda: jax.block_until_ready(compiled(*args)))
+
+
 def alternate(
-    subjects: Sequence[Subject],
-    rounds: int,
-    seconds: float = float("inf"),
+    subjects: Sequence[Call],
+    rounds: int,  # the maximum
+    seconds: float = float("inf"),  # after which no further round is begun
     precision: float = 0.0,
     settle: float = 0.0,
-    fewest: int = 1,
+    fewest: int = 1,  # the minimum of rounds
 ) -> list[tuple[float, ...]]:
     """Seconds of each subject, called in turn after one warm-up call each.
 
-    Args:
-      rounds: the maximum.
-      seconds: after which no further round is begun.
-      precision: measuring ends once the ratios of the first subject to the others are this precise:
-        the interquartile range over the median and the square root of the number of rounds.
-      settle: seconds for which each is called before it is timed: threads of other runtimes keep
-        spinning for a while.
-      fewest: the minimum of rounds.
+    Measuring ends once the ratios of the first to the others have this ``precision``: interquartile
+    range over the median and the square root of the number of rounds. Each is called for ``settle``
+    seconds before it is timed: threads of other runtimes keep spinning for a while.
     """
     start = time.perf_counter()
     for subject in subjects:

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -138,21 +138,21 @@ def autotune(
             constraint = "without fn, jaxconv must have planned convolutions in this process"
             fail("autotune", constraint, f"none on {platform}", remedy)
     else:
-        found = convolutions("autotune", fn, args, kwargs)
-        by_auto = (conv.spec("autotune") for conv in found if conv.algorithm == "auto")
+        every = convolutions("autotune", fn, args, kwargs)
+        by_auto = (conv.spec("autotune") for conv in every if conv.algorithm == "auto")
         specs = list(dict.fromkeys(spec for spec in by_auto if not spec.is_empty))
     planned = {spec: choose(spec, platform)[0] for spec in specs}
     own = {} if force else own_rows(platform)
     rows = {s: dataclasses.replace(own[p], spec=s) for s in specs if (p := prepared(s)) in own}
     todo = [spec for spec in specs if spec not in rows]
     try:
-        for row in shown(_measured(todo, platform), len(todo), progress):
+        for row in shown(measured(todo, platform), len(todo), progress):
             rows[row.spec] = row
     finally:
         if todo:
             notify()
-    measured = (_measurement(rows[s], planned[s], s not in todo, platform) for s in specs)
-    return Tuning(platform, tuple(measured))
+    found = (_measurement(rows[s], planned[s], s not in todo, platform) for s in specs)
+    return Tuning(platform, tuple(found))
 
 
 def check_alone(function: str) -> None:
@@ -175,21 +175,24 @@ def _measurement(row: Timed, planned: str, known: bool, platform: str) -> Measur
     return Measurement(row.spec, planned, chosen, why, tuple(possible.items()), ratio, known)
 
 
-def _measured(specs: Sequence[ConvSpec], platform: str) -> Iterator[str | Timed]:
+def measured(
+    specs: Iterable[ConvSpec], platform: str, most: int | None = None, seconds: float = SECONDS
+) -> Iterator[str | Timed]:
     """Measures and keeps each. Yields what it is, then its row."""
     for spec in specs:
         yield str(spec)
-        row = timed(spec, candidates(spec, platform), platform)
+        row = timed(spec, candidates(spec, platform, most), platform, seconds)
         record([row], platform)
         yield row
 
 
-def candidates(spec: ConvSpec, platform: str) -> list[str]:
-    """The algorithms worth measuring: the planned one, XLA's, and those that may be faster."""
+def candidates(spec: ConvSpec, platform: str, most: int | None = None) -> list[str]:
+    """The algorithms worth measuring: the planned one, XLA's, and those that may be faster, at
+    ``most`` so many."""
     plan = plan_spec(spec, platform)
-    times = {c.name: c.seconds or 0.0 for c in plan.eligible}
-    hopeless = HOPELESS_PREDICTED * min(filter(None, times.values()), default=0.0)
-    names = [name for name, time in times.items() if time <= hopeless]
+    times = sorted((c.seconds or 0.0, c.name) for c in plan.eligible)
+    hopeless = HOPELESS_PREDICTED * min((time for time, _ in times if time), default=0.0)
+    names = [name for time, name in times[:most] if time <= hopeless]
     return list(dict.fromkeys([plan.algorithm, "xla", *names]))
 
 

@@ -1,13 +1,12 @@
 """The convolutions of a program, lax's and jaxconv's, and the source lines they come from."""
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,8 +23,7 @@ PACKAGE = str(Path(__file__).parents[1]) + os.sep
 ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """A convolution in a program."""
 
     eqn: Any

@@ -5,11 +5,10 @@ lax's rules: they are applied to lax's convolution, and the convolutions in the 
 by this primitive. Each derived convolution is thus planned in turn.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import Array
@@ -157,8 +156,7 @@ def _partial_eval(
 compat.partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
 
 
-@dataclasses.dataclass(frozen=True)
-class Lowered:
+class Lowered(NamedTuple):
     """A convolution as it is lowered."""
 
     spec: ConvSpec  # in a program for several devices, what one of them computes
@@ -188,18 +186,11 @@ observers: list[Callable[[Lowered], None]] = [_remember]
 # A second primitive, whose rule JAX calls once for equal convolutions. That of the first looks at
 # where operands come from, and is called for each.
 lowered_p = Primitive("jaxconv_lowered")
+Both = tuple[bool, bool]  # of both operands
 
 
 @lowered_p.def_effectful_abstract_eval
-def _(
-    lhs: Any,
-    rhs: Any,
-    *,
-    moved: bool,
-    remade: tuple[bool, bool],
-    part_of: PartOf | None = None,
-    **params: Any,
-) -> Any:
+def _(lhs: Any, rhs: Any, *, moved: bool, remade: Both, part_of: Any = None, **params: Any) -> Any:
     return _abstract_eval(lhs, rhs, **params)
 
 
@@ -210,7 +201,7 @@ def _run(
     *,
     algorithm: str,
     moved: bool,
-    remade: tuple[bool, bool],
+    remade: Both,
     **params: Any,
 ) -> Array:
     """``moved``: ``is_moved(lhs)``; ``remade``: ``is_remade`` of both operands."""
@@ -229,12 +220,7 @@ for _platform in ("cpu", "gpu", "tpu", None):
 
 
 def lowered(
-    ctx: Any,
-    lhs: Any,
-    rhs: Any,
-    params: dict[str, Any],
-    moved: bool,
-    remade: tuple[bool, bool] = (False, False),
+    ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any], moved: bool, remade: Both = (False, False)
 ) -> Any:
     """The lowering of a convolution of values in MLIR with this primitive's parameters."""
     devices, asks = compat.lowered_for(ctx)
@@ -335,8 +321,6 @@ def is_remade(ctx: Any, operand: Any) -> bool:
 
 def _is_inner_function(op: Any) -> bool:
     """Whether it is a function jitted in another, rather than the program or a loop's body."""
-    named = {name: op.attributes[name].value for name in FUNCTION if name in op.attributes}
-    return named.get("sym_visibility") == "private" and named["sym_name"] != "closed_call"
-
-
-FUNCTION = "sym_name", "sym_visibility"
+    known = op.attributes
+    private = "sym_visibility" in known and known["sym_visibility"].value == "private"
+    return private and known["sym_name"].value != "closed_call"
