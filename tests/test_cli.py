@@ -434,7 +434,7 @@ def test_run_module(script: Script, run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 def test_run_and_measure(script: Script, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was compiled is measured once the script has ended, and is known to the next run."""
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "500")
     path = script(CONVOLVES + "raise SystemExit(7)")
     with jaxconv.config.set(cache_dir=path.parent / "cache", use_cache=True):
         for when in ("  now  ", "  before  "):
