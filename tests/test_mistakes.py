@@ -183,7 +183,7 @@ MISTAKES = {
     ),
     "a kernel without the one channel": type_error("conv", X[..., :1], kernel(3, 3))(
         f"{RANKS} x of shape (2, 32, 32, 1) and w of shape (3, 3); w has no channel axes: pass"
-        " jnp.tile(w[..., None, None], 1) and groups=1 for the same on each."
+        " w[..., None, None]."
     ),
     "two leading axes": type_error("conv", X[None], W)(
         f"{RANKS} x of shape (1, 2, 32, 32, 3) and w of shape (3, 3, 3, 8); make the leading axes"

@@ -79,7 +79,7 @@ def is_many(spec: ConvSpec) -> bool:
 
 def aligned(spec: ConvSpec) -> ConvSpec:
     """Many phases of whole kernels as one convolution, by more padding in front: all begin with an
-    element then. The inverse STFT of 200×513, 256 phases of 4 taps, takes 2 ms, XLA's own 70."""
+    element then. The inverse STFT of 200×513, 256 phases of 4 taps, takes 4.5 ms, XLA's 82."""
     pairs = zip(spec.padding, spec.lhs_dilation, strict=True)
     more = tuple((lo + -(lo + 1) % d, hi) for (lo, hi), d in pairs)
     return spec.replace(padding=more) if is_many(spec) else spec

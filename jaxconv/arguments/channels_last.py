@@ -50,8 +50,8 @@ def _check_ranks(call: Call, x: Sequence[int], w: Sequence[int]) -> None:
     if of_x == of_w < 2:
         remedy = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
     elif of_x == of_w + 2 or (of_w <= 2 and of_x == of_w + 1):
-        tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]}"
-        remedy = f"w has no channel axes: pass {tiled} for the same on each"
+        tiled = f"jnp.tile(w[..., None, None], {x[-1]}) and groups={x[-1]} for the same on each"
+        remedy = f"w has no channel axes: pass {tiled if x[-1] > 1 else 'w[..., None, None]'}"
     elif hints.look_swapped(tuple(w), tuple(x)):
         remedy = "x and w look swapped: the image comes first"
     elif of_x > of_w:
