@@ -53,7 +53,6 @@ WIDE = {
     "test_explain_lists_what_accelerate_plans": 5,
     "test_export": 5,
     "test_export_for_another_platform": 4,
-    "test_functions_are_freed_as_by_jax": 2,
     "test_im2col_of_any_dtype": 3,
     "test_inf_stays_where_it_belongs_in_gradients": 5,
     "test_integers_are_exact_and_wrap_around": 3,
@@ -75,7 +74,6 @@ WIDE = {
     "test_relation_to_lax_patches": 2,
     "test_sampled": 4,
     "test_symbolic_shapes": 2,
-    "test_transformations": 2,
     "test_under_jit": 4,
     "test_under_settings_of_jax": 2,
     "test_values": 5,
@@ -83,7 +81,6 @@ WIDE = {
     "test_values_without_jit": 2,
     "test_vmap_and_scan": 6,
     "test_what_is_not_finite_stands_where_lax_has_it": 3,
-    "test_what_needs_a_name_that_is_gone_fails_alone": 5,
 }
 _met: Counter[str] = Counter()
 

@@ -1,6 +1,5 @@
 """Networks in Flax Linen: a small MobileNetV2 and a 3-D U-Net, channels last."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,15 +10,12 @@ from flax.training import train_state
 from jax import Array
 from networks import Training, images, volumes
 
-Conv = Callable[..., Array]
-
 
 class InvertedResidual(nn.Module):
     """1×1 to more channels, 3×3 depthwise, 1×1 to fewer channels."""
 
     channels: int
     stride: int = 1
-    conv: Conv | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -29,7 +25,6 @@ class InvertedResidual(nn.Module):
                 (kernel, kernel),
                 use_bias=False,
                 param_dtype=jnp.float64,
-                conv_general_dilated=self.conv,
                 **options,
             )(x)
             return nn.BatchNorm(not train, momentum=0.9, param_dtype=jnp.float64)(x)
@@ -42,14 +37,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNet(nn.Module):
-    conv: Conv | None = None
-
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        options = {"param_dtype": jnp.float64, "conv_general_dilated": self.conv}
-        x = nn.relu6(nn.Conv(8, (3, 3), 2, **options)(x))
-        x = InvertedResidual(8, conv=self.conv)(x, train)
-        x = InvertedResidual(12, stride=2, conv=self.conv)(x, train)
+        x = nn.relu6(nn.Conv(8, (3, 3), 2, param_dtype=jnp.float64)(x))
+        x = InvertedResidual(8)(x, train)
+        x = InvertedResidual(12, stride=2)(x, train)
         x = nn.Dropout(0.25, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
         return nn.Dense(5, param_dtype=jnp.float64)(x)
 
@@ -129,9 +121,8 @@ def training(network: nn.Module, optimizer: Any, batches: list[Any]) -> Training
     )
 
 
-def mobilenet(conv: Conv | None = None) -> Training:
-    sgd = optax.sgd(0.05, momentum=0.9)
-    return training(MobileNet(conv), sgd, images(4, 16, 16, 3))
+def mobilenet() -> Training:
+    return training(MobileNet(), optax.sgd(0.05, momentum=0.9), images(4, 16, 16, 3))
 
 
 def unet() -> Training:

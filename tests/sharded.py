@@ -15,12 +15,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
+from cases import Case, case_of
 from collectives import collectives
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_compiled import case_of
 
 import jaxconv
 from jaxconv.transforms.primitive import planned_here
@@ -28,9 +27,9 @@ from jaxconv.transforms.primitive import planned_here
 DEVICES = 4
 # Batch and output channels divide by the devices.
 CASES = {
-    "3x3": case_of((8, 5, 6, 3), (3, 3, 3, 8), window_strides=(2, 1)),
+    "3x3": case_of((8, 5, 6, 3), (3, 3, 3, 8), strides=(2, 1)),
     "3x3 stride 1": case_of((8, 5, 6, 3), (3, 3, 3, 8)),
-    "1x1": case_of((8, 5, 6, 3), (1, 1, 3, 8), window_strides=(2, 2)),
+    "1x1": case_of((8, 5, 6, 3), (1, 1, 3, 8), strides=(2, 2)),
     "transposed": case_of(
         (8, 4, 3, 3), (3, 3, 3, 8), padding=((1, 2), (2, 1)), lhs_dilation=(2, 2)
     ),

@@ -155,7 +155,7 @@ def test_the_loop_is_lax(name: str) -> None:
 @pytest.mark.parametrize(("name", "case"), board(2))
 def test_values_and_derivatives(name: str, case: str) -> None:
     # Tangents are two convolutions more, by the same rule for every algorithm.
-    forward_mode = (_NAMES.index(name) + _CASES.index(case)) % 4 == 0
+    forward_mode = (_NAMES.index(name) + _CASES.index(case)) % 8 == 0
     assert_as_by_loop(name, CASES[case], forward_mode=forward_mode)
 
 
@@ -362,15 +362,9 @@ def test_an_algorithm_is_differentiable_jax(name: str) -> None:
         expected[key].check(out, name)
 
 
+ALONE = ("float32", "bfloat16", "float16", "complex64", "int8", "int32", "uint8", "bool")
 DTYPES = [
-    ("float32", None),
-    ("bfloat16", None),
-    ("float16", None),
-    ("complex64", None),
-    ("int8", None),
-    ("int32", None),
-    ("uint8", None),
-    ("bool", None),
+    *((dtype, None) for dtype in ALONE),
     ("float32", "float64"),
     ("bfloat16", "float32"),
     ("complex64", "complex128"),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from carriers import PROGRAMS, grad, operands
 from cases import CASES
 from jax import Array, export
 from jax.interpreters import mlir
@@ -112,32 +113,25 @@ def test_a_compiled_object_stays_what_it_is(lowered: list[str]) -> None:
 
 
 # Of which lax's convolution comes out in different ways.
-TRIED = (
-    "value and grad",
-    "second derivatives",
-    "grad of scan",
-    "vmap both",
-    "cond",
-    "remat, dots saved",
-    "accelerate",
-)
+TRIED: dict[str, Callable] = {
+    "second derivatives": TRANSFORMATIONS["second derivatives"],
+    "accelerate": jaxconv.accelerate,
+}
 
 
 @pytest.mark.parametrize(
-    ("transformation", "name"),
+    ("fun", "args"),
     [
-        pytest.param(transformation, name, marks=[pytest.mark.exhaustive] * ((i + j) % 2))
-        for i, transformation in enumerate(TRIED)
-        for j, name in enumerate(("depthwise", "3x3 stride 2"))
+        *((transform(CASE.lax), CASE.operands()) for transform in TRIED.values()),
+        (grad(PROGRAMS["deep"]), operands()),
     ],
+    ids=[*TRIED, "grad of scan, cond, remat and custom_vjp"],
 )
-def test_transformations(transformation: str, name: str, lowered: list[str]) -> None:
-    transform = TRANSFORMATIONS.get(transformation, jaxconv.accelerate)
-    case = CASES[name]
-    expected = jax.jit(transform(case.lax))(*case.operands())
+def test_transformations(fun: Callable, args: Any, lowered: list[str]) -> None:
+    expected = jax.jit(fun)(*args)
     del lowered[:]
     with jaxconv.enabled():
-        out = jax.jit(transform(case.lax))(*case.operands())
+        out = jax.jit(fun)(*args)
     assert lowered
     assert_same(lambda: out, lambda: expected)
 
