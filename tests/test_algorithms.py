@@ -332,6 +332,20 @@ def test_refuses_with_its_reason(name: str, case: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["winograd", "winograd4", "fft"])
+def test_transforms_refuse_the_highest_precision(name: str) -> None:
+    case = CASES["3x3"]
+    operands = case.operands(np.float32)
+    for precision in ("highest", ("default", "highest"), lax.Precision.HIGHEST):
+        with pytest.raises(jaxconv.UnsupportedConvError, match="'highest'"):
+            conv_by(name, case, precision=precision)(*operands)
+    with (
+        jax.default_matmul_precision("highest"),
+        pytest.raises(jaxconv.UnsupportedConvError, match="'highest'"),
+    ):
+        conv_by(name, case)(*operands)
+
+
 def test_phases_that_differ_are_limited() -> None:
     case = make_case("more taps", (1, 4, 2), (141, 2, 2), None, ((17, 150),), lhs_dilation=(70,))
     reason = jaxconv.ALGORITHMS["phase"].unsupported(case.spec())

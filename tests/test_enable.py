@@ -1,6 +1,5 @@
 """enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from carriers import PROGRAMS, grad, operands
-from cases import CASES
+from cases import CASES, case_of
 from jax import Array, export
 from jax.interpreters import mlir
 from test_transformations import TRANSFORMATIONS, assert_same
@@ -185,16 +184,11 @@ def test_an_algorithm_by_name_stays_that_one() -> None:
 
 
 def test_auto_may_still_choose_xla() -> None:
-    lhs = jax.ShapeDtypeStruct((1, 64, 64, 64), np.float32)
-    rhs = jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)
-    case = CASES["3x3"]
-    arguments = case.arguments | {"precision": "highest"}  # which leaves out Winograd
-    highest = dataclasses.replace(
-        case, lhs_shape=lhs.shape, rhs_shape=rhs.shape, arguments=arguments
-    )
-    assert plan_spec(highest.spec(np.float32), "cpu").algorithm == "xla"
+    # A precision that leaves out Winograd.
+    case = case_of((1, 64, 64, 64), (3, 3, 64, 64), precision="highest")
+    assert plan_spec(case.spec(np.float32), "cpu").algorithm == "xla"
     with jaxconv.enabled():
-        assert convolutions(dataclasses.replace(case, arguments=arguments).lax, lhs, rhs) == 1
+        assert convolutions(case.lax, *case.operands(np.float32)) == 1
 
 
 def test_symbolic_shapes_are_left_to_lax(lowered: list[str]) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import oracles
 import pytest
 from cases import Case, case_of
-from jax import lax
 
 import jaxconv
 from jaxconv.algorithms import blocks, fft
@@ -128,12 +127,7 @@ def test_narrow_floats_are_transformed_in_float32(dtype: str) -> None:
     oracles.check(out, expected, magnitude, 33, jnp.dtype(dtype), spread)
 
 
-def test_refusals() -> None:
-    integers = case_of((1, 8, 1), (3, 1, 1)).spec(np.int32)
-    assert "int32 would not stay exact" in str(fft.FFT.unsupported(integers))
-    spec = case_of((1, 8, 1), (3, 1, 1)).spec()
-    highest = spec.replace(precision=(lax.Precision.HIGHEST,) * 2)
-    assert "'highest'" in str(fft.FFT.unsupported(highest))
+def test_four_dimensions_are_refused() -> None:
     x: Any = np.ones((1, 1, 2, 2, 2, 2))
     with pytest.raises(jaxconv.UnsupportedConvError, match="1 to 3 dimensions, this has 4"):
         jaxconv.conv_general_dilated(x, x, (1,) * 4, "VALID", algorithm="fft")
@@ -192,18 +186,13 @@ def test_very_large_and_very_small_numbers(image: int, kernel: int) -> None:
 
 def test_each_image_has_a_scale_of_its_own() -> None:
     lhs, rhs, _ = moderately(WIDE)
+    plain = np.asarray(by_fft(WIDE, lhs, rhs))
     lhs[1] = np.ldexp(lhs[1], 110)
-    out = np.asarray(by_fft(WIDE, lhs, rhs))
-    lhs[1] = np.ldexp(lhs[1], -110)
-    np.testing.assert_array_equal(out[0], by_fft(WIDE, lhs, rhs)[0])
-
-
-def test_an_image_of_zeros_gives_zeros() -> None:
-    lhs, rhs, _ = moderately(WIDE)
+    np.testing.assert_array_equal(by_fft(WIDE, lhs, rhs)[0], plain[0])
     lhs[1] = 0
     out = np.asarray(by_fft(WIDE, lhs, rhs))
     np.testing.assert_array_equal(out[1], 0)
-    assert np.isfinite(out[0]).all()
+    np.testing.assert_array_equal(out[0], plain[0])
 
 
 def test_errors_are_relative_to_the_norm_of_a_block() -> None:

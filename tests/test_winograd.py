@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, Case, make_case
-from jax import lax
 
 import jaxconv
 from jaxconv.algorithms import winograd
-from jaxconv.algorithms.base import apply, unsupported
+from jaxconv.algorithms.base import apply
 from jaxconv.algorithms.cook_toom import transforms
 
 NAMES = ("winograd", "winograd4")
@@ -80,22 +79,6 @@ def test_accuracy(channels: int, dtype: str) -> None:
         assert np.linalg.norm(x - reference) <= 2 * np.linalg.norm(y - reference)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_refuses_the_highest_precision(name: str) -> None:
-    case = CASES["3x3"]
-    lhs, rhs = map(jnp.asarray, case.operands(np.float32))
-    for precision in ("highest", ("default", "highest"), lax.Precision.HIGHEST):
-        with pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"):
-            jaxconv.conv_general_dilated(
-                lhs, rhs, **case.arguments, precision=precision, algorithm=name
-            )
-    with (
-        jax.default_matmul_precision("highest"),
-        pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"),
-    ):
-        jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
-
-
 def test_blocks_of_few_channels_are_larger() -> None:
     """So that their products are large enough for all cores."""
     same = CASES["3x3"].arguments
@@ -104,13 +87,6 @@ def test_blocks_of_few_channels_are_larger() -> None:
     assert (few.images, many.images) == (4, 1)
     assert few.block_bytes <= winograd.BLOCK_BYTES_OF_FEW
     assert many.block_bytes <= max(winograd.BLOCK_BYTES, many.kernel_bytes)
-
-
-@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
-def test_refuses_what_has_no_fractions(dtype: str) -> None:
-    reason = unsupported(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
-    assert reason
-    assert "real floating-point" in reason
 
 
 BLOCKED = itertools.product(
