@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
-from cases import Case, params_of
+from cases import CASES, Case, params_of
 from jax import lax
 from test_algorithms import assert_as_by_loop
 
@@ -116,19 +116,18 @@ def sample(seed: int) -> Sample:
     return Sample(lhs_shape, rhs_shape, dtype, arguments)
 
 
-def run_checks(seed: int, case: Sample | None = None) -> int:
+def run_checks(seed: int, case: Sample | None = None, precision: str | None = "highest") -> int:
     """Checks one sample by "auto" and by every algorithm that takes it; returns how many."""
     case = case or sample(seed)
     lhs, rhs = case.operands(seed)
-    params = params_of(lhs, rhs, **case.arguments)
+    params = params_of(lhs, rhs, **case.arguments, precision=precision)
     spec = ConvSpec.from_params(lhs, rhs, params)
-    highest = spec.replace(precision=(lax.Precision.HIGHEST, lax.Precision.HIGHEST))
-    able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, highest) is None]
+    able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, spec) is None]
     if jax.default_backend() == "gpu" and accelerators.refused(spec):
         able = [a for a in able if a.name != "xla"]  # lax itself refuses it there
     names = ["auto", *(a.name for a in able)]
 
-    conv = partial(jaxconv.conv_general_dilated, **case.arguments, precision="highest")
+    conv = partial(jaxconv.conv_general_dilated, **case.arguments, precision=precision)
     outs = jax.jit(lambda *pair: [conv(*pair, algorithm=name) for name in names])(lhs, rhs)
     contract = jax.eval_shape(partial(lax.conv_general_dilated, **case.arguments), lhs, rhs)
     del params["precision"], params["preferred_element_type"]
@@ -150,6 +149,18 @@ def run_checks(seed: int, case: Sample | None = None) -> int:
 @pytest.mark.parametrize("block", range(8))
 def test_sampled(block: int) -> None:
     assert sum(run_checks(1000 * block + i) for i in range(5)) >= 5 * 5
+
+
+@pytest.mark.usefixtures("loops_early")
+@pytest.mark.parametrize("name", ["grouped 1x1", "batch groups", "transposed"])
+@pytest.mark.parametrize(
+    ("dtype", "preferred"), [(d, p) for d in DTYPES for p in dict.fromkeys(DTYPES[d])]
+)
+def test_every_dtype(dtype: str, preferred: str | None, name: str) -> None:
+    """In any precision; an accelerator would round the operands."""
+    case, precision = CASES[name], None if jax.default_backend() == "cpu" else "highest"
+    arguments = case.arguments | {"preferred_element_type": preferred}
+    run_checks(2, Sample(case.lhs_shape, case.rhs_shape, dtype, arguments), precision)
 
 
 @pytest.mark.parametrize("seed", range(12))

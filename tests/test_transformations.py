@@ -118,17 +118,15 @@ TRANSFORMATIONS: dict[str, Callable[[Conv], Conv]] = {
     "vmap of none": empty_batches,
     "nested vmap": nested,
 }
-# The Hessian of larger ones has a million elements and says nothing new.
 COMBINATIONS = [
-    (transformation, case)
-    for transformation in TRANSFORMATIONS
-    for case in {
-        "hessian": ("1d causal depthwise",),
-        "value and grad": ("3x3 stride 2", "batch groups", "all dilations", "nchw"),
-        "vmap lhs": ("3x3 stride 2", "batch groups", "all dilations"),
-        "vmap rhs": ("3x3 stride 2", "batch groups", "all dilations"),
-        "vmap both": ("3x3 stride 2", "batch groups", "all dilations"),
-    }.get(transformation, ("3x3 stride 2", "all dilations"))
+    *(
+        (transformation, case)
+        for transformation in TRANSFORMATIONS
+        if transformation != "hessian"
+        for case in ("3x3 stride 2", "all dilations", "batch groups")
+    ),
+    ("value and grad", "nchw"),
+    ("hessian", "1d causal depthwise"),  # of larger ones it has a million elements
 ]
 
 
@@ -210,9 +208,7 @@ def convolutions_elsewhere(fun: Callable, case: Case, platform: str, dtype: Any)
 
 
 # JAX lowers for ROCm as for CUDA.
-ELSEWHERE = pytest.mark.parametrize(
-    "platform", ["cuda", pytest.param("rocm", marks=pytest.mark.exhaustive), "tpu"]
-)
+ELSEWHERE = pytest.mark.parametrize("platform", ["cuda", "tpu"])
 
 
 @ELSEWHERE
@@ -268,10 +264,8 @@ def same_2d(conv: Callable[..., Array], **arguments: Any) -> Conv:
 SYMBOLIC: dict[str, tuple[str, Callable[[Conv], Conv]]] = {
     "batch": ("b, 5, 6, 3", lambda conv: conv),
     "space": ("2, h, w, 3", lambda conv: conv),
-    "grad": ("b, h, 6, 3", lambda conv: jax.grad(energy(conv), (0, 1))),
-    "vmap": ("b, 2, 5, 6, 3", lambda conv: jax.vmap(conv, (0, None))),
     "grad of vmap": (
-        "b, 2, 5, 6, 3",
+        "b, 2, h, 6, 3",
         lambda conv: jax.grad(energy(jax.vmap(conv, (0, None))), (0, 1)),
     ),
 }
