@@ -58,12 +58,5 @@ def unet() -> Training:
         key, adam = jax.random.key(1), optax.adam(1e-2)
         return State.create(apply_fn=network.apply, params=params, dropout=key, tx=adam)
 
-    return Training(
-        start=jax.jit(start),
-        step=step,
-        jit=jax.jit,
-        advance=lambda step, state, batch: step(state, *batch),
-        split=lambda state: (None, state),
-        merge=lambda _, state: state,
-        batches=batches,
-    )
+    advance = lambda step, state, batch: step(state, *batch)  # noqa: E731
+    return Training(jax.jit(start), step, batches, advance=advance)

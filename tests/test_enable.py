@@ -50,13 +50,10 @@ def _leaves_the_process_as_it_was() -> Iterator[None]:
     assert {platform: rules(platform) for platform in ORIGINAL} == ORIGINAL
 
 
-def program(fun: Callable, *args: Any) -> str:
-    """What JAX gives to XLA for ``fun``."""
-    return jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
-
-
 def convolutions(fun: Callable, *args: Any) -> int:
-    return program(fun, *args).count("stablehlo.convolution")
+    """In what JAX gives to XLA for ``fun``."""
+    text = jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
+    return text.count("stablehlo.convolution")
 
 
 def assert_close(outs: Any, expected: Any) -> None:

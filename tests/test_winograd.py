@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case, make_case
+from cases import CASES, Case, case_of
 
 import jaxconv
 from jaxconv.algorithms import winograd
@@ -44,8 +44,7 @@ def test_the_matrices_of_lavin_and_gray() -> None:
 
 
 def large(channels: int) -> Case:
-    arguments = CASES["3x3"].arguments
-    return Case("large", (1, 15, 14, channels), (3, 3, channels, channels), arguments)
+    return case_of((1, 15, 14, channels), (3, 3, channels, channels))
 
 
 where_auto_takes_it = pytest.mark.skipif(
@@ -81,8 +80,7 @@ def test_accuracy(channels: int, dtype: str) -> None:
 
 def test_blocks_of_few_channels_are_larger() -> None:
     """So that their products are large enough for all cores."""
-    same = CASES["3x3"].arguments
-    cases = [Case("", (8, 28, 28, c), (3, 3, c, c), same) for c in (128, 256)]
+    cases = [case_of((8, 28, 28, c), (3, 3, c, c)) for c in (128, 256)]
     few, many = (winograd.tiling(2, case.spec(jnp.dtype("float32"))) for case in cases)
     assert (few.images, many.images) == (4, 1)
     assert few.block_bytes <= winograd.BLOCK_BYTES_OF_FEW
@@ -155,7 +153,7 @@ def test_accuracy_where_magnitudes_range_widely() -> None:
 @pytest.mark.parametrize("name", ["winograd", "winograd4"])
 def test_nan_stands_where_lax_has_it(name: str, padding: str, at: tuple[int, int]) -> None:
     """In the image, the kernel and the cotangent; infinity too, but by F(2, 3) it becomes NaN."""
-    case = make_case("", (2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
+    case = case_of((2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
     by_name = partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=name)
     lhs, rhs = case.operands()
     cotangent = np.random.default_rng(1).standard_normal(case.spec().out_shape)
