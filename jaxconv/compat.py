@@ -143,7 +143,7 @@ def remat_rules() -> dict[Any, Any]:
         return {}
 
 
-# The tables of rules for lax's convolution in JAX's other transformations, by module. Importing
+# The tables of rules for lax's primitives in JAX's other transformations, by module. Importing
 # these modules takes 430 ms.
 _TABLES = {
     "jax._src.checkify": "error_checks",
@@ -153,17 +153,17 @@ _TABLES = {
 }
 
 
-def add_rules(convolution: Any) -> None:
-    """Adds lax's rules for ``convolution`` to those tables whose modules are imported."""
+def add_rules(primitive: Any, original: Any) -> None:
+    """Adds lax's rules for ``original`` to those tables whose modules are imported."""
     for module, name in _TABLES.items():
         table = getattr(sys.modules.get(module), name, {})
-        rule = table.get(conv_general_dilated_p)
-        if rule is None or convolution in table:
+        rule = table.get(original)
+        if rule is None or primitive in table:
             continue
-        if isinstance(rule, partial) and rule.args == (conv_general_dilated_p,):
-            table[convolution] = partial(rule.func, convolution)
+        if isinstance(rule, partial) and rule.args == (original,):
+            table[primitive] = partial(rule.func, primitive)
         else:
-            table[convolution] = lambda *args, algorithm, _rule=rule, **kw: _rule(*args, **kw)
+            table[primitive] = lambda *args, algorithm, _rule=rule, **kw: _rule(*args, **kw)
 
 
 def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:

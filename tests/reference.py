@@ -18,6 +18,7 @@ ITEM = re.compile(r"^(\*{0,2}\w+(?:, \w+)*|The others): ", re.MULTILINE)
 # In the order of a reader.
 GROUPS = {
     "Convolutions": ("conv", "conv_general_dilated", "conv_transpose", "pointwise"),
+    "Pooling": ("max_pool", "avg_pool"),
     "Patches": ("im2col", "col2im"),
     "Programs": ("accelerate", "enable", "disable", "enabled", "keep_memory"),
     "Plans, measurements and settings": ("plan", "explain", "autotune", "config"),

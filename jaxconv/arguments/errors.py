@@ -47,7 +47,7 @@ class Call:
             name + (" " if name.endswith("shape") else " of shape ") + str(tuple(shape))
             for name, shape in self.shapes.items()
         )
-        shapes = f"{', '.join(others)} and {last}"
+        shapes = f"{', '.join(others)} and {last}" if others else last
         given = shapes if given is None else f"{given} for {shapes}"
         fail(self.function, constraint, given, remedy, error)
 

@@ -12,9 +12,11 @@ from jax.sharding import AbstractMesh
 from jaxconv import compat, tables
 from jaxconv.planning.choose import checked_platform
 from jaxconv.planning.plan import Plan, plan_spec
+from jaxconv.pooling.choose import choose
+from jaxconv.pooling.spec import KINDS, Pooling
 from jaxconv.spec import ConvSpec
 from jaxconv.transforms.accelerate import accelerate
-from jaxconv.transforms.jaxprs import Found, convolutions, over_arrays, source_line
+from jaxconv.transforms.jaxprs import Found, operations, over_arrays, source_line
 from jaxconv.transforms.primitive import Lowered, observers
 
 
@@ -43,12 +45,26 @@ class Row:
     exchanged: str = ""  # what devices exchange for it: borders of the image, sums
 
 
+@dataclasses.dataclass(frozen=True)
+class PoolingRow:
+    """A pooling of a function, or several that are identical except for the count."""
+
+    pooling: Pooling
+    where: str  # as in ``Row``
+    algorithm: str  # the way that it is computed: "taps", "axes" or "xla"
+    why: str  # the reason for it
+    direction: str = ""  # "forward", "gradient"; "tangent" in forward mode
+    count: int = 1
+    within: str = ""
+
+
 HEADER = ("where", "direction", "algorithm", "count", "time", "sure", "lax", "× lax")
 HEADER += ("workspace", "convolution")
 FIGURES = range(3, 9)
 SPARE = (5, 8, 6, 3, 1)
 CAUTION = "Times are per call, measured or else predicted, likely within the factor ×/÷."
 UNKNOWN = "There are no times: nothing was measured on this platform."
+POOLED = "Poolings are chosen by rules; there are no times of them."
 WITHIN = "while: count of one iteration. cond: count if this branch is taken."
 
 
@@ -58,6 +74,7 @@ class Explanation(tables.Report):
 
     platform: str  # the one they are planned for: "cpu", "gpu", "tpu", …
     rows: tuple[Row, ...]  # in the order of the program
+    poolings: tuple[PoolingRow, ...] = ()  # likewise
 
     @property
     def count(self) -> int:
@@ -80,10 +97,11 @@ class Explanation(tables.Report):
         return max((row.workspace for row in self.rows), default=0)
 
     def _contents(self) -> tables.Table:
-        if not self.rows:
+        if not self.rows and not self.poolings:
             return tables.Table(["There is no convolution in this function."])
         total = ("all", "", "", str(self.count), *_figures(self, ""), "")
-        return _table(f"Planned for {self.platform}.", self.rows, [total])
+        last = [total] if self.rows else []
+        return _table(f"Planned for {self.platform}.", self.rows, self.poolings, last)
 
 
 def _total(times: Iterable[tuple[float | None, int]]) -> float | None:
@@ -91,13 +109,27 @@ def _total(times: Iterable[tuple[float | None, int]]) -> float | None:
     return None if None in products else sum(filter(None, products))
 
 
-def _table(title: str, rows: Sequence[Row], last: Sequence[tuple[str, ...]] = ()) -> tables.Table:
+def _table(
+    title: str,
+    rows: Sequence[Row],
+    poolings: Sequence[PoolingRow],
+    last: Sequence[tuple[str, ...]] = (),
+) -> tables.Table:
     known = any(row.seconds is not None for row in rows)
     lines = [HEADER, *map(_cells, rows), *last]
-    below = [WITHIN] if any(row.within for row in rows) else []
     bold = range(1 + len(rows), len(lines))
-    caution = CAUTION if known else UNKNOWN
-    return tables.Table([f"{title} {caution}"], lines, FIGURES, bold, below, SPARE, detail=True)
+    lines += map(_pooling_cells, poolings)
+    below = [POOLED] if poolings else []
+    below += [WITHIN] if any(row.within for row in (*rows, *poolings)) else []
+    caution = "" if not rows else CAUTION if known else UNKNOWN
+    above = [f"{title} {caution}".rstrip()]
+    return tables.Table(above, lines, FIGURES, bold, below, SPARE, detail=True)
+
+
+def _pooling_cells(row: PoolingRow) -> tuple[str, ...]:
+    count = f"{row.count} {row.within}".rstrip()
+    figures = ["–"] * (len(HEADER) - 5)
+    return row.where, row.direction, row.algorithm, count, *figures, str(row.pooling)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -122,7 +154,7 @@ def explain(
 
     lax's convolutions are planned as by ``accelerate`` and ``enable``. Pass the whole training step
     or the gradient: backward convolutions are listed only if ``fn`` contains them. Convolutions
-    with an unused result are omitted, as by XLA.
+    with an unused result are omitted, as by XLA. Poolings are listed below the convolutions.
 
     As for ``jax.jit``, objects that ``fn`` changes must be among its arguments: what it leaves in
     them (or in any ``jax.Ref``) is used, as by NNX's ``optimizer.update``, and they stay as they
@@ -135,7 +167,8 @@ def explain(
       platform: "cpu", "gpu" or "tpu"; default: that of JAX's default backend.
 
     Returns:
-      An ``Explanation``, a table of the convolutions; each of its ``rows`` has the whole ``plan``.
+      An ``Explanation``, a table of the convolutions and poolings; each of its ``rows``, the
+      convolutions, has the whole ``plan``.
 
     Raises:
       TypeError: ``fn`` can't be called.
@@ -150,40 +183,59 @@ def explain(
       ['forward', 'weight gradient']
     """
     platform = checked_platform("explain", platform)
-    found = list(convolutions("explain", fn, args, kwargs))
-    parts = _parts(fn, args, kwargs)
-    counts = Counter[Row]()
-    for conv in found:
-        whole = conv.spec("explain")
+    found = list(operations("explain", fn, args, kwargs))
+    lowered = _lowered(fn, args, kwargs)
+    parts = {
+        conv.part_of[0]: (conv.spec, conv.part_of[1])
+        for conv in lowered
+        if conv.part_of and isinstance(conv.spec, ConvSpec)
+    }
+    counts, poolings = Counter[Row](), Counter[PoolingRow]()
+    for each in found:
+        where = source_line(each.eqn.source_info.traceback)
+        if each.original.name in KINDS:
+            row = _pooling_row(each.pooling, platform, where, bool(lowered))
+            direction = "gradient" if "transpose(" in each.stack else each.pooling.direction
+            changes = {"direction": direction, "within": each.within}
+            poolings[dataclasses.replace(row, **changes)] += each.times
+            continue
+        whole = each.spec("explain")
         spec, exchanged = parts.get(whole, (whole, ""))
-        where = source_line(conv.eqn.source_info.traceback)
-        more = {"direction": _direction(conv), "within": conv.within, "exchanged": exchanged}
-        counts[_row(spec, conv.algorithm, platform, where, **more)] += conv.times
+        more = {"direction": _direction(each), "within": each.within, "exchanged": exchanged}
+        counts[_row(spec, each.algorithm, platform, where, **more)] += each.times
     rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
-    return Explanation(platform, tuple(rows))
+    others = (dataclasses.replace(row, count=count) for row, count in poolings.items())
+    return Explanation(platform, tuple(rows), tuple(others))
 
 
-def _parts(fn: Callable[..., Any], args: Any, kwargs: Any) -> dict[ConvSpec, tuple[ConvSpec, str]]:
-    """A device's part of each convolution, and what is exchanged for it; nothing on one device."""
+def _pooling_row(pooling: Pooling, platform: str, where: str, several_devices: bool) -> PoolingRow:
+    algorithm, why = choose(pooling, platform)
+    if several_devices:
+        algorithm, why = "xla", "its part of an array is a device's, which XLA knows"
+    return PoolingRow(pooling, where, algorithm, why)
+
+
+def _lowered(fn: Callable[..., Any], args: Any, kwargs: Any) -> list[Lowered]:
+    """The parts of devices, and what is exchanged for them; nothing on one device."""
     traced, arrays = over_arrays(fn, args, kwargs)
     shardings = [getattr(array, "sharding", None) for array in arrays]
     abstract = any(isinstance(getattr(s, "mesh", None), AbstractMesh) for s in shardings)
     if abstract or all(s is None or s.num_devices == 1 for s in shardings):
-        return {}
+        return []
     found: list[Lowered] = []
     observers.append(found.append)
     try:
         jax.jit(accelerate(traced)).lower(arrays).compile()
     finally:
         observers.remove(found.append)
-    return {conv.part_of[0]: (conv.spec, conv.part_of[1]) for conv in found if conv.part_of}
+    return found
 
 
 class Compiled:
-    """Observes compiled convolutions. ``str()`` is a table: each convolution once."""
+    """Observes compiled convolutions and poolings. ``str()`` is a table: each of them once."""
 
     def __init__(self) -> None:
-        self._lines: dict[tuple[ConvSpec, str, str], list[str]] = {}
+        self._lines: dict[tuple[ConvSpec | Pooling, str, str], list[str]] = {}
 
     def __call__(self, lowered: Lowered) -> None:
         key = lowered.spec, lowered.algorithm, lowered.platform
@@ -191,11 +243,16 @@ class Compiled:
         self._lines.setdefault(key, []).append(line)
 
     def __str__(self) -> str:
-        rows: dict[str, list[Row]] = {}
-        for key, lines in self._lines.items():
-            rows.setdefault(key[-1], []).append(_row(*key, lines[0], count=len(lines)))
+        rows: dict[str, tuple[list[Row], list[PoolingRow]]] = {}
+        for (spec, algorithm, platform), lines in self._lines.items():
+            convolutions, poolings = rows.setdefault(platform, ([], []))
+            if isinstance(spec, ConvSpec):
+                convolutions.append(_row(spec, algorithm, platform, lines[0], count=len(lines)))
+            else:
+                row = PoolingRow(spec, lines[0], algorithm, "", spec.direction, len(lines))
+                poolings.append(row)
         width = tables.terminal_width()
-        found = [_table(f"Compiled for {platform}.", those) for platform, those in rows.items()]
+        found = [_table(f"Compiled for {where}.", *those) for where, those in rows.items()]
         return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
 
 

@@ -18,9 +18,10 @@ from jax.core import Trace
 
 from jaxconv import compat
 from jaxconv.arguments.errors import check_function
-from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.choose import check_name
-from jaxconv.transforms.primitive import conv_p, planned_eqn, planned_params
+from jaxconv.transforms.planned import PLANNED, planned, planned_eqn
+from jaxconv.transforms.poolings import POOLINGS
+from jaxconv.transforms.primitive import conv_p
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,11 +109,9 @@ class _AccelerateTrace(Trace):
         return self.parent.stage_value(val)
 
     def process_primitive(self, primitive: Any, tracers: Any, params: Any, /) -> Any:
-        if primitive is conv_general_dilated_p:
-            lhs, rhs = map(jax.typeof, tracers)
-            planned = planned_params(lhs, rhs, params, self.algorithm)
-            if planned is not None:
-                primitive, params = conv_p, planned
+        if primitive in PLANNED:
+            avals = list(map(jax.typeof, tracers))
+            primitive, params = planned(primitive, avals, params, self.algorithm)
         else:
             params = _rewritten_params(primitive, params, self.algorithm)
         with _binding_to(self.parent):
@@ -216,12 +215,13 @@ def _warn(primitive: str) -> None:
     )
 
 
-def _remat(trace: Any, lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
-    rule = _under(compat.remat_rules()[conv_general_dilated_p], algorithm)
-    out, saved, rest = rule(trace, lhs, rhs, **params)
+def _remat(original: Any, trace: Any, *operands: Any, algorithm: str, **params: Any) -> Any:
+    rule = _under(compat.remat_rules()[original], algorithm)
+    out, saved, rest = rule(trace, *operands, **params)
     return out, saved, _under(rest, algorithm)
 
 
 # JAX 0.12 uses these rules to recompute if jax_remat3 is set; JAX 0.10 has none for convolutions.
-if conv_general_dilated_p in compat.remat_rules():
-    compat.remat_rules()[conv_p] = _remat
+for _primitive in (conv_p, *POOLINGS.values()):
+    if _primitive.original in compat.remat_rules():
+        compat.remat_rules()[_primitive] = functools.partial(_remat, _primitive.original)

@@ -11,13 +11,14 @@ from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
 from jaxconv.arguments.parse import plannable
 from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
+from jaxconv.transforms.poolings import RULES
 from jaxconv.transforms.primitive import lowered
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
 _lock = threading.RLock()
-# By platform: the original rules, while jaxconv's is in place.
-_originals: dict[str, dict[str, Any]] = {}
+# By platform: the original rules by table and primitive, while jaxconv's are in place.
+_originals: dict[str, dict[tuple[str, Any], Any]] = {}
 # The platforms of each call of ``enable`` and of each open ``enabled`` block.
 _wanted: dict[object, frozenset[str]] = {}
 
@@ -108,13 +109,16 @@ def _apply() -> None:
         for platform in changed:
             tables = platform_rules(platform)
             if platform in wanted:
-                _originals[platform] = {n: t.get(conv_general_dilated_p) for n, t in tables.items()}
-                mlir.register_lowering(conv_general_dilated_p, _rule(platform), platform=platform)
+                rules = {original: those[platform] for original, those in RULES.items()}
+                rules[conv_general_dilated_p] = _rule(platform)
+                _originals[platform] = {(n, p): t.get(p) for n, t in tables.items() for p in rules}
+                for original, rule in rules.items():
+                    mlir.register_lowering(original, rule, platform=platform)
                 continue
-            for name, entry in _originals.pop(platform).items():
-                del tables[name][conv_general_dilated_p]
+            for (name, original), entry in _originals.pop(platform).items():
+                del tables[name][original]
                 if entry is not None:
-                    tables[name][conv_general_dilated_p] = entry
+                    tables[name][original] = entry
         if changed:
             jax.clear_caches()
 

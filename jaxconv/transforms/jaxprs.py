@@ -1,4 +1,4 @@
-"""The convolutions of a program, lax's and jaxconv's, and the source lines they come from."""
+"""The convolutions and poolings of a program, lax's and jaxconv's, and their source lines."""
 
 import os
 import re
@@ -16,15 +16,16 @@ from jaxconv import compat
 from jaxconv.arguments.errors import check_function, fail
 from jaxconv.arguments.parse import plannable
 from jaxconv.compat import conv_general_dilated_p, without_dead_code
+from jaxconv.pooling.spec import Pooling
 from jaxconv.spec import ConvSpec
-from jaxconv.transforms.primitive import conv_p
+from jaxconv.transforms.planned import PLANNED, Planned
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 class Found(NamedTuple):
-    """A convolution in a program."""
+    """A convolution or a pooling in a program."""
 
     eqn: Any
     stack: str  # JAX's names of the transformations it comes from
@@ -44,6 +45,16 @@ class Found(NamedTuple):
         return ConvSpec.from_params(lhs, rhs, params)
 
     @property
+    def original(self) -> Any:
+        """lax's primitive, of which this one may be the planned form."""
+        primitive = self.eqn.primitive
+        return primitive.original if isinstance(primitive, Planned) else primitive
+
+    @property
+    def pooling(self) -> Pooling:
+        return Pooling.from_params(self.original.name, self.eqn.invars[-1].aval, self.eqn.params)
+
+    @property
     def algorithm(self) -> str:
         """Its name as passed; "auto" for lax's convolutions."""
         return self.eqn.params.get("algorithm", "auto")
@@ -55,6 +66,12 @@ class Found(NamedTuple):
 
 def convolutions(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Found]:
     """The convolutions of ``fn(*args, **kwargs)`` whose results are used, in program order."""
+    found = operations(function, fn, args, kwargs)
+    return (each for each in found if each.original is conv_general_dilated_p)
+
+
+def operations(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Found]:
+    """Its convolutions and poolings."""
     check_function(function, fn)
     traced, arrays = over_arrays(fn, args, kwargs)
     # JAX raises where a tracer stays behind: in an object that is no argument.
@@ -93,7 +110,7 @@ def _walk(jaxpr: Any, stack: str = "", times: int = 1, within: str = "") -> Iter
     for eqn in jaxpr.eqns:
         makers.update(dict.fromkeys(eqn.outvars, eqn))
         names = f"{stack}/{eqn.source_info.name_stack}"
-        if eqn.primitive in (conv_general_dilated_p, conv_p):
+        if eqn.primitive in PLANNED or isinstance(eqn.primitive, Planned):
             yield Found(eqn, names, makers, times, within)
         kind = eqn.primitive.name
         inner = times * eqn.params["length"] if kind == "scan" else times

@@ -1,13 +1,8 @@
-"""The primitive that plans when it is lowered.
-
-Its parameters are those of lax's convolution, and ``algorithm``. Derivatives and batching reuse
-lax's rules: they are applied to lax's convolution, and the convolutions in the result are replaced
-by this primitive. Each derived convolution is thus planned in turn.
-"""
+"""The convolution that plans when it is lowered, and what is known then about its operands."""
 
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,32 +12,18 @@ from jaxconv import compat, layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import unsupported
 from jaxconv.arguments.parse import plannable
-from jaxconv.compat import Primitive, ad, batching, conv_general_dilated_p, mlir
+from jaxconv.compat import Primitive, conv_general_dilated_p, mlir
 from jaxconv.planning.choose import run
+from jaxconv.pooling.spec import Pooling
 from jaxconv.sharding.partition import PartOf, partitioned
 from jaxconv.spec import ConvSpec
+from jaxconv.transforms.planned import Planned
 
 
-class _Convolution(Primitive):
-    def bind(self, *args: Any, **params: Any) -> Any:
-        compat.add_rules(self)
-        return super().bind(*args, **params)
-
-
-conv_p = _Convolution("jaxconv")
-conv_p.def_impl(partial(compat.apply_primitive, conv_p))
-
-
-@conv_p.def_effectful_abstract_eval
-def _abstract_eval(lhs: Any, rhs: Any, *, algorithm: str, **params: Any) -> Any:
-    return conv_general_dilated_p.abstract_eval(lhs, rhs, **params)
-
-
-def planned_params(
-    lhs: Any, rhs: Any, params: dict[str, Any], algorithm: str
-) -> dict[str, Any] | None:
-    """This primitive's parameters for lax's convolution, "auto" in place of an algorithm that does
-    not support it; None where it stays with lax."""
+def _params(avals: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any] | None:
+    """The planned parameters of lax's convolution, "auto" in place of an algorithm that does not
+    support it."""
+    lhs, rhs = avals
     if not plannable(lhs, rhs, params):
         return None
     if algorithm != "auto":
@@ -51,116 +32,15 @@ def planned_params(
     return {**params, "algorithm": algorithm}
 
 
-def planned_eqn(eqn: Any, algorithm: str) -> Any:
-    """``eqn`` with this primitive in place of lax's; ``eqn`` itself if it stays with lax."""
-    if eqn.primitive is not conv_general_dilated_p:
-        return eqn
-    lhs, rhs = eqn.invars
-    params = planned_params(lhs.aval, rhs.aval, eqn.params, algorithm)
-    return eqn if params is None else eqn.replace(primitive=conv_p, params=params)
-
-
-# Cached, so that JAX traces equal derivatives and batches once.
-@lru_cache(maxsize=4096)
-def _jaxpr(algorithm: str, rule: Any, static: Any, params: Any, *avals: Any) -> tuple[Any, Any]:
-    """The jaxpr of ``rule`` with this primitive in place of lax's; its second, static, result."""
-    results = []
-
-    def fun(*args: Array) -> Array:
-        out, result = rule(*args, *static, **dict(params))
-        results.append(result)
-        return out
-
-    closed = jax.make_jaxpr(fun)(*avals)
-    eqns = [planned_eqn(eqn, algorithm) for eqn in closed.eqns]
-    return compat.with_eqns(closed, eqns), results[-1]
-
-
-def _planned(algorithm: str, rule: Any, static: Any, params: Any, *args: Any) -> tuple[Array, Any]:
-    """``rule(*args, *static, **params)`` with lax's convolutions replaced by this primitive."""
-    avals = map(jax.typeof, args)
-    closed, result = _jaxpr(algorithm, rule, static, tuple(params.items()), *avals)
-    (out,) = compat.eval_jaxpr(closed, *args)
-    return out, result
-
-
-def _transposed(
-    cotangent: Array, other: Array, operand: int, aval: Any, **params: Any
-) -> tuple[Array, None]:
-    operands: list[Any] = [other, other]
-    operands[operand] = ad.UndefinedPrimal(aval)
-    rule = ad.get_primitive_transpose(conv_general_dilated_p)
-    return rule(cotangent, *operands, **params)[operand], None
-
-
-def _transpose(
-    operand: int, cotangent: Array, *operands: Any, algorithm: str, **params: Any
-) -> Any:
-    """The gradient of lhs (0) or rhs (1)."""
-    aval = operands[operand].aval
-    if operand == 1 and 0 in cotangent.shape:
-        return ad.Zero(aval)
-    args = cotangent, operands[1 - operand]
-    return _planned(algorithm, _transposed, (operand, aval), params, *args)[0]
-
-
-ad.defbilinear(conv_p, partial(_transpose, 0), partial(_transpose, 1))
-
-
-def _batched(lhs: Array, rhs: Array, axis_data: Any, dims: Any, **params: Any) -> Any:
-    rule = batching.fancy_primitive_batchers[conv_general_dilated_p]
-    return rule(axis_data, (lhs, rhs), dims, **params)
-
-
-def _batch(axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: Any) -> Any:
-    return _planned(algorithm, _batched, (axis_data, tuple(dims)), params, *args)
-
-
-batching.fancy_primitive_batchers[conv_p] = _batch
-
-
-def _partial_eval(
-    policy: Callable[..., Any], unknown: Any, instantiated: Any, eqn: Any
-) -> tuple[Any, Any, list[bool], list[bool], list[Any]]:
-    """``jax.checkpoint``'s default rule, except that ``policy`` is asked about lax's primitive, the
-    only one that policies know."""
-    inputs = [x for x, instance in zip(eqn.invars, instantiated, strict=True) if not instance]
-    if any(unknown):
-        return None, eqn, [True], [True], inputs
-    avals = [x.aval for x in eqn.invars]
-    params = {key: value for key, value in eqn.params.items() if key != "algorithm"}
-    case = compat.ensure_enum(policy(conv_general_dilated_p, *avals, **params))
-    if isinstance(case, compat.SaveableType):
-        return eqn, None, [False], [False], []
-    if not isinstance(case, compat.Offloadable):
-        return eqn, eqn, [False], [True], inputs
-    space = jax.memory.Space
-    src, dst = (space.Host if kind == "pinned_host" else space.Device for kind in case)
-    copied = partial(jax.device_put, may_alias=False)
-
-    def offloaded(lhs: Array, rhs: Array) -> tuple[Array, Array]:
-        out = conv_p.bind(lhs, rhs, **eqn.params)
-        return out, copied(out, dst)
-
-    # A rule returns one equation for each side, so the two of the known side are put in a jit.
-    (known,) = jax.make_jaxpr(jax.jit(offloaded))(*avals).eqns
-    residual = known.outvars[1]
-    (staged,) = jax.make_jaxpr(lambda out: copied(out, src))(residual.aval).eqns
-    known = known.replace(
-        invars=eqn.invars, outvars=[*eqn.outvars, residual], source_info=eqn.source_info
-    )
-    staged = staged.replace(invars=[residual], outvars=eqn.outvars)
-    return known, staged, [False], [True], [residual]
-
-
-compat.partial_eval.partial_eval_jaxpr_custom_rules[conv_p] = _partial_eval
+conv_p = Planned("jaxconv", conv_general_dilated_p, _params)
 
 
 class Lowered(NamedTuple):
-    """A convolution as it is lowered."""
+    """A convolution as it is lowered, or a pooling."""
 
-    spec: ConvSpec  # in a program for several devices, what one of them computes
-    algorithm: str  # as asked for
+    # In a program for several devices, what one of them computes.
+    spec: ConvSpec | Pooling
+    algorithm: str  # as asked for; that of a pooling as chosen
     platform: str
     part_of: PartOf | None = None  # if ``spec`` is a device's part
 
@@ -170,8 +50,9 @@ _planned_here = deque[tuple[ConvSpec, str]](maxlen=4096)
 
 
 def _remember(lowered: Lowered) -> None:
-    if lowered.algorithm == "auto" and not lowered.spec.is_empty:
-        _planned_here.append((lowered.spec, lowered.platform))
+    spec = lowered.spec
+    if lowered.algorithm == "auto" and isinstance(spec, ConvSpec) and not spec.is_empty:
+        _planned_here.append((spec, lowered.platform))
 
 
 def planned_here(platform: str) -> list[ConvSpec]:
@@ -179,7 +60,7 @@ def planned_here(platform: str) -> list[ConvSpec]:
     return list(dict.fromkeys(spec for spec, where in _planned_here.copy() if where == platform))
 
 
-# Each is called with every convolution that is lowered.
+# Each is called with every convolution and every pooling that is lowered.
 observers: list[Callable[[Lowered], None]] = [_remember]
 
 
@@ -191,7 +72,7 @@ Both = tuple[bool, bool]  # of both operands
 
 @lowered_p.def_effectful_abstract_eval
 def _(lhs: Any, rhs: Any, *, moved: bool, remade: Both, part_of: Any = None, **params: Any) -> Any:
-    return _abstract_eval(lhs, rhs, **params)
+    return conv_p.evaluated(lhs, rhs, **params)
 
 
 def _run(
@@ -245,7 +126,7 @@ def lowered(
 
 def _part(lhs: Array, rhs: Array, *, algorithm: str, part_of: PartOf, **params: Any) -> Array:
     """What a device computes. An algorithm that can't do its part is replaced by "auto"."""
-    planned = planned_params(jax.typeof(lhs), jax.typeof(rhs), params, algorithm)
+    planned = _params((jax.typeof(lhs), jax.typeof(rhs)), params, algorithm)
     planned = planned or params | {"algorithm": "xla"}
     return lowered_p.bind(lhs, rhs, **planned, moved=False, remade=(True, True), part_of=part_of)
 

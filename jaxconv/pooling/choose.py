@@ -1,0 +1,67 @@
+"""Which way each pooling is computed. A few rules do: there are three ways, and each wins by much
+where it wins."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxconv.loops import UNROLL, stored
+from jaxconv.pooling.select import gradient, tangent
+from jaxconv.pooling.spec import Pooling
+from jaxconv.pooling.windows import reduced
+
+# An intermediate array costs as much as so many taps.
+STORE = 1.5
+# Most taps compared at once: 3×3×3 step 2 of 2×32×32×32×16 took 2.5 ms at once and 8.9 axis by
+# axis, 5×5 step 1 of 8×28×28×64 2.3 and 1.9, 13×13 of 20×20×256 18 and 1.4.
+TOGETHER = 27
+
+
+def choose(pooling: Pooling, platform: str) -> tuple[str, str]:
+    """How a pooling is computed, "xla", "taps" or "axes", and why."""
+    if reason := _left(pooling, platform):
+        return "xla", reason
+    if pooling.direction != "forward":
+        few = pooling.taps <= TOGETHER
+        return ("taps" if few else "axes"), f"a window of {pooling.taps} taps"
+    sizes, by_axes = list(pooling.shape), 0.0
+    for d in reversed(pooling.pooled):
+        sizes[d] = pooling.axes[d].out
+        by_axes += (pooling.axes[d].taps + STORE) * math.prod(sizes)
+    if pooling.taps * math.prod(sizes) <= by_axes - STORE * math.prod(sizes):
+        return "taps", "axis by axis is no less work"
+    return "axes", "axis by axis is less work"
+
+
+def _left(pooling: Pooling, platform: str) -> str | None:
+    """The reason why it stays with XLA, None if it doesn't."""
+    if platform != "cpu":
+        return f"nothing was measured on {platform}"
+    if 0 in (*pooling.shape, *pooling.out_shape) or not pooling.pooled:
+        return "nothing is reduced"
+    if pooling.kind != "sum" and jnp.issubdtype(pooling.dtype, np.complexfloating):
+        return "maxima of complex numbers"
+    if pooling.direction == "forward":
+        return None
+    if not jnp.issubdtype(pooling.dtype, np.number):
+        return "a derivative of booleans"
+    if any(min(axis.low, axis.high) < 0 for axis in pooling.axes):
+        return "a derivative with negative padding"
+    if max(max(axis.taps, axis.stride) for axis in pooling.axes) > UNROLL:
+        return f"a derivative of more than {UNROLL} taps along an axis, which would be unrolled"
+    return None
+
+
+def run(pooling: Pooling, algorithm: str, *operands: Array) -> Array:
+    """Computes a pooling by an algorithm other than XLA's; the result is stored, as XLA's is: what
+    reads it would compute it again."""
+    *others, x = operands
+    if pooling.overlaps:
+        x = stored(x)  # likewise what made it, for each tap
+    if pooling.direction == "forward":
+        return stored(reduced(x, pooling, algorithm))
+    derivative = gradient if pooling.direction == "gradient" else tangent
+    (source,) = others  # cotangents or tangents
+    return stored(derivative(source, x, pooling, algorithm))
