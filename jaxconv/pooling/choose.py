@@ -10,12 +10,10 @@ from jax import Array
 from jaxconv.loops import UNROLL, stored
 from jaxconv.pooling.select import gradient, tangent
 from jaxconv.pooling.spec import Pooling
-from jaxconv.pooling.windows import reduced
+from jaxconv.pooling.windows import STORE, axis_work, reduced
 
-# An intermediate array costs as much as so many taps.
-STORE = 1.5
-# Most taps compared at once: 3×3×3 step 2 of 2×32×32×32×16 took 2.5 ms at once and 8.9 axis by
-# axis, 5×5 step 1 of 8×28×28×64 2.3 and 1.9, 13×13 of 20×20×256 18 and 1.4.
+# Most taps read at once. Derivatives of 3×3×3 step 2 of 2×32×32×32×16 took 2.5 ms at once and 8.9
+# axis by axis, 5×5 step 1 of 8×28×28×64 2.3 and 1.9, 13×13 of 20×20×256 18 and 1.4.
 TOGETHER = 27
 
 
@@ -23,14 +21,16 @@ def choose(pooling: Pooling, platform: str) -> tuple[str, str]:
     """How a pooling is computed, "xla", "taps" or "axes", and why."""
     if reason := _left(pooling, platform):
         return "xla", reason
+    if pooling.taps > TOGETHER:
+        return "axes", f"a window of {pooling.taps} taps"
     if pooling.direction != "forward":
-        few = pooling.taps <= TOGETHER
-        return ("taps" if few else "axes"), f"a window of {pooling.taps} taps"
-    sizes, by_axes = list(pooling.shape), 0.0
+        return "taps", f"a window of {pooling.taps} taps"
+    sizes, by_axes = list(pooling.shape), -STORE * math.prod(pooling.out_shape)
     for d in reversed(pooling.pooled):
+        sizes[d] = 1
+        by_axes += axis_work(pooling.axes[d]) * math.prod(sizes)
         sizes[d] = pooling.axes[d].out
-        by_axes += (pooling.axes[d].taps + STORE) * math.prod(sizes)
-    if pooling.taps * math.prod(sizes) <= by_axes - STORE * math.prod(sizes):
+    if pooling.taps * math.prod(pooling.out_shape) <= by_axes:
         return "taps", "axis by axis is no less work"
     return "axes", "axis by axis is less work"
 

@@ -12,8 +12,8 @@ from jaxconv.pooling.place import Operation, combined, placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.spec import Axis
 
-# Taps along an axis from which on it is padded first, and reduced by doubling.
-DOUBLED = 8
+# An array that is stored costs as much as so many taps.
+STORE = 1.5
 
 OPERATIONS: dict[str, Operation] = {"max": lax.max, "min": lax.min, "sum": lax.add}
 
@@ -65,11 +65,21 @@ def reduced(x: Array, pooling: Pooling, algorithm: str) -> Array:
         return combined(list(views(x, axes, value)), operation)
     for d in reversed(pooling.pooled):
         own = along(axes, [d], x.shape)
-        if axes[d].taps < DOUBLED:
-            x = stored(combined(list(views(x, own, value)), operation))
-        else:
+        if _doubles(axes[d]) < axes[d].taps * axes[d].out:
             x = _doubled(*padded(x, own, value), d, pooling.kind)
+        else:
+            x = stored(combined(list(views(x, own, value)), operation))
     return x
+
+
+def axis_work(axis: Axis) -> float:
+    """What a reduction along one axis costs, in elements read."""
+    return min(axis.taps * axis.out, _doubles(axis)) + STORE * axis.out
+
+
+def _doubles(axis: Axis) -> float:
+    """What it costs by doubling: an array for each power of two."""
+    return (1 + STORE) * (axis.taps - 1).bit_length() * axis.padded
 
 
 def _from_holes(x: Array, axes: Sequence[Axis]) -> Array:
