@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import children
 import jax
@@ -470,22 +471,14 @@ def test_run_measures_unless_interrupted(
         assert err.index("ValueError: end") < err.index("the table")
     if not ending:
         assert run("run", path) == (0, "", "")
+        monkeypatch.setattr(cli, "tuned", Mock(side_effect=KeyboardInterrupt))
+        assert run("run", "--autotune", path) == (130, "", "")
 
 
 def test_run_measures_nothing_where_nothing_was_compiled(script: Script, run: Run) -> None:
     code, out, err = run("run", "--autotune", script("raise SystemExit(3)"))
     assert (code, out) == (3, "")
     assert err.startswith("jaxconv.autotune: without fn, jaxconv must have planned convolutions")
-
-
-def test_an_interrupt_ends_measuring(
-    script: Script, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "tuned", interrupted)
-    assert run("run", "--autotune", script(CONVOLVES)) == (130, "", "")
 
 
 @pytest.mark.parametrize(
