@@ -1,6 +1,5 @@
 """enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES
+from carriers import PROGRAMS, grad, operands
+from cases import CASES, case_of
 from jax import Array, export
 from jax.interpreters import mlir
 from test_transformations import TRANSFORMATIONS, assert_same
@@ -50,13 +50,10 @@ def _leaves_the_process_as_it_was() -> Iterator[None]:
     assert {platform: rules(platform) for platform in ORIGINAL} == ORIGINAL
 
 
-def program(fun: Callable, *args: Any) -> str:
-    """What JAX gives to XLA for ``fun``."""
-    return jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
-
-
 def convolutions(fun: Callable, *args: Any) -> int:
-    return program(fun, *args).count("stablehlo.convolution")
+    """In what JAX gives to XLA for ``fun``."""
+    text = jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
+    return text.count("stablehlo.convolution")
 
 
 def assert_close(outs: Any, expected: Any) -> None:
@@ -112,32 +109,25 @@ def test_a_compiled_object_stays_what_it_is(lowered: list[str]) -> None:
 
 
 # Of which lax's convolution comes out in different ways.
-TRIED = (
-    "value and grad",
-    "second derivatives",
-    "grad of scan",
-    "vmap both",
-    "cond",
-    "remat, dots saved",
-    "accelerate",
-)
+TRIED: dict[str, Callable] = {
+    "second derivatives": TRANSFORMATIONS["second derivatives"],
+    "accelerate": jaxconv.accelerate,
+}
 
 
 @pytest.mark.parametrize(
-    ("transformation", "name"),
+    ("fun", "args"),
     [
-        pytest.param(transformation, name, marks=[pytest.mark.exhaustive] * ((i + j) % 2))
-        for i, transformation in enumerate(TRIED)
-        for j, name in enumerate(("depthwise", "3x3 stride 2"))
+        *((transform(CASE.lax), CASE.operands()) for transform in TRIED.values()),
+        (grad(PROGRAMS["deep"]), operands()),
     ],
+    ids=[*TRIED, "grad of scan, cond, remat and custom_vjp"],
 )
-def test_transformations(transformation: str, name: str, lowered: list[str]) -> None:
-    transform = TRANSFORMATIONS.get(transformation, jaxconv.accelerate)
-    case = CASES[name]
-    expected = jax.jit(transform(case.lax))(*case.operands())
+def test_transformations(fun: Callable, args: Any, lowered: list[str]) -> None:
+    expected = jax.jit(fun)(*args)
     del lowered[:]
     with jaxconv.enabled():
-        out = jax.jit(transform(case.lax))(*case.operands())
+        out = jax.jit(fun)(*args)
     assert lowered
     assert_same(lambda: out, lambda: expected)
 
@@ -191,16 +181,11 @@ def test_an_algorithm_by_name_stays_that_one() -> None:
 
 
 def test_auto_may_still_choose_xla() -> None:
-    lhs = jax.ShapeDtypeStruct((1, 64, 64, 64), np.float32)
-    rhs = jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)
-    case = CASES["3x3"]
-    arguments = case.arguments | {"precision": "highest"}  # which leaves out Winograd
-    highest = dataclasses.replace(
-        case, lhs_shape=lhs.shape, rhs_shape=rhs.shape, arguments=arguments
-    )
-    assert plan_spec(highest.spec(np.float32), "cpu").algorithm == "xla"
+    # A precision that leaves out Winograd.
+    case = case_of((1, 64, 64, 64), (3, 3, 64, 64), precision="highest")
+    assert plan_spec(case.spec(np.float32), "cpu").algorithm == "xla"
     with jaxconv.enabled():
-        assert convolutions(dataclasses.replace(case, arguments=arguments).lax, lhs, rhs) == 1
+        assert convolutions(case.lax, *case.operands(np.float32)) == 1
 
 
 def test_symbolic_shapes_are_left_to_lax(lowered: list[str]) -> None:
