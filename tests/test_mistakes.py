@@ -83,7 +83,7 @@ SIZES = (
 OF_COL2IM = f"{SIZES.format('x_shape')} patches of shape (2, 30, 30, 27), x_shape"
 NUMBERS = "must be a positive integer or 2 of them, got {given!r} for {shapes}"
 NUMBER = "must be a positive integer, got {given!r} for {shapes}"
-EACH, PAIR = "pass one for each spatial dimension", "pass one pair for each spatial dimension"
+EACH, PAIR, SIZE = (f"pass one{what} for each spatial dimension" for what in ("", " pair", " size"))
 OTHERS = "leave out batch and channels"
 STATIC = "pass static Python integers; under jax.jit, name the argument in static_argnums"
 PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
@@ -153,9 +153,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # Dtypes
     "TypeError: x and w must have the same dtype, got float32 and float64 for {shapes}": {
-        "conv(X, W.astype(np.float64))": (
-            "cast one of them with .astype, for example w.astype(x.dtype)"
-        )
+        call: "cast one of them with .astype, for example w.astype(x.dtype)"
+        for call in ("conv(X, W.astype('float64'))", "pointwise(X, kernel(3, 8, dtype='float64'))")
     },
     "TypeError: x must be an array of numbers, got dtype {x.dtype} and shape {x.shape}": {
         "conv(X.astype(object), W)": "convert it to numbers",
@@ -199,18 +198,26 @@ TABLE: dict[str, dict[str, str]] = {
         for given in (("rows",), "rows", 1, (0, 1))
     },
     # Strides, dilation, groups, padding
-    f"TypeError: strides {NUMBERS}": {
-        "conv(X, W, strides=1.5)": STATIC,
-        "conv(X, W, strides=(1.0, 2.0))": STATIC,
-        "conv(X, W, strides='SAME')": "pass padding by name, padding='SAME'",
+    **{
+        f"{error}: {argument} {NUMBERS}": {
+            f"{call}, {argument}={given})": remedy
+            for call in ("conv(X, W", "im2col(X, (3, 3)")
+            for given, remedy in remedies.items()
+        }
+        for argument in ("strides", "dilation")
+        for error, remedies in {
+            "TypeError": {1.5: STATIC, (1.0, 2): STATIC},
+            "ValueError": {
+                0: "use 1",
+                (0, 1): "use 1",
+                (2,): f"{EACH}: (2, 2)",
+                (1, 2, 2, 1): f"{OTHERS}: (2, 2)",
+                (1, 2, 3): f"{EACH}, or add the axes that the operands lack",
+            },
+        }.items()
     },
-    f"ValueError: strides {NUMBERS}": {
-        "conv(X, W, strides=0)": "use 1",
-        "conv(X, W, strides=(2,))": f"{EACH}: (2, 2)",
-        "conv(X, W, strides=(1, 2, 2, 1))": f"{OTHERS}: (2, 2)",
-    },
-    f"ValueError: dilation {NUMBERS}": {
-        "conv(X, W, dilation=(1, 2, 3))": f"{EACH}, or add the axes that the operands lack"
+    "TypeError: strides must be a positive integer or 2 of them, got 'SAME' for {shapes}": {
+        "conv(X, W, strides='SAME')": "pass padding by name, padding='SAME'"
     },
     f"ValueError: groups {NUMBER}": {"conv(X, W, groups=0)": "use 1 without groups"},
     f"TypeError: groups {NUMBER}": {"conv(X, W, groups='depthwise')": STATIC},
@@ -218,10 +225,12 @@ TABLE: dict[str, dict[str, str]] = {
         "conv(WIDE, kernel(3, 3, 32, 9), groups=2)": "use a multiple of 2, or change groups"
     },
     f"ValueError: padding must be {PADDINGS}, got {{given!r}} for {{shapes}}": {
-        "conv(X, W, padding='SMAE')": "did you mean 'SAME'?"
+        "conv(X, W, padding='SMAE')": "did you mean 'SAME'?",
+        "im2col(X, (3, 3), padding='vlaid')": "did you mean 'VALID'?",
     },
     f"ValueError: padding must be {PADDINGS} of integers, got {{given!r}} for {{shapes}}": {
         "conv(X, W, padding=None)": "use 'VALID' for none",
+        "conv(X, W, padding=1.5)": PAIR,
         "conv(X, W, padding=(1, 2))": f"{PAIR}: ((1, 1), (2, 2))",
         "conv(X[0], W[0], padding=(2, 0))": f"{PAIR}: ((2, 0),)",
     },
@@ -229,6 +238,10 @@ TABLE: dict[str, dict[str, str]] = {
     " {given!r} for {shapes}": {
         "conv(X, W, padding=((1, 1),))": f"{EACH}: ((1, 1), (1, 1))",
         "conv(X, W, padding=((0, 0), (1, 1), (1, 1), (0, 0)))": f"{OTHERS}: ((1, 1), (1, 1))",
+    },
+    "ValueError: padding 'CAUSAL' is for one spatial dimension, got 2 of them for {shapes}": {
+        "conv(X, W, padding='causal')": "pass (low, high) pairs",
+        "im2col(X, (3, 3), padding='causal')": "pass (low, high) pairs",
     },
     "ValueError: negative padding must not be larger than the dimension that it crops, got padding"
     " (-20, -20) of 32 elements for {shapes}": {"conv(X, W, padding=-20)": "crop less"},
@@ -346,18 +359,18 @@ TABLE: dict[str, dict[str, str]] = {
         "pointwise(X, kernel(8, 3))": "w looks like (O, C): pass w.T",
         "pointwise(FIRST, kernel(3, 8))": MOVE,
     },
-    "TypeError: kernel_shape must be a sequence of integers, got 3": {
-        "im2col(X, 3)": "pass one size for each spatial dimension: (3, 3)"
+    "TypeError: kernel_shape must be a sequence of integers, got {kernel_shape}": {
+        "im2col(X, 3)": f"{SIZE}: (3, 3)",
+        "im2col(X, (3.0, 3.0))": SIZE,
     },
     "TypeError: kernel_shape must be a sequence of integers, got ndarray": {
         "im2col(X, W)": "pass the kernel's shape without its channels: (3, 3)"
     },
-    SIZES.format("x") + " x of shape (2, 32, 32, 3) and kernel_shape {kernel_shape}": {
+    SIZES.format("x") + " {shapes}": {
         "im2col(X, W.shape)": "leave out the kernel's channels: (3, 3)",
         "im2col(X, (3,))": "pass 2 sizes, or 3 if there is no batch",
+        "im2col(kernel(6), (3,))": "add a channel axis, x[..., None], or pass fewer sizes",
     },
-    f"ValueError: padding must be {PADDINGS}, got {{given!r}} for x of shape (2, 32, 32, 3) and"
-    " kernel_shape (3, 3)": {"im2col(X, (3, 3), padding='vlaid')": "did you mean 'VALID'?"},
     "TypeError: x_shape must be a sequence of integers, got ndarray": {
         "col2im(PATCHES, X, (3, 3))": "pass x.shape"
     },
@@ -388,12 +401,19 @@ TABLE: dict[str, dict[str, str]] = {
     "ValueError: dtype is for operands given as shapes, got none of these": {
         "plan(X, W, dtype='bfloat16')": "omit it, or pass shapes"
     },
-    "ValueError: platform must be 'cpu', 'gpu' or 'tpu', got 'cuda'": {
-        "plan(X, W, platform='cuda')": "use 'gpu'"
+    "ValueError: platform must be 'cpu', 'gpu' or 'tpu', got {platform!r}": {
+        "plan(X, W, platform='cuda')": "use 'gpu'",
+        "plan(X, W, platform='CPU')": "did you mean 'cpu'?",
+        "explain(jnp.sin, platform='CPU')": "did you mean 'cpu'?",
     },
     # What takes functions, platforms and settings
-    "TypeError: fn must be a function, got ndarray": {"explain(X)": PASS_FN},
-    "TypeError: fn must be a function, got NoneType": {"accelerate(fn=None)": PASS_FN},
+    "TypeError: fn must be a function, got ndarray": dict.fromkeys(
+        ("explain(X)", "autotune(X)"), PASS_FN
+    ),
+    "TypeError: fn must be a function, got NoneType": dict.fromkeys(
+        ("accelerate(fn=None)", "autotune(x=X)"), PASS_FN
+    ),
+    f"{PLATFORMS} ('cpu', 'quantum')": {"enable(('cpu', 'quantum'))": "use one of these"},
     f"{PLATFORMS} ('cuda',)": {"enable('cuda')": "use 'gpu'"},
     f"{PLATFORMS} (<class 'float'>,)": {"enable(float)": "for one function use jaxconv.accelerate"},
     "ValueError: name must be one of workspace_limit, cache_dir, use_cache, got"
@@ -413,11 +433,13 @@ def mistake(constraint: str, call: str, remedy: str) -> Mistake:
     bound = inspect.signature(function(name)).bind(*args, **kwargs)
     bound.apply_defaults()
     values = {**bound.arguments, "given": [*kwargs.values(), None][-1 - bool(kwargs)]}
-    first, second = [*values][:2]
-    if all(hasattr(values[name], "shape") for name in (first, second)):
-        x, w = values[first].shape, values[second].shape
-        values["shapes"] = f"{first} of shape {x} and {second} of shape {w}"
-        values |= {"channels": x[-1], "inputs": w[-2:][0]}
+    shapes = {name: getattr(values[name], "shape", None) for name in [*values][:2]}
+    values["shapes"] = " and ".join(
+        f"{name} {values[name]}" if shape is None else f"{name} of shape {shape}"
+        for name, shape in shapes.items()
+    )
+    x, w = ((0, 0, *(shape or ())) for shape in shapes.values())
+    values |= {"channels": x[-1], "inputs": w[-2]}
     error, _, must = constraint.partition(": ")
     message = f"{must.format_map(values)}; {remedy}{'' if remedy.endswith('?') else '.'}"
     return Mistake(name, args, kwargs, ERRORS[error], message)
