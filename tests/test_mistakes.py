@@ -90,6 +90,7 @@ PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, 
 PLATFORMS = "ValueError: platforms must be among 'cpu', 'gpu' and 'tpu', got"
 MOVE = "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 1, -1)"
 OI = "w looks like (O, I, kernel…): pass w.transpose(2, 3, 1, 0)"
+CAST = "cast one of them with .astype, for example w.astype(x.dtype)"
 DEPTHWISE = "the kernel looks depthwise: use"
 SWAPPED = "look swapped: the image comes first"
 ADD_FIRST = "add the two axes, lhs[None, None] and rhs[None, None]"
@@ -153,8 +154,8 @@ TABLE: dict[str, dict[str, str]] = {
     },
     # Dtypes
     "TypeError: x and w must have the same dtype, got float32 and float64 for {shapes}": {
-        call: "cast one of them with .astype, for example w.astype(x.dtype)"
-        for call in ("conv(X, W.astype('float64'))", "pointwise(X, kernel(3, 8, dtype='float64'))")
+        "conv(X, W.astype('float64'))": CAST,
+        "pointwise(X, kernel(3, 8, dtype='float64'))": CAST,
     },
     "TypeError: x must be an array of numbers, got dtype {x.dtype} and shape {x.shape}": {
         "conv(X.astype(object), W)": "convert it to numbers",
