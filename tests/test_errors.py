@@ -21,7 +21,6 @@ import jaxconv
 from jaxconv import ALGORITHMS, UnsupportedConvError
 from jaxconv.algorithms.base import apply
 from jaxconv.bench import calibrate
-from jaxconv.config import Config
 from jaxconv.transforms import primitive
 
 GOOD: dict[str, Any] = {
@@ -367,20 +366,6 @@ OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
         r"the devices along spatial_axes\[0\] must divide the output's size, got 2 devices and an"
         r" output of \(5, 5\) for an image of \[12, 12\]; pad the image",
     ): conv_of_parts,
-    (
-        "config.update",
-        "name must be one of workspace_limit, .*, got 'limits'; use one of these",
-    ): lambda: jaxconv.config.update("limits", 1),
-    ("config.set", "name must be one of .*, got 'cachedir'; did you mean 'cache_dir'"): (
-        lambda: jaxconv.config.set(cachedir="cache").__enter__()
-    ),
-    ("config.update", r"workspace_limit must be a number of bytes .*, got 'lots'; \w+ one"): (
-        lambda: jaxconv.config.update("workspace_limit", "lots")
-    ),
-    (
-        "config",
-        r"the environment variable JAXCONV_USE_CACHE must be a boolean .*, got 'lots'; \w+ one",
-    ): lambda: Config({"JAXCONV_USE_CACHE": "lots"}).use_cache,
 }
 
 
@@ -430,7 +415,7 @@ def test_refuses_while_tracing() -> None:
 
 
 # Whose errors have tests of their own.
-ELSEWHERE = ("bench", "cli.py")
+ELSEWHERE = ("bench", "cli.py", "config.py")
 
 
 def sites(path: Path) -> set[range]:

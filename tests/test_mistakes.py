@@ -417,9 +417,9 @@ TABLE: dict[str, dict[str, str]] = {
     f"{PLATFORMS} ('cpu', 'quantum')": {"enable(('cpu', 'quantum'))": "use one of these"},
     f"{PLATFORMS} ('cuda',)": {"enable('cuda')": "use 'gpu'"},
     f"{PLATFORMS} (<class 'float'>,)": {"enable(float)": "for one function use jaxconv.accelerate"},
-    "ValueError: name must be one of workspace_limit, cache_dir, use_cache, got"
-    " 'workspace_limits'": {
-        "config.update('workspace_limits', '1GB')": "did you mean 'workspace_limit'?"
+    "ValueError: name must be one of workspace_limit, cache_dir, use_cache, got {name!r}": {
+        "config.update('workspace_limits', '1GB')": "did you mean 'workspace_limit'?",
+        "config.update('limits', 1)": "use one of these",
     },
 }
 
