@@ -297,9 +297,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "padding": (),
     },
 }
+DEFAULTS = ["highest", "bfloat16", "BF16_BF16_F32"]
 PRECISIONS = [
-    "highest",
-    "bfloat16",
+    *DEFAULTS,
     "tensorfloat32",
     lax.Precision.HIGHEST,
     (lax.Precision.HIGHEST, lax.Precision.DEFAULT),
@@ -322,34 +322,19 @@ def test_accepts_what_lax_accepts(name: str) -> None:
 
 
 # Of a 1×1 convolution in f64, where a loss shows; the others multiply as these do.
-MULTIPLY = pytest.mark.parametrize("algorithm", ["auto", "im2col", "pointwise", "shift", "xla"])
-
-
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@MULTIPLY
+@pytest.mark.parametrize("algorithm", ["auto", "im2col", "pointwise", "shift", "xla"])
 def test_accepts_precisions(algorithm: str, precision: Any) -> None:
-    lhs, rhs = LHS.astype(np.float64), normal(24, 4, 1, 1)
-    expected = lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", precision=precision)
-    out = jaxconv.conv_general_dilated(
-        lhs, rhs, (1, 1), "SAME", precision=precision, algorithm=algorithm
-    )
-    same(out, expected)
-
-
-@pytest.mark.parametrize("precision", ["highest", "bfloat16", "BF16_BF16_F32"])
-@MULTIPLY
-def test_default_matmul_precision(algorithm: str, precision: str) -> None:
-    lhs, rhs = LHS.astype(np.float64), normal(24, 4, 1, 1)
-
-    def conv(lhs: Any, rhs: Any) -> jax.Array:
-        return jaxconv.conv_general_dilated(lhs, rhs, (1, 1), "SAME", algorithm=algorithm)
-
-    with jax.default_matmul_precision(precision):
-        out = conv(lhs, rhs)
-        jaxpr = jax.make_jaxpr(conv)(lhs, rhs)
-        expected = lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME")
-    same(out, expected)
-    assert jaxpr.eqns[-1].params["precision"] is not None
+    """As an argument, and names as JAX's default too."""
+    operands = LHS.astype(np.float64), normal(24, 4, 1, 1), (1, 1), "SAME"
+    conv = functools.partial(jaxconv.conv_general_dilated, *operands, algorithm=algorithm)
+    expected = lax.conv_general_dilated(*operands, precision=precision)
+    same(conv(precision=precision), expected)
+    if precision in DEFAULTS:
+        with jax.default_matmul_precision(precision):
+            same(conv(), lax.conv_general_dilated(*operands))
+            jaxpr = jax.make_jaxpr(conv)()
+        assert jaxpr.eqns[-1].params["precision"] is not None
 
 
 @pytest.mark.parametrize("name", ["conv_general_dilated", "conv_transpose"])
