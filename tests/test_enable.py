@@ -18,8 +18,11 @@ from jax.interpreters import mlir
 from test_transformations import TRANSFORMATIONS, assert_same
 
 import jaxconv
-from jaxconv.compat import conv_general_dilated_p, platform_rules
+from jaxconv import compat
+from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.plan import plan_spec
+from jaxconv.transforms import primitive
+from jaxconv.transforms.planned import PLANNED
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,25 +32,36 @@ pytestmark = [
 CASE = CASES["depthwise"]
 
 
-def rules(platform: str = "cpu") -> dict[str, Any]:
-    """JAX's entries for lax's convolution on ``platform``."""
-    return {name: t.get(conv_general_dilated_p) for name, t in platform_rules(platform).items()}
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def rules() -> dict[Any, Any]:
+    """JAX's entries for lax's convolution and poolings, by table."""
+    tables = {"": compat._lowerings, **compat._platform_specific_lowerings}
+    return {(name, p): t[p] for name, t in tables.items() for p in PLANNED if p in t}
 
 
 def is_enabled(platform: str = "cpu") -> bool:
-    return rules(platform) != ORIGINAL[platform]
+    """Whether a convolution that JAX lowers for ``platform`` is jaxconv's."""
+    found, platform = [], {"gpu": "cuda"}.get(platform, platform)
+    primitive.observers.append(found.append)
+    try:
+        jax.jit(CASE.lax).trace(*CASE.operands()).lower(lowering_platforms=(platform,))
+    finally:
+        primitive.observers.remove(found.append)
+    return bool(found)
 
 
-ORIGINAL = {platform: rules(platform) for platform in ("cpu", "gpu", "tpu")}
+ORIGINAL = rules()
 
 
 @pytest.fixture(autouse=True)
 def _leaves_the_process_as_it_was() -> Iterator[None]:
     yield
-    left = [platform for platform in ORIGINAL if is_enabled(platform)]
+    left = rules() != ORIGINAL
     jaxconv.disable()
-    assert left == []
-    assert {platform: rules(platform) for platform in ORIGINAL} == ORIGINAL
+    assert not left
+    assert rules() == ORIGINAL
 
 
 def convolutions(fun: Callable, *args: Any) -> int:
@@ -344,10 +358,11 @@ def test_the_very_entry_comes_back(platform: str) -> None:
 
     def assert_restored(before: dict[str, Any]) -> None:
         with jaxconv.enabled([platform]):
-            assert all(entry is not None for entry in rules(platform).values())
+            assert is_enabled(platform)
             if platform == "cpu":
                 assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) > 1
-        assert all(rules(platform)[name] is entry for name, entry in before.items())
+        assert rules() == before
+        assert all(rules()[name] is entry for name, entry in before.items())
 
     def zeros(lhs: Array, rhs: Array) -> Array:
         return jnp.zeros((*lhs.shape[:-1], rhs.shape[-1]), lhs.dtype)
@@ -355,17 +370,18 @@ def test_the_very_entry_comes_back(platform: str) -> None:
     def of_another_library(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
         return mlir.lower_fun(zeros, False)(ctx, lhs, rhs)
 
-    assert_restored(before := rules(platform))
+    assert_restored(before := rules())
     mlir.register_lowering(conv_general_dilated_p, of_another_library, platform=platform)
     try:
-        assert_restored(rules(platform))
+        assert_restored(rules())
         if platform == "cpu":
             assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) == 0
     finally:
-        for name, table in platform_rules(platform).items():
-            table.pop(conv_general_dilated_p)
-            if before[name] is not None:
-                table[conv_general_dilated_p] = before[name]
+        for name in compat.ALIASES.get(platform, (platform,)):
+            table = compat._platform_specific_lowerings[name]
+            table.pop(conv_general_dilated_p, None)
+            if (name, conv_general_dilated_p) in before:
+                table[conv_general_dilated_p] = before[name, conv_general_dilated_p]
         jax.clear_caches()
 
 
