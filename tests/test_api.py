@@ -65,16 +65,24 @@ CONVS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, lax's; both
     "dilation": ({"dilation": 2}, {"rhs_dilation": (2, 2)}),
     "dilations": ({"dilation": [1, 3]}, {"rhs_dilation": (1, 3)}),
     "precision": ({"precision": "highest"}, {"precision": "highest"}),
+    **{
+        f"{groups} groups to {n}": (
+            {"w": normal(3, 3, 4 // groups, n), "groups": groups},
+            {"feature_group_count": groups},
+        )
+        for groups, n in ((2, 6), (4, 4), (4, 8))
+    },
 }
 
 
 @pytest.mark.parametrize("name", CONVS)
 def test_conv_is_lax_channels_last(name: str) -> None:
     ours, arguments = CONVS[name]
+    ours = {"w": W} | ours
     arguments = {"window_strides": (1, 1), "padding": "SAME"} | arguments
-    expected = lax.conv_general_dilated(X, W, dimension_numbers=LAST[2], **arguments)
-    same(jaxconv.conv(X, W, **ours), expected)
-    same(jaxconv.conv(X[0], W, **ours), expected[0])
+    expected = lax.conv_general_dilated(X, ours["w"], dimension_numbers=LAST[2], **arguments)
+    same(jaxconv.conv(X, **ours), expected)
+    same(jaxconv.conv(X[0], **ours), expected[0])
 
 
 @pytest.mark.parametrize("ndim", LAST)
@@ -85,15 +93,6 @@ def test_conv_has_the_kernels_dimensions(ndim: int, padding: Any) -> None:
     expected = lax.conv_general_dilated(x, w, (1,) * ndim, pads, dimension_numbers=LAST[ndim])
     same(jaxconv.conv(x, w, padding=padding), expected)
     same(jaxconv.conv(x[0], w, padding=padding), expected[0])
-
-
-@pytest.mark.parametrize(("groups", "channels"), [(2, 6), (4, 4), (4, 8)])
-def test_conv_of_groups(groups: int, channels: int) -> None:
-    w = normal(3, 3, 4 // groups, channels)
-    expected = lax.conv_general_dilated(
-        X, w, (1, 1), "SAME", dimension_numbers=LAST[2], feature_group_count=groups
-    )
-    same(jaxconv.conv(X, w, groups=groups), expected)
 
 
 @pytest.mark.parametrize(
@@ -298,9 +297,9 @@ ACCEPTED: dict[str, dict[str, Any]] = {
         "padding": (),
     },
 }
+DEFAULTS = ["highest", "bfloat16", "BF16_BF16_F32"]
 PRECISIONS = [
-    "highest",
-    "bfloat16",
+    *DEFAULTS,
     "tensorfloat32",
     lax.Precision.HIGHEST,
     (lax.Precision.HIGHEST, lax.Precision.DEFAULT),
@@ -323,34 +322,19 @@ def test_accepts_what_lax_accepts(name: str) -> None:
 
 
 # Of a 1×1 convolution in f64, where a loss shows; the others multiply as these do.
-MULTIPLY = pytest.mark.parametrize("algorithm", ["auto", "im2col", "pointwise", "shift", "xla"])
-
-
 @pytest.mark.parametrize("precision", PRECISIONS, ids=str)
-@MULTIPLY
+@pytest.mark.parametrize("algorithm", ["auto", "im2col", "pointwise", "shift", "xla"])
 def test_accepts_precisions(algorithm: str, precision: Any) -> None:
-    lhs, rhs = LHS.astype(np.float64), normal(24, 4, 1, 1)
-    expected = lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME", precision=precision)
-    out = jaxconv.conv_general_dilated(
-        lhs, rhs, (1, 1), "SAME", precision=precision, algorithm=algorithm
-    )
-    same(out, expected)
-
-
-@pytest.mark.parametrize("precision", ["highest", "bfloat16", "BF16_BF16_F32"])
-@MULTIPLY
-def test_default_matmul_precision(algorithm: str, precision: str) -> None:
-    lhs, rhs = LHS.astype(np.float64), normal(24, 4, 1, 1)
-
-    def conv(lhs: Any, rhs: Any) -> jax.Array:
-        return jaxconv.conv_general_dilated(lhs, rhs, (1, 1), "SAME", algorithm=algorithm)
-
-    with jax.default_matmul_precision(precision):
-        out = conv(lhs, rhs)
-        jaxpr = jax.make_jaxpr(conv)(lhs, rhs)
-        expected = lax.conv_general_dilated(lhs, rhs, (1, 1), "SAME")
-    same(out, expected)
-    assert jaxpr.eqns[-1].params["precision"] is not None
+    """As an argument, and names as JAX's default too."""
+    operands = LHS.astype(np.float64), normal(24, 4, 1, 1), (1, 1), "SAME"
+    conv = functools.partial(jaxconv.conv_general_dilated, *operands, algorithm=algorithm)
+    expected = lax.conv_general_dilated(*operands, precision=precision)
+    same(conv(precision=precision), expected)
+    if precision in DEFAULTS:
+        with jax.default_matmul_precision(precision):
+            same(conv(), lax.conv_general_dilated(*operands))
+            jaxpr = jax.make_jaxpr(conv)()
+        assert jaxpr.eqns[-1].params["precision"] is not None
 
 
 @pytest.mark.parametrize("name", ["conv_general_dilated", "conv_transpose"])
@@ -377,48 +361,31 @@ def test_plan_has_the_arguments_of_conv() -> None:
 
 # Exactness, and where NaN and Inf go
 
-KINDS = {  # rhs shape and arguments of convolutions of a (2, 6, 7, 4) image
-    "3x3": ((3, 3, 4, 5), {}),
-    "1x1": ((1, 1, 4, 5), {}),
-    "depthwise": ((3, 3, 1, 4), {"feature_group_count": 4}),
-    "grouped": ((3, 2, 2, 6), {"feature_group_count": 2}),
-    "strided": ((3, 3, 4, 5), {"window_strides": (2, 2)}),
-    "dilated": ((2, 3, 4, 5), {"rhs_dilation": (2, 1)}),
-    "transposed": ((3, 3, 4, 5), {"lhs_dilation": (2, 2)}),
-    "whole image": ((6, 7, 4, 5), {}),
-}
+OF_EACH_KIND = pytest.mark.parametrize(
+    "name",
+    ["3x3", "1x1", "depthwise", "grouped", "3x3 stride 2", "atrous", "transposed", "whole image"],
+)
 
 
-def kind(name: str) -> tuple[tuple[int, ...], dict[str, Any]]:
-    rhs_shape, arguments = KINDS[name]
-    defaults = {
-        "window_strides": (1, 1),
-        "padding": ((1, 1), (1, 1)),
-        "dimension_numbers": LAST[2],
-    }
-    return rhs_shape, defaults | arguments
-
-
-@pytest.mark.parametrize("name", KINDS)
+@OF_EACH_KIND
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "bool"])
 def test_integers_are_exact_and_wrap_around(dtype: str, name: str) -> None:
-    rhs_shape, arguments = kind(name)
-    rng = np.random.default_rng(0)
-    lhs, rhs = (oracles.drawn(rng, shape, dtype) for shape in ((2, 6, 7, 4), rhs_shape))
-    out = jaxconv.conv_general_dilated(lhs, rhs, **arguments)
-    exact = oracles.loop_conv(lhs, rhs, **arguments)
+    case, rng = cases.CASES[name], np.random.default_rng(0)
+    lhs, rhs = (oracles.drawn(rng, shape, dtype) for shape in (case.lhs_shape, case.rhs_shape))
+    out = jaxconv.conv_general_dilated(lhs, rhs, **case.arguments)
+    exact = case.loop(lhs, rhs)
     expected = exact != 0 if dtype == "bool" else exact.astype(dtype)
     if dtype in ("int8", "uint8"):
         assert np.any(exact != expected), "nothing wrapped around"
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@OF_EACH_KIND
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_nan_and_inf_stay_where_they_belong(dtype: str, name: str) -> None:
-    rhs_shape, arguments = kind(name)
-    lhs, rhs = normal(2, 6, 7, 4, dtype=dtype), normal(*rhs_shape, dtype=dtype, seed=1)
-    lhs[0, 1, 1, 2], lhs[1, 4, 5, 0] = np.nan, np.inf
+    arguments = cases.CASES[name].arguments
+    lhs, rhs = cases.CASES[name].operands(dtype)
+    lhs[0, 1, 1, 1], lhs[-1, 3, 3, 0] = np.nan, np.inf
     out = jaxconv.conv_general_dilated(lhs, rhs, **arguments, precision="highest")
     clean = np.where(np.isfinite(lhs), lhs, 0)
     expected = oracles.lax_conv(clean, rhs, **arguments)

@@ -1,6 +1,7 @@
 """``autotune``: what it finds, measures, chooses and keeps; never how long anything takes."""
 
 import dataclasses
+import math
 import sys
 import threading
 from collections import deque
@@ -82,6 +83,29 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Times:
     return given
 
 
+@pytest.fixture
+def faster(times: Times) -> tuple[ConvSpec, str]:
+    """The convolution of ``loss``, and an algorithm that is not planned for it, now the fastest."""
+    spec = jaxconv.explain(loss, X, W).rows[0].spec
+    planned, *others = candidates(spec, PLATFORM)
+    other = next(name for name in others if name not in (planned, "xla"))
+    times[other] = 0.25
+    return spec, other
+
+
+class Watched:
+    """``timed``, that keeps what it was asked for, and is interrupted after so many."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        self.asked, self.most = list[ConvSpec](), most
+
+    def __call__(self, spec: ConvSpec, *args: Any) -> Timed:
+        if len(self.asked) == self.most:
+            raise KeyboardInterrupt
+        self.asked.append(spec)
+        return timed(spec, *args)
+
+
 # What it finds
 
 
@@ -100,6 +124,7 @@ def test_what_was_compiled_is_found(
     monkeypatch: pytest.MonkeyPatch, times: Times, folder: Path
 ) -> None:
     """Without a function: through jaxconv, by "auto", each once, in any thread."""
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     monkeypatch.setattr(primitive, "_planned_here", deque())
     x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
     jax.clear_caches()
@@ -108,13 +133,10 @@ def test_what_was_compiled_is_found(
     lax.conv(x, x, (1, 1), "SAME")
     assert planned_here(PLATFORM) == []
 
-    def gradient(x: Any, w: Any) -> Any:
-        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w)
-
     thread = threading.Thread(target=gradient, args=(x, w))
     thread.start()
     thread.join()
-    expected = {row.spec for row in jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W).rows}
+    expected = {row.spec for row in jaxconv.explain(gradient, X, W).rows}
     assert set(planned_here(PLATFORM)) == expected
     assert planned_here("tpu") == [] != planned_here(PLATFORM)
     jax.clear_caches()
@@ -170,12 +192,6 @@ def test_those_with_a_name_and_empty_ones_are_left_alone(folder: Path) -> None:
     assert "0 different convolutions" in str(named)
 
 
-def test_arrays_and_keywords(times: Times) -> None:
-    x, w = jnp.ones(X.shape), jnp.ones(W.shape)
-    (row,) = jaxconv.autotune(jaxconv.conv, x, w=w, strides=2).rows
-    assert row.spec.window_strides == (2, 2)
-
-
 # What it measures
 
 
@@ -194,13 +210,6 @@ def test_candidates(name: str) -> None:
     assert set(names) <= set(possible)
     for name in set(possible) - set(names):
         assert possible[name] > autotuning.HOPELESS_PREDICTED * min(possible.values())
-
-
-def test_candidates_are_under_the_limit() -> None:
-    spec = CASES["3x3"].spec("float32")
-    assert "im2col" in candidates(spec, "cpu")
-    with config.set(workspace_limit=0):
-        assert "im2col" not in candidates(spec, "cpu")
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "int8", "uint8", "bool"])
@@ -332,16 +341,9 @@ def test_one_call_that_stalls_says_nothing() -> None:
 # What it keeps
 
 
-def other_than_planned(spec: ConvSpec) -> str:
-    planned, *others = candidates(spec, PLATFORM)
-    return next(name for name in others if name not in (planned, "xla"))
-
-
-def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
-    before = jaxconv.explain(loss, X, W).rows[0]
-    other = other_than_planned(before.spec)
-    times[other] = 0.25
-    (row,) = jaxconv.autotune(loss, X, W).rows
+def test_plans_take_what_it_chose(faster: tuple[ConvSpec, str], folder: Path) -> None:
+    before, (_, other) = jaxconv.explain(loss, X, W).rows[0], faster
+    row = autotuned()
     assert (row.planned, row.chosen) == (before.algorithm, other)
     after = jaxconv.explain(loss, X, W).rows[0]
     assert (after.algorithm, after.why) == (other, row.why)
@@ -354,25 +356,17 @@ def test_plans_take_what_it_chose(times: Times, folder: Path) -> None:
     assert jaxconv.explain(loss, X, W).rows[0] == after
 
 
-def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss, X, W).rows[0].spec
-    other = other_than_planned(spec)
-    times[other] = 0.25
-    gradient = jax.grad(loss, argnums=(0, 1))
-    (first,) = jaxconv.autotune(loss, X, W).rows
-    asked: list[ConvSpec] = []
-    measured = timed
-
-    def watched(spec: ConvSpec, *args: Any) -> Any:
-        asked.append(spec)
-        return measured(spec, *args)
-
+def test_what_is_known_is_not_measured_again(
+    faster: tuple[ConvSpec, str], times: Times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spec, other), first, watched = faster, autotuned(), Watched()
+    asked = watched.asked
     monkeypatch.setattr(autotuning, "timed", watched)
-    (again,) = jaxconv.autotune(loss, X, W).rows
+    again = autotuned()
     assert again == dataclasses.replace(first, planned=other, known=True)
     assert asked == []
     # Others of the same function are.
-    tuning = jaxconv.autotune(gradient, X, W)
+    tuning = jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W)
     assert [row.known for row in tuning.rows] == [row.spec == spec for row in tuning.rows]
     assert asked == [row.spec for row in tuning.rows if not row.known]
     assert len(asked) > 1
@@ -386,7 +380,7 @@ def test_what_is_known_is_not_measured_again(times: Times, monkeypatch: pytest.M
     assert (forced.planned, forced.chosen, forced.known) == (other, "xla", False)
     # And where the cache is not used, each time.
     with config.set(use_cache=False):
-        assert not jaxconv.autotune(loss, X, W).rows[0].known
+        assert not autotuned().known
 
 
 def test_what_is_known_of_the_same_work_is_taken() -> None:
@@ -407,6 +401,7 @@ def test_what_was_measured_but_can_not_be_taken_now_is_not_listed(times: Times) 
     times |= {"im2col": 0.1, "xla": 0.5}
     assert autotuned().chosen == "im2col"
     with config.set(workspace_limit=0):
+        assert "im2col" not in candidates(jaxconv.explain(loss, X, W).rows[0].spec, PLATFORM)
         row = autotuned()
     assert row.known
     assert "im2col" not in dict(row.seconds)
@@ -419,38 +414,30 @@ def test_what_is_compiled_next_runs_it(times: Times) -> None:
     for name in [n for n in candidates(row.spec, PLATFORM) if n in ("im2col", "xla")]:
         times.clear()
         times[name] = 0.1
-        jaxconv.autotune(jaxconv.conv, x, w, force=True)
+        jaxconv.autotune(jaxconv.conv, x, w=w, strides=1, force=True)
         with jaxconv.enabled((PLATFORM,)):
             for f in (jaxconv.conv, jaxconv.accelerate(lax_conv), lax_conv):
                 text = jax.jit(lambda x, w, f=f: f(x, w)).lower(x, w).as_text()
                 assert ("stablehlo.convolution" in text) == (name == "xla")
 
 
-def test_an_interrupt_keeps_what_is_measured(times: Times, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = jaxconv.explain(loss, X, W).rows[0].spec
-    other = other_than_planned(spec)
-    times[other] = 0.25
-    measured, done = timed, list[ConvSpec]()
-
-    def interrupted(spec: ConvSpec, *args: Any) -> Any:
-        if done:
-            raise KeyboardInterrupt
-        done.append(spec)
-        return measured(spec, *args)
-
-    monkeypatch.setattr(autotuning, "timed", interrupted)
+def test_an_interrupt_keeps_what_is_measured(
+    faster: tuple[ConvSpec, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spec, other), watched = faster, Watched(most=1)
+    monkeypatch.setattr(autotuning, "timed", watched)
     with pytest.raises(KeyboardInterrupt):
         jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W)
-    assert done == [spec]
+    assert watched.asked == [spec]
     assert plan_spec(spec, PLATFORM).algorithm == other
 
 
-def test_without_a_cache_it_holds_for_the_process(times: Times, tmp_path: Path) -> None:
+def test_without_a_cache_it_holds_for_the_process(
+    faster: tuple[ConvSpec, str], tmp_path: Path
+) -> None:
+    spec, other = faster
     (tmp_path / "file").write_text("")
     with config.set(cache_dir=tmp_path / "file" / "cache"):
-        spec = jaxconv.explain(loss, X, W).rows[0].spec
-        other = other_than_planned(spec)
-        times[other] = 0.25
         with pytest.warns(UserWarning, match="known to this process only"):
             jaxconv.autotune(loss, X, W)
         assert plan_spec(spec, PLATFORM).algorithm == other

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,8 @@ from jaxconv.planning.timing import Call, Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
-ONCE = Effort(1, 0.0)
+HAS_TORCH = find_spec("torch") is not None
+ONCE = Effort(1, 0.0, torch=HAS_TORCH)
 TINY = layer_of("tiny", 2, 6, (4, 4), 3, 1, 4)
 SPEC = TINY.spec
 BFLOAT16, INT8 = jnp.dtype("bfloat16"), np.dtype("int8")
@@ -58,10 +60,6 @@ def each_of(*names: str) -> Any:
 def _products_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "gemm_peak", lambda: 1e11)
     monkeypatch.setattr(programs, "gemm_peak", lambda: 1e11)
-
-
-def run_layer(layer: Layer, effort: Effort = ONCE) -> list[Result]:
-    return [programs.measure_layer(layer, direction, effort) for direction in layer.directions]
 
 
 @pytest.fixture
@@ -116,15 +114,16 @@ def test_measuring_ends_when_the_ratio_is_known() -> None:
 
 
 @each_of("bfloat16", "int8", "causal", "groups", "transposed", "volume")
-def test_layers_are_compared_with_lax_and_with_float64(layer: Layer) -> None:
+def test_layers_are_compared_with_lax_pytorch_and_float64(layer: Layer) -> None:
     dtype = layer.spec.dtype.name
     if dtype == "int8" and jax.default_backend() == "gpu":
         pytest.skip("lax itself refuses integer convolutions on GPU")
-    found = run_layer(layer)
+    found = [programs.measure_layer(layer, direction, ONCE) for direction in layer.directions]
     assert [result.direction for result in found] == list(layer.directions)
     for result in found:
         assert result.wrong is None
-        assert (len(result.lax), result.torch) == (1, ())
+        # PyTorch has no convolution of int8.
+        assert (len(result.lax), len(result.torch)) == (1, HAS_TORCH and dtype != "int8")
         assert result.quartiles("lax")[0] > 0
         assert result.rate > 0
         assert result.peak > 0
@@ -205,18 +204,14 @@ def _layers(net: networks.Lax, x: Any) -> Any:
 SMALL = networks.Network("small", _layers, 2, shape=(9, 8, 2))
 
 
-@pytest.mark.parametrize("torch", [False, True], ids=["", "PyTorch"])
-def test_networks_are_timed_forward_and_in_training(torch: bool) -> None:
-    if torch:
-        pytest.importorskip("torch")
-    effort = dataclasses.replace(ONCE, torch=torch)
+def test_networks_are_timed_forward_and_in_training() -> None:
     with jax.numpy_rank_promotion("allow"):
-        found = [programs.measure_network(SMALL, d, effort) for d in SMALL.directions]
+        found = [programs.measure_network(SMALL, d, ONCE) for d in SMALL.directions]
     assert [result.label for result in found] == [
         "small, batch 2, forward",
         "small, batch 2, training step",
     ]
-    assert [(result.wrong, len(result.torch)) for result in found] == [(None, torch)] * 2
+    assert [(result.wrong, len(result.torch)) for result in found] == [(None, HAS_TORCH)] * 2
 
 
 def test_channels_first_a_network_computes_the_same() -> None:
@@ -235,18 +230,6 @@ def test_a_compiled_program_names_the_algorithm_and_the_convolution() -> None:
     conv = jaxconv.accelerate(TINY.function(lax.conv_general_dilated, "forward"))
     text = jax.jit(conv).lower(*TINY.operands()).compile().as_text() or ""
     assert re.search(r'op_name="[^"]*\w+ 2x6x6x4\*3x3x1x4', text)
-
-
-# PyTorch
-
-
-@each_of("bfloat16", "int8", "causal", "groups", "transposed")
-def test_torch_computes_the_same_layers(layer: Layer) -> None:
-    pytest.importorskip("torch")
-    for result in run_layer(layer, dataclasses.replace(ONCE, torch=True)):
-        # PyTorch has no convolution of int8.
-        assert len(result.torch) == (layer.spec.dtype != "int8")
-        assert result.wrong is None
 
 
 # Regret

@@ -1,7 +1,6 @@
 """``jaxconv compare``: the engine on tiny photographs; and the command line from the outside."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import children
 import jax
@@ -302,7 +302,7 @@ def test_a_closed_pipe_ends_quietly() -> None:
     """As ``head`` closes it after some lines."""
     with subprocess.Popen(
         [sys.executable, "-m", "jaxconv", "bench", "--list"],
-        env=os.environ | environment(),
+        env=children.environment(1),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
@@ -315,23 +315,6 @@ def test_a_closed_pipe_ends_quietly() -> None:
 
 def test_version(run: Run) -> None:
     assert run("--version") == (0, f"jaxconv {jaxconv.__version__}\n", "")
-
-
-def environment() -> dict[str, str]:
-    """Variables of a process of its own; its tables are wide."""
-    root = str(Path(jaxconv.__file__).parents[1])
-    variables = {"JAX_PLATFORMS": "cpu", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": root}
-    return variables | {"COLUMNS": "300"}
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | environment(),
-        capture_output=True,
-        encoding="utf-8",
-        check=False,
-    )
 
 
 def test_extras_are_optional(
@@ -385,7 +368,13 @@ def test_run_script(tmp_path: Path) -> None:
     script.write_text(TRAIN)
     (tmp_path / "beside.py").touch()
     arguments = (str(script), "-m", "7", "--explain", "--", "-x")
-    done = python("-m", "jaxconv", "run", "--explain", *arguments)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxconv", "run", "--explain", *arguments],
+        env=children.environment(1) | {"PYTHONIOENCODING": "utf-8", "COLUMNS": "300"},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
     assert done.returncode == 7, done.stderr
     assert done.stdout.splitlines() == ["__main__ train.py 7 True ['-x']", "convolutions left: 0"]
     above, head, *rows = done.stderr.splitlines()
@@ -449,43 +438,10 @@ def test_run_and_measure(script: Script, run: Run, monkeypatch: pytest.MonkeyPat
     assert len(document.read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("ending", "code"),
-    [
-        ("", 0),
-        ("raise SystemExit(7)", 7),
-        ("raise ValueError('end')", 1),
-        ("raise KeyboardInterrupt", 130),
-    ],
-)
-def test_run_measures_unless_interrupted(
-    script: Script, run: Run, monkeypatch: pytest.MonkeyPatch, ending: str, code: int
-) -> None:
-    path = script(CONVOLVES + ending)
-    monkeypatch.setattr(cli, "tuned", lambda: "the table")
-    found, out, err = run("run", "--autotune", path)
-    assert (found, out) == (code, "")
-    assert ("the table" in err) == (code != 130)
-    if "ValueError" in ending:
-        assert err.index("ValueError: end") < err.index("the table")
-    if not ending:
-        assert run("run", path) == (0, "", "")
-
-
 def test_run_measures_nothing_where_nothing_was_compiled(script: Script, run: Run) -> None:
     code, out, err = run("run", "--autotune", script("raise SystemExit(3)"))
     assert (code, out) == (3, "")
     assert err.startswith("jaxconv.autotune: without fn, jaxconv must have planned convolutions")
-
-
-def test_an_interrupt_ends_measuring(
-    script: Script, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "tuned", interrupted)
-    assert run("run", "--autotune", script(CONVOLVES)) == (130, "", "")
 
 
 @pytest.mark.parametrize(
@@ -500,15 +456,24 @@ def test_an_interrupt_ends_measuring(
     ],
 )
 def test_run_ends_as_python_does(
-    script: Script, run: Run, text: str, code: int, message: str
+    script: Script, run: Run, monkeypatch: pytest.MonkeyPatch, text: str, code: int, message: str
 ) -> None:
+    """And measures before, unless it was interrupted."""
     path = script(text)
-    found, out, err = run("run", path)
-    assert (found, out) == (code, "")
-    assert message in err
-    assert cli.__file__ not in err
-    assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
-    assert sys.path[0] == str(path.parent)
+    monkeypatch.setattr(cli, "tuned", lambda: "the table")
+    for options, measured in (((), False), (("--autotune",), code != 130)):
+        found, out, err = run("run", *options, path)
+        assert (found, out) == (code, "")
+        assert ("the table" in err) == measured
+        assert message in err.partition("the table")[0]
+        assert cli.__file__ not in err
+        assert ("Traceback" in err) == (code in (1, 130) and "Syntax" not in err)
+        assert sys.path[0] == str(path.parent)
+        if not text:
+            assert err == "the table\n" * measured
+    if not text:
+        monkeypatch.setattr(cli, "tuned", Mock(side_effect=KeyboardInterrupt))
+        assert run("run", "--autotune", path) == (130, "", "")
 
 
 @pytest.mark.parametrize("platforms", [(), ("cpu",), ("gpu", "tpu")])
@@ -544,13 +509,14 @@ def test_refusals(run: Run, arguments: str, message: str) -> None:
 
 
 @pytest.mark.usefixtures("script")
-def test_modules_that_are_missing(run: Run) -> None:
-    code, out, err = run("run", "-m", "nowhere.module")
-    assert (code, out) == (1, "")
-    assert "No module named 'nowhere'" in err
-
-
-def test_run_needs_a_script(run: Run) -> None:
-    code, out, err = run("run", "--explain")
-    assert (code, out) == (2, "")
-    assert "Missing argument 'SCRIPT'" in err
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ("-m nowhere.module", 1, "No module named 'nowhere'"),
+        ("--explain", 2, "Missing argument 'SCRIPT'"),
+    ],
+)
+def test_run_needs_a_script(run: Run, arguments: str, code: int, message: str) -> None:
+    found, out, err = run("run", *arguments.split())
+    assert (found, out) == (code, "")
+    assert message in err

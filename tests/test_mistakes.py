@@ -22,45 +22,9 @@ X, W = np.zeros((2, 32, 32, 3), np.float32), np.zeros((3, 3, 3, 8), np.float32)
 FIRST = np.zeros((2, 3, 32, 32), np.float32)  # an image channels first
 OIHW = np.zeros((8, 3, 5, 5), np.float32)
 WIDE = np.zeros((2, 32, 32, 64), np.float32)
+PATCHES = np.zeros((2, 30, 30, 27), np.float32)
 LAST = ("NHWC", "HWIO", "NHWC")
-GIVEN = "for x of shape (2, 32, 32, 3) and w of shape (3, 3, 3, 8)"
-LAX_GIVEN = "for lhs of shape (2, 32, 32, 3) and rhs of shape (3, 3, 3, 8)"
-RANKS = "w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C), got"
-SAME_RANK = "lhs and rhs must have the same rank (batch, channels and the spatial dimensions), got"
-GRAY, ADD = "lhs has no channel axis: pass", "add the two axes,"
-SWAPPED = "look swapped: the image comes first"
-BESIDES = "lhs and rhs must have batch and channels besides the spatial dimensions of"
-LETTERS = (
-    "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length {} such"
-    " as {}, got {} for lhs of shape {} and rhs of shape {}; {}"
-)
-LETTERS_2D = (
-    "dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings of length 4 such"
-    " as ('NHWC', 'HWIO', 'NHWC'), got"
-)
-NAME_ALL = "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters."
-FIT = "x must be (…, C) and w (C, O), got x of shape (2, 32, 32, 3) and"
-SIZES = (
-    "kernel_shape must have one size for each spatial dimension of x, which is (N, spatial…, C) or"
-    " (spatial…, C), got x of shape (2, 32, 32, 3) and"
-)
-DTYPES = "x and w must have the same dtype, got"
-DTYPE = "preferred_element_type must be a dtype of numbers, got"
-PRECISION = (
-    "precision must be None, a name such as 'highest', a lax.Precision, two of either, or a"
-    " lax.DotAlgorithmPreset, got"
-)
-NUMBERS, NUMBER = "be a positive integer or 2 of them", "be a positive integer"
-EACH, PAIR = "pass one for each spatial dimension", "pass one pair for each spatial dimension"
-OTHERS = "leave out batch and channels"
-STATIC = "pass static Python integers; under jax.jit, name the argument in static_argnums."
-PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
-INTEGERS = f"be {PADDINGS} of integers"
-PAIRS = "have one (low, high) pair for each of 2 spatial dimensions"
-AXES = "spatial_axes must be 2 mesh axes or None, one for each spatial dimension, got"
-PASS_FN = "pass the function itself, not what it returns."
-MOVE = "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 1, -1)"
-OI = "w looks like (O, I, kernel…): pass w.transpose(2, 3, 1, 0)"
+SAME, NHWC = ((1, 1), "SAME"), {"dimension_numbers": LAST}
 
 
 def kernel(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -102,444 +66,391 @@ def value_error(name: str, *args: Any, **kwargs: Any) -> Callable[[str], Mistake
     return partial(at(name, *args, **kwargs), ValueError)
 
 
-def of_channels(x: Any, w: Any, remedy: str, groups: int = 1) -> Mistake:
-    """Of ``conv``, where channels don't fit."""
-    return value_error("conv", x, w, groups=groups)(
-        f"the channels of x (the last axis: {x.shape[-1]}) must be groups ({groups}) times the"
-        f" input channels of w (the last axis but one: {w.shape[-2]}), got x of shape {x.shape} and"
-        f" w of shape {w.shape}; {remedy}.",
+RANKS = "TypeError: w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C), got"
+LAX_CHANNELS = (
+    "ValueError: the channels of lhs (axis {0}: {{lhs.shape[{0}]}}) must be{2} the input channels"
+    " of rhs (axis {1}: {{rhs.shape[{1}]}}), got {{shapes}}"
+)
+GROUPS = " feature_group_count (1) times"
+BESIDES = (
+    "ValueError: lhs and rhs must have batch and channels besides the spatial dimensions of {0},"
+    " got {0} {{{0}}} for {{shapes}}"
+)
+SIZES = (
+    "ValueError: kernel_shape must have one size for each spatial dimension of {}, which is"
+    " (N, spatial…, C) or (spatial…, C), got"
+)
+OF_COL2IM = f"{SIZES.format('x_shape')} patches of shape (2, 30, 30, 27), x_shape"
+NUMBERS = "must be a positive integer or 2 of them, got {given!r} for {shapes}"
+NUMBER = "must be a positive integer, got {given!r} for {shapes}"
+EACH, PAIR, SIZE = (f"pass one{what} for each spatial dimension" for what in ("", " pair", " size"))
+OTHERS = "leave out batch and channels"
+STATIC = "pass static Python integers; under jax.jit, name the argument in static_argnums"
+PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
+PLATFORMS = "ValueError: platforms must be among 'cpu', 'gpu' and 'tpu', got"
+MOVE = "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 1, -1)"
+OI = "w looks like (O, I, kernel…): pass w.transpose(2, 3, 1, 0)"
+CAST = "cast one of them with .astype, for example w.astype(x.dtype)"
+DEPTHWISE = "the kernel looks depthwise: use"
+SWAPPED = "look swapped: the image comes first"
+ADD_FIRST = "add the two axes, lhs[None, None] and rhs[None, None]"
+ADD_LAST = "add the two axes, lhs[None, ..., None] and rhs[..., None, None]"
+NAME_ALL = "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters"
+PASS_FN = "pass the function itself, not what it returns"
+
+
+def letters(rank: int, usual: tuple[str, ...]) -> str:
+    return (
+        "TypeError: dimension_numbers must be None, a lax.ConvDimensionNumbers, or three strings"
+        f" of length {rank} such as {usual}, got {{given!r}} for {{shapes}}"
     )
 
 
-def of_lax_channels(
-    lhs: Any, rhs: Any, axes: tuple[int, int], remedy: str, **kwargs: Any
-) -> Mistake:
-    """Of ``conv_general_dilated``, where channels, at these axes, don't fit."""
-    return value_error("conv_general_dilated", lhs, rhs, (1, 1), "SAME", **kwargs)(
-        f"the channels of lhs (axis {axes[0]}: {lhs.shape[axes[0]]}) must be feature_group_count"
-        f" (1) times the input channels of rhs (axis {axes[1]}: {rhs.shape[axes[1]]}), got lhs of"
-        f" shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
-    )
-
-
-def of_transpose_channels(lhs: Any, rhs: Any, remedy: str) -> Mistake:
-    return value_error("conv_transpose", lhs, rhs, (2, 2), "SAME")(
-        f"the channels of lhs (axis 3: {lhs.shape[3]}) must be the input channels of rhs (axis 2:"
-        f" {rhs.shape[2]}), got lhs of shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
-    )
-
-
-def of_letters(lhs: Any, rhs: Any, usual: Any, remedy: str, given: Any = LAST) -> Mistake:
-    """Of ``conv_general_dilated``, whose dimension numbers are for another rank."""
-    strides, rank = (1,) * (lhs.ndim - 2), lhs.ndim
-    message = LETTERS.format(rank, usual, given, lhs.shape, rhs.shape, remedy)
-    call = at("conv_general_dilated", lhs, rhs, strides, "SAME", dimension_numbers=given)
-    return call(TypeError, message)
-
-
-MISTAKES = {
+# For each constraint the calls that break it, and the remedies. In braces are arguments of the
+# call, its operands' shapes, the last that is given, the channels of x and the inputs of w.
+TABLE: dict[str, dict[str, str]] = {
     # Layouts
-    "an image channels first": of_channels(FIRST, W, MOVE),
-    "one image channels first": of_channels(
-        FIRST[0], W, "x looks channels-first: move its channels to the end, jnp.moveaxis(x, 0, -1)"
-    ),
-    "a kernel of PyTorch": of_channels(X, OIHW, OI),
-    "both of PyTorch": of_channels(FIRST, OIHW, f"{MOVE}; {OI}"),
-    "a kernel (kernel…, O, I)": of_channels(
-        WIDE, kernel(3, 3, 32, 64), "w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)"
-    ),
-    "swapped": of_channels(W, X, "x and w look swapped: the image comes first"),
-    "too few input channels": of_channels(
-        WIDE, kernel(3, 3, 32, 128), "w needs 64 input channels for this x"
-    ),
-    "depthwise without groups": of_channels(
-        WIDE, kernel(3, 3, 1, 64), "the kernel looks depthwise: use groups=64"
-    ),
-    "depthwise of PyTorch": of_channels(
-        WIDE, kernel(64, 1, 3, 3), f"{OI}; the kernel looks depthwise: use groups=64"
-    ),
-    "depthwise of TensorFlow": of_channels(
-        WIDE,
-        kernel(3, 3, 64, 1),
-        "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
-        " w.reshape(*w.shape[:-2], 1, -1)",
-        groups=64,
-    ),
-    "another number of groups": of_channels(WIDE, kernel(3, 3, 16, 64), "use groups=4", groups=2),
-    "groups that don't divide": of_channels(
-        WIDE, kernel(3, 3, 24, 64), "groups must divide the channels of x", groups=5
-    ),
-    "gray images": of_channels(
-        kernel(8, 28, 28), kernel(3, 3, 1, 8), "x has no channel axis: pass x[..., None]"
-    ),
-    "a gray image and a filter": of_channels(
-        kernel(28, 28),
-        kernel(3, 3),
-        "x and w have no channel axes: pass x[..., None] and w[..., None, None]",
-    ),
-    "a kernel without channels": type_error("conv", X, kernel(3, 3))(
-        f"{RANKS} x of shape (2, 32, 32, 3) and w of shape (3, 3); w has no channel axes: pass"
-        " jnp.tile(w[..., None, None], 3) and groups=3 for the same on each."
-    ),
-    "a kernel without the one channel": type_error("conv", X[..., :1], kernel(3, 3))(
-        f"{RANKS} x of shape (2, 32, 32, 1) and w of shape (3, 3); w has no channel axes: pass"
-        " w[..., None, None]."
-    ),
-    "two leading axes": type_error("conv", X[None], W)(
-        f"{RANKS} x of shape (1, 2, 32, 32, 3) and w of shape (3, 3, 3, 8); make the leading axes"
-        " of x one batch, or add the missing axes of w."
-    ),
-    "one gray image": type_error("conv", X[0, ..., 0], kernel(3, 3, 1, 8))(
-        f"{RANKS} x of shape (32, 32) and w of shape (3, 3, 1, 8); add the missing axes, such as"
-        " x[..., None] for one channel."
-    ),
+    "ValueError: the channels of x (the last axis: {channels}) must be groups ({groups}) times the"
+    " input channels of w (the last axis but one: {inputs}), got {shapes}": {
+        "conv(FIRST, W)": MOVE,
+        "conv(FIRST[0], W)": MOVE.replace("(x, 1", "(x, 0"),
+        "conv(X, OIHW)": OI,
+        "conv(FIRST, OIHW)": f"{MOVE}; {OI}",
+        "conv(WIDE, kernel(3, 3, 32, 64))": "w looks like (kernel…, O, I): pass w.swapaxes(-1, -2)",
+        "conv(W, X)": f"x and w {SWAPPED}",
+        "conv(WIDE, kernel(3, 3, 32, 128))": "w needs 64 input channels for this x",
+        "conv(WIDE, kernel(3, 3, 1, 64))": f"{DEPTHWISE} groups=64",
+        "conv(WIDE, kernel(64, 1, 3, 3))": f"{OI}; {DEPTHWISE} groups=64",
+        "conv(WIDE, kernel(3, 3, 64, 1), groups=64)": (
+            "w looks like TensorFlow's depthwise kernel (kernel…, C, multiplier): pass"
+            " w.reshape(*w.shape[:-2], 1, -1)"
+        ),
+        "conv(WIDE, kernel(3, 3, 16, 64), groups=2)": "use groups=4",
+        "conv(WIDE, kernel(3, 3, 24, 64), groups=5)": "groups must divide the channels of x",
+        "conv(kernel(8, 28, 28), kernel(3, 3, 1, 8))": "x has no channel axis: pass x[..., None]",
+        "conv(kernel(28, 28), kernel(3, 3))": (
+            "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
+        ),
+    },
+    f"{RANKS} {{shapes}}": {
+        "conv(X, kernel(3, 3))": (
+            "w has no channel axes: pass jnp.tile(w[..., None, None], 3) and groups=3 for the same"
+            " on each"
+        ),
+        "conv(X[..., :1], kernel(3, 3))": "w has no channel axes: pass w[..., None, None]",
+        "conv(X[None], W)": ("make the leading axes of x one batch, or add the missing axes of w"),
+        "conv(X[0, ..., 0], kernel(3, 3, 1, 8))": (
+            "add the missing axes, such as x[..., None] for one channel"
+        ),
+        "conv(X[0, 0, :, 0], W[0, 0, :, 0])": (
+            "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
+        ),
+        "conv(W, X[0])": f"x and w {SWAPPED}",
+    },
+    "ValueError: strides must be a positive integer or 0 of them, got (1, 1) for {shapes}": {
+        "conv(X[0, ..., 0], W[..., 0, 0], (1, 1))": (
+            f"{EACH}, or add the axes that the operands lack"
+        )
+    },
     # Dtypes
-    "dtypes": type_error("conv", X, W.astype(np.float64))(
-        f"{DTYPES} float32 and float64 {GIVEN}; cast one of them with .astype, for example"
-        " w.astype(x.dtype)."
-    ),
-    "an array of objects": type_error("conv", X.astype(object), W)(
-        "x must be an array of numbers, got dtype object and shape (2, 32, 32, 3); convert it"
-        " to numbers."
-    ),
-    "an array of strings": type_error("pointwise", X, np.full((3, 8), "a"))(
-        "w must be an array of numbers, got dtype <U1 and shape (3, 8); convert it to numbers."
-    ),
-    "a shape": type_error("conv", X.shape, W)(
-        "x must be an array, got tuple; convert it with jnp.asarray; shapes are for jaxconv.plan."
-    ),
-    "random keys": type_error("conv", jax.random.split(jax.random.key(0), (1, 8, 8, 3)), W)(
-        "x must be an array of numbers, got dtype key<fry> and shape (1, 8, 8, 3); draw"
-        " numbers by it, for example jax.random.normal(key, shape)."
-    ),
-    **{
-        f"dtype {given!r}": type_error("conv", X, W, preferred_element_type=given)(
-            f"{DTYPE} {given!r} {GIVEN}; {remedy}"
-        )
-        for given, remedy in {
-            "flaot32": "did you mean 'float32'?",
-            "f32": "did you mean 'float32'?",
-            "fp16": "did you mean 'float16'?",
-            "bf16": "did you mean 'bfloat16'?",
-            object: "use one such as jnp.float32.",
-            3: "use one such as jnp.float32.",
-        }.items()
+    "TypeError: x and w must have the same dtype, got float32 and float64 for {shapes}": {
+        "conv(X, W.astype('float64'))": CAST,
+        "pointwise(X, kernel(3, 8, dtype='float64'))": CAST,
     },
-    "an array for a dtype": type_error("conv", X, W, preferred_element_type=X)(
-        f"{DTYPE} ndarray {GIVEN}; use its .dtype."
-    ),
-    **{
-        f"precision {given!r}": value_error("conv", X, W, precision=given)(
-            f"{PRECISION} {given!r} {GIVEN}; {remedy}"
-        )
-        for given, remedy in {
-            "hihgest": "did you mean 'highest'?",
-            "BF16_BF16_F23": "did you mean 'BF16_BF16_F32'?",
-            "best": "use a name.",
-            3: "use a name.",
-            ("high",) * 3: "use a name.",
-        }.items()
+    "TypeError: x must be an array of numbers, got dtype {x.dtype} and shape {x.shape}": {
+        "conv(X.astype(object), W)": "convert it to numbers",
+        "conv(jax.random.split(jax.random.key(0), (1, 8, 8, 3)), W)": (
+            "draw numbers by it, for example jax.random.normal(key, shape)"
+        ),
     },
-    "a name for a sharding": type_error(
-        "conv_general_dilated", FIRST, OIHW, (1, 1), "SAME", out_sharding="rows"
-    )(
-        "out_sharding must be a jax.sharding.NamedSharding or PartitionSpec, got 'rows'; pass one"
-        " such as jax.P('x')."
-    ),
-    **{
-        f"spatial_axes {given!r}": value_error("conv", X, W, spatial_axes=given)(
-            f"{AXES} {given!r}; pass one for each, such as ('rows', None)."
+    "TypeError: w must be an array of numbers, got dtype <U1 and shape (3, 8)": {
+        "pointwise(X, np.full((3, 8), 'a'))": "convert it to numbers"
+    },
+    "TypeError: x must be an array, got tuple": {
+        "conv(X.shape, W)": "convert it with jnp.asarray; shapes are for jaxconv.plan"
+    },
+    "TypeError: preferred_element_type must be a dtype of numbers, got {given!r} for {shapes}": {
+        "conv(X, W, preferred_element_type='flaot32')": "did you mean 'float32'?",
+        "conv(X, W, preferred_element_type='f32')": "did you mean 'float32'?",
+        "conv(X, W, preferred_element_type='fp16')": "did you mean 'float16'?",
+        "conv(X, W, preferred_element_type='bf16')": "did you mean 'bfloat16'?",
+        "conv(X, W, preferred_element_type=object)": "use one such as jnp.float32",
+        "conv(X, W, preferred_element_type=3)": "use one such as jnp.float32",
+    },
+    "TypeError: preferred_element_type must be a dtype of numbers, got ndarray for {shapes}": {
+        "conv(X, W, preferred_element_type=X)": "use its .dtype"
+    },
+    "ValueError: precision must be None, a name such as 'highest', a lax.Precision, two of either,"
+    " or a lax.DotAlgorithmPreset, got {given!r} for {shapes}": {
+        "conv(X, W, precision='hihgest')": "did you mean 'highest'?",
+        "conv(X, W, precision='BF16_BF16_F23')": "did you mean 'BF16_BF16_F32'?",
+        "conv(X, W, precision='best')": "use a name",
+        "conv(X, W, precision=3)": "use a name",
+        "conv(X, W, precision=('high',) * 3)": "use a name",
+    },
+    "TypeError: out_sharding must be a jax.sharding.NamedSharding or PartitionSpec, got 'rows'": {
+        "conv_general_dilated(FIRST, OIHW, *SAME, out_sharding='rows')": (
+            "pass one such as jax.P('x')"
         )
+    },
+    "ValueError: spatial_axes must be 2 mesh axes or None, one for each spatial dimension, got"
+    " {given!r}": {
+        f"conv(X, W, spatial_axes={given!r})": "pass one for each, such as ('rows', None)"
         for given in (("rows",), "rows", 1, (0, 1))
     },
     # Strides, dilation, groups, padding
     **{
-        f"{argument} {given!r}": at("conv", X, W, **{argument: given})(
-            error, f"{argument} must {must}, got {given!r} {GIVEN}; {remedy}"
-        )
-        for (argument, error, must), remedies in {
-            ("strides", TypeError, NUMBERS): {
-                1.5: STATIC,
-                (1.0, 2.0): STATIC,
-                "SAME": "pass padding by name, padding='SAME'.",
-            },
-            ("strides", ValueError, NUMBERS): {
-                0: "use 1.",
-                (2,): f"{EACH}: (2, 2).",
-                (1, 2, 2, 1): f"{OTHERS}: (2, 2).",
-            },
-            ("dilation", ValueError, NUMBERS): {
-                (1, 2, 3): f"{EACH}, or add the axes that the operands lack."
-            },
-            ("groups", ValueError, NUMBER): {0: "use 1 without groups."},
-            ("groups", TypeError, NUMBER): {"depthwise": STATIC},
-            ("padding", ValueError, f"be {PADDINGS}"): {"SMAE": "did you mean 'SAME'?"},
-            ("padding", ValueError, INTEGERS): {
-                None: "use 'VALID' for none.",
-                (1, 2): f"{PAIR}: ((1, 1), (2, 2)).",
-            },
-            ("padding", TypeError, PAIRS): {
-                ((1, 1),): f"{EACH}: ((1, 1), (1, 1)).",
-                ((0, 0), (1, 1), (1, 1), (0, 0)): f"{OTHERS}: ((1, 1), (1, 1)).",
+        f"{error}: {argument} {NUMBERS}": {
+            f"{call}, {argument}={given})": remedy
+            for call in ("conv(X, W", "im2col(X, (3, 3)")
+            for given, remedy in remedies.items()
+        }
+        for argument in ("strides", "dilation")
+        for error, remedies in {
+            "TypeError": {1.5: STATIC, (1.0, 2): STATIC},
+            "ValueError": {
+                0: "use 1",
+                (0, 1): "use 1",
+                (2,): f"{EACH}: (2, 2)",
+                (1, 2, 2, 1): f"{OTHERS}: (2, 2)",
+                (1, 2, 3): f"{EACH}, or add the axes that the operands lack",
             },
         }.items()
-        for given, remedy in remedies.items()
     },
-    "groups that don't divide the outputs": value_error(
-        "conv", WIDE, kernel(3, 3, 32, 9), groups=2
-    )(
-        "groups must divide the output channels of w, got 9 in 2 groups for x of shape"
-        " (2, 32, 32, 64) and w of shape (3, 3, 32, 9); use a multiple of 2, or change groups."
-    ),
-    "a pair in 1-D": value_error("conv", X[0], W[0], padding=(2, 0))(
-        f"padding must {INTEGERS}, got (2, 0) for x of shape (32, 32, 3) and w of shape (3, 3, 8);"
-        f" {PAIR}: ((2, 0),)."
-    ),
-    "cropped away": value_error("conv", X, W, padding=-20)(
-        "negative padding must not be larger than the dimension that it crops, got padding (-20,"
-        f" -20) of 32 elements {GIVEN}; crop less."
-    ),
-    "misspelled algorithm": value_error("conv", X, W, algorithm="Winogard")(
-        "algorithm must be 'auto' or one of naive, im2col, im2col_tiled, implicit, pointwise,"
-        " shift, phase, slices, winograd, winograd4, fft, xla, got 'Winogard'; did you mean"
-        " 'winograd'?"
-    ),
-    "algorithm that can't": at("conv", X, W, algorithm="pointwise")(
-        jaxconv.UnsupportedConvError,
-        "algorithm 'pointwise' can't do this convolution (windows overlap: kernel (3, 3), strides"
-        " (1, 1)), got float32[2,32,32,3] * float32[3,3,3,8] → float32[2,32,32,8], padding ((1,"
-        " 1), (1, 1)); use algorithm='auto', or one that can: naive, im2col, im2col_tiled,"
-        " implicit, shift, slices, winograd, winograd4, fft, xla.",
-    ),
+    "TypeError: strides must be a positive integer or 2 of them, got 'SAME' for {shapes}": {
+        "conv(X, W, strides='SAME')": "pass padding by name, padding='SAME'"
+    },
+    f"ValueError: groups {NUMBER}": {"conv(X, W, groups=0)": "use 1 without groups"},
+    f"TypeError: groups {NUMBER}": {"conv(X, W, groups='depthwise')": STATIC},
+    "ValueError: groups must divide the output channels of w, got 9 in 2 groups for {shapes}": {
+        "conv(WIDE, kernel(3, 3, 32, 9), groups=2)": "use a multiple of 2, or change groups"
+    },
+    f"ValueError: padding must be {PADDINGS}, got {{given!r}} for {{shapes}}": {
+        "conv(X, W, padding='SMAE')": "did you mean 'SAME'?",
+        "im2col(X, (3, 3), padding='vlaid')": "did you mean 'VALID'?",
+    },
+    f"ValueError: padding must be {PADDINGS} of integers, got {{given!r}} for {{shapes}}": {
+        "conv(X, W, padding=None)": "use 'VALID' for none",
+        "conv(X, W, padding=1.5)": PAIR,
+        "conv(X, W, padding=(1, 2))": f"{PAIR}: ((1, 1), (2, 2))",
+        "conv(X[0], W[0], padding=(2, 0))": f"{PAIR}: ((2, 0),)",
+    },
+    "TypeError: padding must have one (low, high) pair for each of 2 spatial dimensions, got"
+    " {given!r} for {shapes}": {
+        "conv(X, W, padding=((1, 1),))": f"{EACH}: ((1, 1), (1, 1))",
+        "conv(X, W, padding=((0, 0), (1, 1), (1, 1), (0, 0)))": f"{OTHERS}: ((1, 1), (1, 1))",
+    },
+    "ValueError: padding 'CAUSAL' is for one spatial dimension, got 2 of them for {shapes}": {
+        "conv(X, W, padding='causal')": "pass (low, high) pairs",
+        "im2col(X, (3, 3), padding='causal')": "pass (low, high) pairs",
+    },
+    "ValueError: negative padding must not be larger than the dimension that it crops, got padding"
+    " (-20, -20) of 32 elements for {shapes}": {"conv(X, W, padding=-20)": "crop less"},
+    # Algorithms
+    "ValueError: algorithm must be 'auto' or one of naive, im2col, im2col_tiled, implicit,"
+    " pointwise, shift, phase, slices, winograd, winograd4, fft, xla, got {given!r}": {
+        "conv(X, W, algorithm='Winogard')": "did you mean 'winograd'?"
+    },
+    "UnsupportedConvError: algorithm 'pointwise' can't do this convolution (windows overlap: kernel"
+    " (3, 3), strides (1, 1)), got float32[2,32,32,3] * float32[3,3,3,8] → float32[2,32,32,8],"
+    " padding ((1, 1), (1, 1))": {
+        "conv(X, W, algorithm='pointwise')": (
+            "use algorithm='auto', or one that can: naive, im2col, im2col_tiled, implicit, shift,"
+            " slices, winograd, winograd4, fft, xla"
+        )
+    },
     # lax's functions
-    "channels last by lax's default": of_lax_channels(
-        X, W, (1, 1), f"use dimension_numbers={LAST}"
-    ),
-    "depthwise without feature groups": of_lax_channels(
-        kernel(2, 64, 8, 8),
-        kernel(64, 1, 3, 3),
-        (1, 1),
-        "the kernel looks depthwise: use feature_group_count=64",
-    ),
-    "lax's operands swapped": of_lax_channels(
-        W, X, (3, 2), "lhs and rhs look swapped: the image comes first", dimension_numbers=LAST
-    ),
-    "the kernel's channels swapped": of_lax_channels(
-        WIDE,
-        kernel(3, 3, 8, 64),
-        (3, 2),
-        "use dimension_numbers=('NHWC', 'HWOI', 'NHWC')",
-        dimension_numbers=LAST,
-    ),
-    "letters of 2-D in 1-D": of_letters(
-        X[0],
-        W[0],
-        ("NWC", "WIO", "NWC"),
-        "use ('NWC', 'WIO', 'NWC'), or give lhs and rhs an axis for each letter.",
-    ),
-    "letters of 2-D in 3-D, channels first": of_letters(
-        FIRST[..., None],
-        OIHW[..., None],
-        ("NCDHW", "OIDHW", "NCDHW"),
-        "use ('NCDHW', 'OIDHW', 'NCDHW'), or give lhs and rhs an axis for each letter.",
-        ("NCHW", "OIHW", "NCHW"),
-    ),
-    "letters of an image and a filter": of_letters(
-        X[0, ..., 0],
-        W[..., 0, 0],
-        ("NC", "IO", "NC"),
-        "add the two axes, lhs[None, ..., None] and rhs[..., None, None], or use ('NC', 'IO',"
-        " 'NC').",
-    ),
-    **{
-        f"letters {given!r}": type_error(
-            "conv_general_dilated", X, W, (1, 1), "SAME", dimension_numbers=given
-        )(f"{LETTERS_2D} {given!r} {LAX_GIVEN}; {remedy}")
+    LAX_CHANNELS.format(1, 1, GROUPS): {
+        "conv_general_dilated(X, W, *SAME)": f"use dimension_numbers={LAST}",
+        "conv_general_dilated(kernel(2, 64, 8, 8), kernel(64, 1, 3, 3), *SAME)": (
+            f"{DEPTHWISE} feature_group_count=64"
+        ),
+    },
+    LAX_CHANNELS.format(3, 2, GROUPS): {
+        "conv_general_dilated(W, X, *SAME, **NHWC)": f"lhs and rhs {SWAPPED}",
+        "conv_general_dilated(WIDE, kernel(3, 3, 8, 64), *SAME, **NHWC)": (
+            "use dimension_numbers=('NHWC', 'HWOI', 'NHWC')"
+        ),
+    },
+    letters(3, ("NWC", "WIO", "NWC")): {
+        "conv_general_dilated(X[0], W[0], (1,), 'SAME', **NHWC)": (
+            "use ('NWC', 'WIO', 'NWC'), or give lhs and rhs an axis for each letter"
+        )
+    },
+    letters(5, ("NCDHW", "OIDHW", "NCDHW")): {
+        "conv_general_dilated(FIRST[..., None], OIHW[..., None], (1,) * 3, 'SAME',"
+        " dimension_numbers=('NCHW', 'OIHW', 'NCHW'))": (
+            "use ('NCDHW', 'OIDHW', 'NCDHW'), or give lhs and rhs an axis for each letter"
+        )
+    },
+    letters(2, ("NC", "IO", "NC")): {
+        "conv_general_dilated(X[0, ..., 0], W[..., 0, 0], (), 'SAME', **NHWC)": (
+            f"{ADD_LAST}, or use ('NC', 'IO', 'NC')"
+        )
+    },
+    letters(4, LAST): {
+        f"conv_general_dilated(X, W, *SAME, dimension_numbers={given!r})": remedy
         for given, remedy in {
-            "NHWC": f"pass all three, such as {LAST}.",
-            LAST[:2]: f"pass all three, such as {LAST}.",
-            3: f"pass all three, such as {LAST}.",
+            "NHWC": f"pass all three, such as {LAST}",
+            LAST[:2]: f"pass all three, such as {LAST}",
+            3: f"pass all three, such as {LAST}",
             ("nhwc", "hwio", "nhwc"): f"did you mean {LAST}?",
             ("HWIO", "NHWC", "NHWC"): f"did you mean {LAST}?",
             ("NHWC", "HWCO", "NHWC"): NAME_ALL,
             ("NHWC", "HWIO", "HHNC"): NAME_ALL,
             ("NHWC", "XYIO", "NHWC"): NAME_ALL,
             ((0, 3, 1, 2),) * 3: (
-                "for axes by number pass lax.ConvDimensionNumbers(*dimension_numbers)."
+                "for axes by number pass lax.ConvDimensionNumbers(*dimension_numbers)"
             ),
         }.items()
     },
-    "an image and a filter for lax": value_error(
-        "conv_general_dilated", X[0, ..., 0], W[..., 0, 0], (1, 1), "SAME"
-    )(
-        f"{BESIDES} window_strides, got window_strides (1, 1) for lhs of shape (32, 32) and rhs of"
-        " shape (3, 3); add the two axes, lhs[None, None] and rhs[None, None]."
-    ),
-    "an image and a filter to transpose": value_error(
-        "conv_transpose", X[0, ..., 0], W[..., 0, 0], (2, 2), "SAME"
-    )(
-        f"{BESIDES} strides, got strides (2, 2) for lhs of shape (32, 32) and rhs of shape (3, 3);"
-        " add the two axes, lhs[None, ..., None] and rhs[..., None, None]."
-    ),
-    "a signal and a filter for lax": type_error(
-        "conv_general_dilated", X[0, 0, :, 0], W[0, 0, :, 0], (1,), "SAME"
-    )(
-        "lhs and rhs must have at least a batch and a channel dimension, got lhs of shape (32,) and"
-        " rhs of shape (3,); add the two axes, lhs[None, None] and rhs[None, None]."
-    ),
-    "one number for lax's strides": type_error("conv_general_dilated", FIRST, OIHW, 2, "SAME")(
-        "window_strides must be 2 positive integers, got 2 for lhs of shape (2, 3, 32, 32) and"
-        " rhs of shape (8, 3, 5, 5); use (2, 2)."
-    ),
-    **{
-        name: type_error(
-            "conv_general_dilated", lhs, rhs, (1, 1), "SAME", dimension_numbers=numbers
-        )(
-            f"{SAME_RANK} lhs of shape {lhs.shape} and rhs of shape {rhs.shape}; {remedy}.",
-        )
-        for name, (lhs, rhs, numbers, remedy) in {
-            "no batch": (FIRST[0], OIHW, None, "lhs has no batch: pass lhs[None]"),
-            "gray images, channels first": (FIRST[:, 0], OIHW[:, :1], None, f"{GRAY} lhs[:, None]"),
-            "gray images, channels last": (X[..., 0], W[:, :, :1], LAST, f"{GRAY} lhs[..., None]"),
-            "a matrix, channels first": (FIRST[0, 0], OIHW, None, f"{ADD} lhs[None, None]"),
-            "a matrix, channels last": (X[0, ..., 0], W, LAST, f"{ADD} lhs[None, ..., None]"),
-            "a filter": (FIRST, OIHW[0, 0], None, f"{ADD} rhs[None, None]"),
-            "a filter, channels last": (X, W[..., 0, 0], LAST, f"{ADD} rhs[..., None, None]"),
-            "an image without batch second": (OIHW, FIRST[0], None, f"lhs and rhs {SWAPPED}"),
-            "a batch of batches": (X[None], OIHW, None, "make the leading axes of lhs one batch"),
-            "a pixel": (X[0, 0, 0], OIHW[..., None], None, "add the missing axes"),
+    BESIDES.format("window_strides"): {
+        "conv_general_dilated(X[0, ..., 0], W[..., 0, 0], *SAME)": ADD_FIRST
+    },
+    BESIDES.format("strides"): {
+        "conv_transpose(X[0, ..., 0], W[..., 0, 0], (2, 2), 'SAME')": ADD_LAST
+    },
+    "TypeError: lhs and rhs must have at least a batch and a channel dimension, got {shapes}": {
+        "conv_general_dilated(X[0, 0, :, 0], W[0, 0, :, 0], (1,), 'SAME')": ADD_FIRST
+    },
+    "TypeError: window_strides must be 2 positive integers, got 2 for {shapes}": {
+        "conv_general_dilated(FIRST, OIHW, 2, 'SAME')": "use (2, 2)"
+    },
+    "TypeError: lhs and rhs must have the same rank (batch, channels and the spatial dimensions),"
+    " got {shapes}": {
+        f"conv_general_dilated({operands})": remedy
+        for operands, remedy in {
+            "FIRST[0], OIHW, *SAME": "lhs has no batch: pass lhs[None]",
+            "FIRST[:, 0], OIHW[:, :1], *SAME": "lhs has no channel axis: pass lhs[:, None]",
+            "FIRST[0, 0], OIHW, *SAME": "add the two axes, lhs[None, None]",
+            "FIRST, OIHW[0, 0], *SAME": "add the two axes, rhs[None, None]",
+            "OIHW, FIRST[0], *SAME": f"lhs and rhs {SWAPPED}",
+            "X[None], OIHW, *SAME": "make the leading axes of lhs one batch",
+            "X[0, 0, 0], OIHW[..., None], *SAME": "add the missing axes",
+            "X[..., 0], W[:, :, :1], *SAME, **NHWC": "lhs has no channel axis: pass lhs[..., None]",
+            "X[0, ..., 0], W, *SAME, **NHWC": "add the two axes, lhs[None, ..., None]",
+            "X, W[..., 0, 0], *SAME, **NHWC": "add the two axes, rhs[..., None, None]",
         }.items()
     },
-    **{
-        f"padding {given} of a transpose": value_error("conv_transpose", X, W, (2, 2), given)(
-            "padding must be 'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high)"
-            f" pairs, got {given!r} {LAX_GIVEN}; {remedy}",
-        )
-        for given, remedy in (
-            ("SMAE", "did you mean 'SAME'?"),
-            ("SAME_LOWER", "use one of these."),
+    "ValueError: padding must be 'SAME', 'VALID', with strides of 1 'SAME_LOWER', or (low, high)"
+    " pairs, got {padding!r} for {shapes}": {
+        "conv_transpose(X, W, (2, 2), 'SMAE')": "did you mean 'SAME'?",
+        "conv_transpose(X, W, (2, 2), 'SAME_LOWER')": "use one of these",
+    },
+    LAX_CHANNELS.format(3, 2, ""): {
+        "conv_transpose(FIRST, W, (2, 2), 'SAME')": (
+            "use dimension_numbers=('NCHW', 'HWIO', 'NCHW')"
+        ),
+        "conv_transpose(WIDE, kernel(4, 4, 3, 64), (2, 2), 'SAME')": "use transpose_kernel=True",
+        "conv_transpose(WIDE, kernel(64, 8, 4, 4), (2, 2), 'SAME')": (
+            "use dimension_numbers=('NHWC', 'OIHW', 'NHWC'); use transpose_kernel=True"
+        ),
+        "conv_transpose(W, X, (2, 2), 'SAME')": f"lhs and rhs {SWAPPED}",
+    },
+    # The channels-last others
+    "TypeError: x must be (…, C) and w (C, O), got {shapes}": {
+        "pointwise(W[0, 0], X)": f"x and w {SWAPPED}",
+        "pointwise(X, W[0, 0, :, 0])": "w has no axis of output channels: pass w[:, None]",
+        "pointwise(X, kernel(1, 1, 3, 8))": (
+            "w has the axes of a kernel too: pass w.reshape(w.shape[-2:])"
+        ),
+        "pointwise(X, kernel(8, 3, 1, 1))": (
+            "w looks like (O, C, kernel…): pass w.reshape(w.shape[:2]).T"
+        ),
+        "pointwise(X, kernel(8, 3))": "w looks like (O, C): pass w.T",
+        "pointwise(FIRST, kernel(3, 8))": MOVE,
+    },
+    "TypeError: kernel_shape must be a sequence of integers, got {kernel_shape}": {
+        "im2col(X, 3)": f"{SIZE}: (3, 3)",
+        "im2col(X, (3.0, 3.0))": SIZE,
+    },
+    "TypeError: kernel_shape must be a sequence of integers, got ndarray": {
+        "im2col(X, W)": "pass the kernel's shape without its channels: (3, 3)"
+    },
+    SIZES.format("x") + " {shapes}": {
+        "im2col(X, W.shape)": "leave out the kernel's channels: (3, 3)",
+        "im2col(X, (3,))": "pass 2 sizes, or 3 if there is no batch",
+        "im2col(kernel(6), (3,))": "add a channel axis, x[..., None], or pass fewer sizes",
+    },
+    "TypeError: x_shape must be a sequence of integers, got ndarray": {
+        "col2im(PATCHES, X, (3, 3))": "pass x.shape"
+    },
+    "ValueError: patches of x_shape (2, 32, 32, 3) must have the shape (2, 32, 32, 27), got patches"
+    " of shape (2, 30, 30, 27), x_shape (2, 32, 32, 3) and kernel_shape (3, 3)": {
+        "col2im(PATCHES, X.shape, (3, 3), padding='SAME')": "pass the arguments that im2col had"
+    },
+    f"{OF_COL2IM} (32, 32) and kernel_shape (3, 3)": {
+        "col2im(PATCHES, (32, 32), (3, 3))": (
+            "add a channel axis, (32, 32, 1), or pass fewer sizes"
         )
     },
-    "a transpose channels first": of_transpose_channels(
-        FIRST, W, "use dimension_numbers=('NCHW', 'HWIO', 'NCHW')"
-    ),
-    "a transpose by the forward kernel": of_transpose_channels(
-        WIDE, kernel(4, 4, 3, 64), "use transpose_kernel=True"
-    ),
-    "a transpose of PyTorch": of_transpose_channels(
-        WIDE,
-        kernel(64, 8, 4, 4),
-        "use dimension_numbers=('NHWC', 'OIHW', 'NHWC'); use transpose_kernel=True",
-    ),
-    "a transpose of swapped operands": of_transpose_channels(
-        W, X, "lhs and rhs look swapped: the image comes first"
-    ),
-    # The channels-last others
-    "a signal and a filter": type_error("conv", X[0, 0, :, 0], W[0, 0, :, 0])(
-        f"{RANKS} x of shape (32,) and w of shape (3,); x and w have no channel axes: pass"
-        " x[..., None] and w[..., None, None]."
-    ),
-    "strides of an image and a filter": value_error("conv", X[0, ..., 0], W[..., 0, 0], (1, 1))(
-        "strides must be a positive integer or 0 of them, got (1, 1) for x of shape (32, 32) and w"
-        f" of shape (3, 3); {EACH}, or add the axes that the operands lack."
-    ),
-    "an image without batch swapped": type_error("conv", W, X[0])(
-        f"{RANKS} x of shape (3, 3, 3, 8) and w of shape (32, 32, 3); x and w look swapped: the"
-        " image comes first."
-    ),
-    "pointwise swapped": type_error("pointwise", W[0, 0], X)(
-        "x must be (…, C) and w (C, O), got x of shape (3, 8) and w of shape (2, 32, 32, 3); x and"
-        " w look swapped: the image comes first."
-    ),
-    "pointwise by a vector": type_error("pointwise", X, W[0, 0, :, 0])(
-        f"{FIT} w of shape (3,); w has no axis of output channels: pass w[:, None]."
-    ),
-    "pointwise by the kernel of a convolution": type_error("pointwise", X, kernel(1, 1, 3, 8))(
-        f"{FIT} w of shape (1, 1, 3, 8); w has the axes of a kernel too: pass"
-        " w.reshape(w.shape[-2:])."
-    ),
-    "pointwise by a kernel of PyTorch": type_error("pointwise", X, kernel(8, 3, 1, 1))(
-        f"{FIT} w of shape (8, 3, 1, 1); w looks like (O, C, kernel…): pass"
-        " w.reshape(w.shape[:2]).T."
-    ),
-    "pointwise by a transposed matrix": type_error("pointwise", X, kernel(8, 3))(
-        f"{FIT} w of shape (8, 3); w looks like (O, C): pass w.T."
-    ),
-    "pointwise channels first": type_error("pointwise", FIRST, kernel(3, 8))(
-        "x must be (…, C) and w (C, O), got x of shape (2, 3, 32, 32) and w of shape (3, 8);"
-        f" {MOVE}."
-    ),
-    "im2col with a number": type_error("im2col", X, 3)(
-        "kernel_shape must be a sequence of integers, got 3; pass one size for each spatial"
-        " dimension: (3, 3)."
-    ),
-    "im2col with the kernel": type_error("im2col", X, W)(
-        "kernel_shape must be a sequence of integers, got ndarray; pass the kernel's shape"
-        " without its channels: (3, 3)."
-    ),
-    "im2col with the kernel's shape": value_error("im2col", X, W.shape)(
-        f"{SIZES} kernel_shape (3, 3, 3, 8); leave out the kernel's channels: (3, 3)."
-    ),
-    "im2col with one size": value_error("im2col", X, (3,))(
-        f"{SIZES} kernel_shape (3,); pass 2 sizes, or 3 if there is no batch."
-    ),
-    "im2col by misspelled padding": value_error("im2col", X, (3, 3), padding="vlaid")(
-        f"padding must be {PADDINGS}, got 'vlaid' for x of shape (2, 32, 32, 3) and kernel_shape"
-        " (3, 3); did you mean 'VALID'?"
-    ),
-    "col2im to an array": type_error("col2im", kernel(2, 30, 30, 27), X, (3, 3))(
-        "x_shape must be a sequence of integers, got ndarray; pass x.shape."
-    ),
-    "col2im with another padding": value_error(
-        "col2im", kernel(2, 30, 30, 27), X.shape, (3, 3), padding="SAME"
-    )(
-        "patches of x_shape (2, 32, 32, 3) must have the shape (2, 32, 32, 27), got patches of"
-        " shape (2, 30, 30, 27), x_shape (2, 32, 32, 3) and kernel_shape (3, 3); pass the"
-        " arguments that im2col had."
-    ),
-    "col2im to a matrix": value_error("col2im", kernel(2, 30, 30, 27), (32, 32), (3, 3))(
-        "kernel_shape must have one size for each spatial dimension of x_shape, which is"
-        " (N, spatial…, C) or (spatial…, C), got patches of shape (2, 30, 30, 27), x_shape (32, 32)"
-        " and kernel_shape (3, 3); add a channel axis, (32, 32, 1), or pass fewer sizes."
-    ),
-    "col2im with shapes swapped": value_error("col2im", kernel(2, 30, 30, 27), (3, 3), X.shape)(
-        "kernel_shape must have one size for each spatial dimension of x_shape, which is"
-        " (N, spatial…, C) or (spatial…, C), got patches of shape (2, 30, 30, 27), x_shape (3, 3)"
-        " and kernel_shape (2, 32, 32, 3); x_shape and kernel_shape look swapped: x_shape comes"
-        " first."
-    ),
-    "col2im to an unknown size": value_error(
-        "col2im", kernel(2, 30, 30, 27), (-1, 32, 32, 3), (3, 3)
-    )("sizes in x_shape must be 0 or more, got (-1, 32, 32, 3); pass x.shape."),
-    "im2col without taps": value_error("im2col", X, (0, 3))(
-        "sizes in kernel_shape must be 1 or more, got (0, 3); use 1."
-    ),
+    f"{OF_COL2IM} (3, 3) and kernel_shape (2, 32, 32, 3)": {
+        "col2im(PATCHES, (3, 3), X.shape)": (
+            "x_shape and kernel_shape look swapped: x_shape comes first"
+        )
+    },
+    "ValueError: sizes in x_shape must be 0 or more, got (-1, 32, 32, 3)": {
+        "col2im(PATCHES, (-1, 32, 32, 3), (3, 3))": "pass x.shape"
+    },
+    "ValueError: sizes in kernel_shape must be 1 or more, got (0, 3)": {
+        "im2col(X, (0, 3))": "use 1"
+    },
     # plan
-    "plan by an unknown size": value_error("plan", (-1, 32, 32, 3), W.shape)(
-        "the sizes of x must not be negative, got (-1, 32, 32, 3); pass the whole shape."
-    ),
-    "plan arrays of another dtype": value_error("plan", X, W, dtype="bfloat16")(
-        "dtype is for operands given as shapes, got none of these; omit it, or pass shapes."
-    ),
-    "plan on CUDA": value_error("plan", X, W, platform="cuda")(
-        "platform must be 'cpu', 'gpu' or 'tpu', got 'cuda'; use 'gpu'."
-    ),
+    "ValueError: the sizes of x must not be negative, got (-1, 32, 32, 3)": {
+        "plan((-1, 32, 32, 3), W.shape)": "pass the whole shape"
+    },
+    "ValueError: dtype is for operands given as shapes, got none of these": {
+        "plan(X, W, dtype='bfloat16')": "omit it, or pass shapes"
+    },
+    "ValueError: platform must be 'cpu', 'gpu' or 'tpu', got {platform!r}": {
+        "plan(X, W, platform='cuda')": "use 'gpu'",
+        "plan(X, W, platform='CPU')": "did you mean 'cpu'?",
+        "explain(jnp.sin, platform='CPU')": "did you mean 'cpu'?",
+    },
     # What takes functions, platforms and settings
-    "explain a result": type_error("explain", X)(f"fn must be a function, got ndarray; {PASS_FN}"),
-    "accelerate nothing": type_error("accelerate", fn=None)(
-        f"fn must be a function, got NoneType; {PASS_FN}"
+    "TypeError: fn must be a function, got ndarray": dict.fromkeys(
+        ("explain(X)", "autotune(X)"), PASS_FN
     ),
-    "enable on CUDA": value_error("enable", "cuda")(
-        "platforms must be among 'cpu', 'gpu' and 'tpu', got ('cuda',); use 'gpu'."
+    "TypeError: fn must be a function, got NoneType": dict.fromkeys(
+        ("accelerate(fn=None)", "autotune(x=X)"), PASS_FN
     ),
-    "enable a function": value_error("enable", float)(
-        "platforms must be among 'cpu', 'gpu' and 'tpu', got (<class 'float'>,); for one function"
-        " use jaxconv.accelerate."
-    ),
-    "a misspelled setting": value_error("config.update", "workspace_limits", "1GB")(
-        "name must be one of workspace_limit, cache_dir, use_cache, got 'workspace_limits'; did"
-        " you mean 'workspace_limit'?"
-    ),
+    f"{PLATFORMS} ('cpu', 'quantum')": {"enable(('cpu', 'quantum'))": "use one of these"},
+    f"{PLATFORMS} ('cuda',)": {"enable('cuda')": "use 'gpu'"},
+    f"{PLATFORMS} (<class 'float'>,)": {"enable(float)": "for one function use jaxconv.accelerate"},
+    "ValueError: name must be one of workspace_limit, cache_dir, use_cache, got {name!r}": {
+        "config.update('workspace_limits', '1GB')": "did you mean 'workspace_limit'?",
+        "config.update('limits', 1)": "use one of these",
+    },
+}
+
+
+def arguments(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs
+
+
+def mistake(constraint: str, call: str, remedy: str) -> Mistake:
+    name, _, rest = call.partition("(")
+    args, kwargs = eval(f"arguments({rest}")
+    bound = inspect.signature(function(name)).bind(*args, **kwargs)
+    bound.apply_defaults()
+    values = {**bound.arguments, "given": [*kwargs.values(), None][-1 - bool(kwargs)]}
+    shapes = {name: getattr(values[name], "shape", None) for name in [*values][:2]}
+    values["shapes"] = " and ".join(
+        f"{name} {values[name]}" if shape is None else f"{name} of shape {shape}"
+        for name, shape in shapes.items()
+    )
+    x, w = ((0, 0, *(shape or ())) for shape in shapes.values())
+    values |= {"channels": x[-1], "inputs": w[-2]}
+    error, _, must = constraint.partition(": ")
+    message = f"{must.format_map(values)}; {remedy}{'' if remedy.endswith('?') else '.'}"
+    return Mistake(name, args, kwargs, ERRORS[error], message)
+
+
+ERRORS = {e.__name__: e for e in (TypeError, ValueError, jaxconv.UnsupportedConvError)}
+MISTAKES = {
+    call: mistake(constraint, call, remedy)
+    for constraint, calls in TABLE.items()
+    for call, remedy in calls.items()
 }
 
 
@@ -550,6 +461,11 @@ def test_message(name: str) -> None:
         mistake()
     assert caught.type is mistake.error
     assert str(caught.value) == f"jaxconv.{mistake.name}: {mistake.message}"
+    if is_planned(mistake):
+        names = dict(zip(("x", "w", "strides"), mistake.args, strict=False)) | mistake.kwargs
+        with pytest.raises(mistake.error) as caught:
+            jaxconv.plan(**names)
+        assert str(caught.value) == f"jaxconv.plan: {mistake.message}"
 
 
 def is_planned(mistake: Mistake) -> bool:
@@ -560,17 +476,6 @@ def is_planned(mistake: Mistake) -> bool:
         and not others & {*mistake.kwargs}
         and hasattr(mistake.args[0], "shape")
     )
-
-
-@pytest.mark.parametrize(
-    "name", [name for name, mistake in MISTAKES.items() if is_planned(mistake)]
-)
-def test_plan_speaks_as_conv_does(name: str) -> None:
-    mistake = MISTAKES[name]
-    names = dict(zip(("x", "w", "strides"), mistake.args, strict=False)) | mistake.kwargs
-    with pytest.raises(mistake.error) as caught:
-        jaxconv.plan(**names)
-    assert str(caught.value) == f"jaxconv.plan: {mistake.message}"
 
 
 # Remedies as they are printed: what to pass for an operand, a keyword, or the argument in question.
@@ -584,13 +489,13 @@ SWAPPED_OPERANDS = re.compile(r"(\w+) and (\w+) look swapped")
 
 # After which another mistake is left: of channels, of strides, of the batch.
 FIRST_STEPS = (
-    "strides 'SAME'",
-    "letters of an image and a filter",
-    "a matrix, channels first",
-    "a matrix, channels last",
-    "a filter",
-    "a filter, channels last",
-    "an image without batch second",
+    "conv(X, W, strides='SAME')",
+    "conv_general_dilated(X[0, ..., 0], W[..., 0, 0], (), 'SAME', **NHWC)",
+    "conv_general_dilated(FIRST[0, 0], OIHW, *SAME)",
+    "conv_general_dilated(X[0, ..., 0], W, *SAME, **NHWC)",
+    "conv_general_dilated(FIRST, OIHW[0, 0], *SAME)",
+    "conv_general_dilated(X, W[..., 0, 0], *SAME, **NHWC)",
+    "conv_general_dilated(OIHW, FIRST[0], *SAME)",
 )
 
 

@@ -269,33 +269,6 @@ def test_relation_to_lax_patches(name: str) -> None:
     )
 
 
-def loop_unfold(
-    x: np.ndarray, kernel: tuple[int, int], dilation: int, padding: int, stride: int
-) -> np.ndarray:
-    """``torch.nn.functional.unfold`` as its page has it: (n, c, h, w) → (n, c·taps, positions)."""
-    n, _, h, w = x.shape
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    rows, columns = (
-        range(0, size + 2 * padding - dilation * (k - 1), stride)
-        for size, k in zip((h, w), kernel, strict=True)
-    )
-    blocks = [
-        x[:, :, i : i + dilation * kernel[0] : dilation, j : j + dilation * kernel[1] : dilation]
-        for i in rows
-        for j in columns
-    ]
-    return np.stack([block.reshape(n, -1) for block in blocks], -1)
-
-
-def loop_fold(p: np.ndarray, size: Any, kernel: Any, **options: int) -> np.ndarray:
-    """``torch.nn.functional.fold``: each element's sum of where ``unfold`` puts it."""
-    n, c = len(p), p.shape[1] // (kernel[0] * kernel[1])
-    places = np.arange(1, c * size[0] * size[1] + 1).reshape(1, c, *size)
-    places = loop_unfold(places, kernel, **options)[0]
-    sums = [np.bincount(places.ravel(), image.ravel(), places.max() + 1)[1:] for image in p]
-    return np.reshape([np.pad(s, (0, c * size[0] * size[1] - len(s))) for s in sums], (n, c, *size))
-
-
 @pytest.mark.parametrize(
     ("x_shape", "kernel", "options"),
     [
@@ -304,14 +277,14 @@ def loop_fold(p: np.ndarray, size: Any, kernel: Any, **options: int) -> np.ndarr
     ],
 )
 def test_relation_to_unfold_and_fold(x_shape: Any, kernel: Any, options: dict[str, int]) -> None:
+    torch = pytest.importorskip("torch")
     case = Case(x_shape, kernel, options["stride"], options["padding"], options["dilation"])
     x = integers(x_shape)
     n, *size, c = x_shape
     out = case.gather(x)
     p = out.reshape(n, -1, kernel[0] * kernel[1], c)
-    channel_major = np.asarray(p.transpose(0, 3, 2, 1).reshape(n, -1, p.shape[1]))
-    expected = loop_unfold(x.transpose(0, 3, 1, 2), kernel, **options)
-    np.testing.assert_array_equal(channel_major, expected, strict=True)
-
-    folded = loop_fold(channel_major, tuple(size), kernel, **options).transpose(0, 2, 3, 1)
-    np.testing.assert_array_equal(case.scatter(out), folded, strict=True)
+    channel_major = torch.tensor(np.array(p.transpose(0, 3, 2, 1).reshape(n, -1, p.shape[1])))
+    unfolded = torch.nn.functional.unfold(torch.tensor(x).permute(0, 3, 1, 2), kernel, **options)
+    np.testing.assert_array_equal(channel_major, unfolded)
+    folded = torch.nn.functional.fold(channel_major, size, kernel, **options)
+    np.testing.assert_array_equal(case.scatter(out), folded.permute(0, 2, 3, 1))

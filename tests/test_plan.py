@@ -230,13 +230,12 @@ def test_gemm_accounts_for_the_flops(name: str, case: Case) -> None:
     assert plan.spec.flops == 2 * outputs * terms
 
 
-@pytest.mark.parametrize("stride", [2, 3])
-def test_phase_multiplies_no_inserted_zeros(stride: int) -> None:
-    shapes = (8, 16, 16, 32), (6, 6, 32, 16)
-    plan = planned(*shapes, padding=((5, 5),) * 2, lhs_dilation=(stride, stride))
-    phase, whole = candidate(plan, "phase").flops, plan.spec.flops
-    # About one product in stride² meets an element; the phases' borders are not all of one size.
-    assert 0.9 < phase * stride**2 / whole < 1.3
+def test_phase_multiplies_no_inserted_zeros() -> None:
+    for stride in (2, 3):
+        shapes = (8, 16, 16, 32), (6, 6, 32, 16)
+        plan = planned(*shapes, padding=((5, 5),) * 2, lhs_dilation=(stride, stride))
+        # About one product in stride² meets an element; the phases' borders differ in size.
+        assert 0.9 < candidate(plan, "phase").flops * stride**2 / plan.spec.flops < 1.3
 
 
 # What is chosen on a CPU, where the measured ratio is 2 and more
@@ -395,20 +394,17 @@ def test_nothing_indexes_beyond_int32(name: str, gradient: bool) -> None:
         assert not refused[chosen] or all(refused.values()), chosen
 
 
-@pytest.mark.parametrize("name", ["naive", "im2col_tiled", "fft"])
-def test_as_long_as_int32_is_taken(name: str) -> None:
+def test_as_long_as_int32_is_taken() -> None:
     plan = planned((1, 2**31 - 1, 1), (3, 1, 1), strides=(2**20,), padding="VALID")
-    assert unsupported(ALGORITHMS[name], plan.spec) is None
+    taken = {c.name for c in plan.candidates if c.status != "unsupported"}
+    assert {"naive", "im2col_tiled", "fft"} <= taken
 
 
-def test_algorithms_is_read_only() -> None:
+def test_algorithms_is_read_only_and_has_names_and_summaries() -> None:
     with pytest.raises(TypeError, match="does not support item assignment"):
         ALGORITHMS["xla"] = ALGORITHMS["im2col"]  # pyright: ignore[reportIndexIssue]
     with pytest.raises(TypeError, match="does not support item deletion"):
         del ALGORITHMS["xla"]  # pyright: ignore[reportIndexIssue]
-
-
-def test_algorithms_have_names_and_summaries() -> None:
     assert [algorithm.name for algorithm in ALGORITHMS.values()] == list(ALGORITHMS)
     summaries = {algorithm.summary for algorithm in ALGORITHMS.values()}
     assert len(summaries) == len(ALGORITHMS)
