@@ -82,7 +82,7 @@ def avg_pool(
     axes = zip(x.shape, window, params["window_strides"], params["padding"], strict=True)
     for d, (size, taps, stride, (low, _)) in enumerate(axes):
         first = np.arange(sums.shape[d]) * stride - low
-        inside = np.minimum(first + taps, size) - np.maximum(first, 0)
+        inside = np.maximum(np.minimum(first + taps, size) - np.maximum(first, 0), 0)
         counts = counts * inside.reshape([-1 if e == d else 1 for e in range(x.ndim)])
     return sums / counts.astype(sums.dtype)
 
