@@ -82,7 +82,7 @@ def avg_pool(
     axes = zip(x.shape, window, params["window_strides"], params["padding"], strict=True)
     for d, (size, taps, stride, (low, _)) in enumerate(axes):
         first = np.arange(sums.shape[d]) * stride - low
-        inside = np.minimum(first + taps, size) - np.maximum(first, 0)
+        inside = np.maximum(np.minimum(first + taps, size) - np.maximum(first, 0), 0)
         counts = counts * inside.reshape([-1 if e == d else 1 for e in range(x.ndim)])
     return sums / counts.astype(sums.dtype)
 
@@ -95,7 +95,7 @@ def _pool(
     ndim = np.size(window_shape) if np.ndim(window_shape) else x.ndim - 2
     call = Call(function, {"x": x.shape}, paddings=PADDINGS)
     if x.ndim < ndim + 1 or ndim < 1:
-        must = f"x must have {max(ndim, 1)} spatial dimensions and channels last"
+        must = f"x must have {max(ndim, 1)} spatial dimension{'s' * (ndim > 1)} and channels last"
         call.fail(
             must, None, "add the missing axes, such as x[..., None] for one channel", TypeError
         )

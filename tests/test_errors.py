@@ -251,6 +251,8 @@ REFUSED = [
             ("pointwise", "w", (X, [1.0])),
             ("im2col", "x", ([[1.0]], (1,))),
             ("col2im", "patches", ([1.0], X.shape, (3, 3))),
+            ("max_pool", "x", ([1.0], (2, 2))),
+            ("avg_pool", "x", ([1.0], (2, 2))),
         )
     ),
     *(
@@ -302,6 +304,20 @@ REFUSED = [
     ),
     value_error("col2im", zeros(1, 2, 1), (1, 2**31 + 5, 1), (1,), strides=2**31)(
         "no axis may be longer than 2147483647, with its padding, got 2147483653; split the array"
+    ),
+    *(
+        at(name, *args)(error, match)
+        for name in ("max_pool", "avg_pool")
+        for args, error, match in (
+            ((X[0, 0], (2, 2)), TypeError, "x must have 2 spatial dimensions .*; add the missing"),
+            ((X[0, 0], 2), TypeError, "x must have 1 spatial dimension and channels last"),
+            ((X, ()), TypeError, "x must have 1 spatial dimension and channels last"),
+            ((X, 0), ValueError, "window_shape must be a positive integer or 2 of them, got 0"),
+            ((X, (2, 2), (1,)), ValueError, r"strides must .*, got \(1,\); pass one for each"),
+            ((X, 2, 1, "FULL"), ValueError, "padding must be .*, got 'FULL'; use one of these"),
+            ((X, 2, 1, "causal"), ValueError, "'CAUSAL' is for one spatial dimension"),
+            ((X, 2, 1, ((1, 1),)), TypeError, r"one \(low, high\) pair for each of 2 spatial"),
+        )
     ),
 ]
 
