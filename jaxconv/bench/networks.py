@@ -115,7 +115,7 @@ def convnext_t(net: Lax, x: Any) -> Any:
 
 
 def pooled(net: Lax, x: Any, blocks: tuple[tuple[int, int], ...]) -> Any:
-    """Blocks of so many 3×3 convolutions to so many channels, and a max pool."""
+    """Blocks of so many 3×3 convolutions and a max pool, to so many channels; one dense layer."""
     for channels, count in blocks:
         for _ in range(count):
             x = net.relu(net.conv(x, channels, 3))
@@ -185,8 +185,8 @@ NETWORKS = tuple(
     )
     for batch in (1, 8)
 )
+VGG_11 = ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))  # Simonyan and Zisserman 2014, A
 NETWORKS += (
-    # Simonyan and Zisserman 2014, configuration A, with one dense layer instead of three.
-    Network("VGG-11", partial(pooled, blocks=((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))), 8),
+    Network("VGG-11", partial(pooled, blocks=VGG_11), 8, shape=(96, 96, 3)),
     Network("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), 128, shape=(28, 28, 1)),
 )
