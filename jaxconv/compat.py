@@ -52,9 +52,9 @@ NAMES = {
     "jaxprs_in_params": ("jax.extend.core", "explain"),
     "source_info_util": ("jax.extend", "explain"),
     "user_frames": ("jax._src.source_info_util", "explain"),
-    "expand_platform_alias": ("jax._src.xla_bridge", "enable"),
     "_lowerings": ("jax.interpreters.mlir", "enable"),
     "_platform_specific_lowerings": ("jax.interpreters.mlir", "enable"),
+    "_uncacheable_primitives": ("jax._src.interpreters.mlir", "enable"),
     "xla_client": ("jax._src.lib", "partitioning"),
     "register_plugin_callbacks": ("jax._src.xla_bridge", "partitioning"),
     "extend_axis_env_nd": ("jax._src.core", "partitioning"),
@@ -85,6 +85,9 @@ def __getattr__(name: str) -> Any:
 
 
 Primitive: Any = type(conv_general_dilated_p)
+PLATFORMS = ("cpu", "gpu", "tpu")
+EVERYWHERE = (*PLATFORMS, "other")
+ALIASES = {"gpu": ("cuda", "rocm", "oneapi")}  # what JAX calls a platform when it lowers
 
 
 def canonicalize_precision(precision: Any) -> Any:
@@ -166,20 +169,40 @@ def add_rules(primitive: Any, original: Any) -> None:
             table[primitive] = lambda *args, algorithm, _rule=rule, **kw: _rule(*args, **kw)
 
 
-def platform_rules(platform: str) -> dict[str, dict[Any, Any]]:
-    """The tables of lowering rules specific to ``platform``, to be read and restored."""
-    needed = "_platform_specific_lowerings", "expand_platform_alias", "_lowerings"
-    tables, names, _ = map(_jaxs, needed)
-    return {name: tables[name] for name in names(platform)}
-
-
 def lowering_rule(primitive: Any, platform: str) -> Any:
     """The rule by which ``primitive`` is lowered for ``platform``."""
     try:
-        tables, others = platform_rules(platform).values(), _jaxs("_lowerings")
+        specific, common = map(_jaxs, ("_platform_specific_lowerings", "_lowerings"))
+        tables = [specific.get(name, {}) for name in ALIASES.get(platform, (platform,))]
     except RuntimeError:  # then nothing is enabled that could stand in for it
         return mlir.lower_fun(primitive.bind, multiple_results=False)
-    return next((t[primitive] for t in tables if primitive in t), others.get(primitive)).rule
+    return next((t[primitive] for t in tables if primitive in t), common.get(primitive)).rule
+
+
+def replace_rule(primitive: Any, rule: Callable[..., Any]) -> Callable[[], None]:
+    """Lowers ``primitive`` by ``rule`` on all platforms, each time anew, so that it can look at
+    operands; returns what restores JAX's rules."""
+    needed = "_platform_specific_lowerings", "_lowerings", "_uncacheable_primitives"
+    specific, common, uncacheable = map(_jaxs, needed)
+    tables = [common, *specific.values()]
+    found = [(table, table.pop(primitive)) for table in tables if primitive in table]
+    mlir.register_lowering(primitive, rule, cacheable=False)
+
+    def restore() -> None:
+        del common[primitive]
+        uncacheable.discard(primitive)
+        for table, entry in found:
+            table[primitive] = entry
+
+    return restore
+
+
+def platforms_of(ctx: Any) -> list[str]:
+    """For which a rule lowers: "cpu", "gpu", "tpu", "other"."""
+    names = ctx.platforms or ctx.module_context.platforms
+    families = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
+    found = (families.get(name, name) for name in names)
+    return list(dict.fromkeys(name if name in PLATFORMS else "other" for name in found))
 
 
 def has_explicit_sharding(*avals: Any) -> bool:

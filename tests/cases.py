@@ -1,6 +1,7 @@
 """Named convolutions that every algorithm is tried on: small, each with something of its own."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,6 +81,7 @@ def make_case(
     return Case(name, lhs_shape, rhs_shape, arguments | {"dimension_numbers": dimension_numbers})
 
 
+case_of = functools.partial(make_case, "")
 CASES = {
     case.name: case
     for case in (

@@ -32,7 +32,7 @@ WIDE = {
     "test_a_layer_alone": 4,
     "test_a_second_call_traces_and_compiles_nothing": 2,
     "test_a_weight_gradient_is_run_as_it_arrives": 2,
-    "test_accelerated_training": 8,
+    "test_accelerated_training": 4,
     "test_accepts_precisions": 4,
     "test_accepts_what_lax_accepts": 2,
     "test_accuracy": 2,
@@ -49,11 +49,11 @@ WIDE = {
     "test_conv_transpose_has_defaults_up_to_3d": 2,
     "test_conv_transpose_is_lax": 4,
     "test_dtypes": 4,
-    "test_every_convolution_is_jaxconvs": 6,
+    "test_every_dtype": 8,
+    "test_every_convolution_is_jaxconvs": 11,
     "test_explain_lists_what_accelerate_plans": 5,
     "test_export": 5,
     "test_export_for_another_platform": 4,
-    "test_functions_are_freed_as_by_jax": 2,
     "test_im2col_of_any_dtype": 3,
     "test_inf_stays_where_it_belongs_in_gradients": 5,
     "test_integers_are_exact_and_wrap_around": 3,
@@ -75,15 +75,13 @@ WIDE = {
     "test_relation_to_lax_patches": 2,
     "test_sampled": 4,
     "test_symbolic_shapes": 2,
-    "test_transformations": 2,
+    "test_the_loop_is_lax": 3,
     "test_under_jit": 4,
     "test_under_settings_of_jax": 2,
     "test_values": 5,
     "test_values_and_derivatives": 5,
-    "test_values_without_jit": 2,
     "test_vmap_and_scan": 6,
     "test_what_is_not_finite_stands_where_lax_has_it": 3,
-    "test_what_needs_a_name_that_is_gone_fails_alone": 5,
 }
 _met: Counter[str] = Counter()
 
@@ -183,6 +181,17 @@ def unrepaired(monkeypatch: pytest.MonkeyPatch) -> None:
     from jaxconv.algorithms import base
 
     monkeypatch.setattr(base, "repaired", lambda out, *_: out)
+
+
+@pytest.fixture
+def loops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops take over from what is written out after four terms, so that small cases meet them."""
+    from jaxconv import loops
+    from jaxconv.algorithms import shift
+
+    monkeypatch.setattr(loops, "UNROLL", 4)
+    monkeypatch.setattr(shift, "UNROLL", 4)
+    monkeypatch.setattr(shift, "TERMS_OF_BLOCK", 4)
 
 
 def pytest_report_header() -> str:

@@ -16,20 +16,20 @@ class Training:
       start: gives the state before the first step, always the same.
       step: one training step; its arguments and results are up to the framework. Its report is
         the loss, the outputs, and the gradients with respect to all parameters.
+      batches: the arguments of ``step`` that are not state.
       jit: the framework's own.
       advance: ``(step, state, batch)`` to ``(state, report)``, where ``step`` may be jitted.
       split: a state to what is static and what is arrays.
       merge: a new state from both.
-      batches: the arguments of ``step`` that are not state.
     """
 
     start: Callable[[], Any]
     step: Callable[..., Any]
-    jit: Callable[..., Any]
-    advance: Callable[..., Any]
-    split: Callable[[Any], tuple[Any, Any]]
-    merge: Callable[[Any, Any], Any]
     batches: list[tuple[Any, ...]]
+    jit: Callable[..., Any] = jax.jit
+    advance: Callable[..., Any] = lambda step, state, batch: step(*state, *batch)
+    split: Callable[[Any], tuple[Any, Any]] = lambda state: (None, state)
+    merge: Callable[[Any, Any], Any] = lambda _, state: state
 
 
 STEPS = 5

@@ -87,7 +87,6 @@ def residual() -> Training:
         start=eqx.filter_jit(start),
         step=step,
         jit=eqx.filter_jit,
-        advance=lambda step, state, batch: step(*state, *batch),
         split=split,
         merge=eqx.combine,
         batches=images(4, 3, 16, 16),

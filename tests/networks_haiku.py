@@ -56,12 +56,4 @@ def wavenet(data_format: str) -> Training:
         params = optax.apply_updates(params, updates)
         return (params, state, moments, key), (value, logits, gradients)
 
-    return Training(
-        start=jax.jit(start),
-        step=step,
-        jit=jax.jit,
-        advance=lambda step, state, batch: step(*state, *batch),
-        split=lambda state: (None, state),
-        merge=lambda _, state: state,
-        batches=batches,
-    )
+    return Training(jax.jit(start), step, batches)

@@ -1,6 +1,5 @@
-"""Networks in Flax Linen: a small MobileNetV2 and a 3-D U-Net, channels last."""
+"""A network in Flax Linen: a 3-D U-Net, channels last."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,49 +8,7 @@ import optax
 from flax import linen as nn
 from flax.training import train_state
 from jax import Array
-from networks import Training, images, volumes
-
-Conv = Callable[..., Array]
-
-
-class InvertedResidual(nn.Module):
-    """1×1 to more channels, 3×3 depthwise, 1×1 to fewer channels."""
-
-    channels: int
-    stride: int = 1
-    conv: Conv | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        def convolve(x: Array, channels: int, kernel: int, **options: Any) -> Array:
-            x = nn.Conv(
-                channels,
-                (kernel, kernel),
-                use_bias=False,
-                param_dtype=jnp.float64,
-                conv_general_dilated=self.conv,
-                **options,
-            )(x)
-            return nn.BatchNorm(not train, momentum=0.9, param_dtype=jnp.float64)(x)
-
-        wide = 2 * x.shape[-1]
-        y = nn.relu6(convolve(x, wide, 1))
-        y = nn.relu6(convolve(y, wide, 3, strides=self.stride, feature_group_count=wide))
-        y = convolve(y, self.channels, 1)
-        return x + y if x.shape == y.shape else y
-
-
-class MobileNet(nn.Module):
-    conv: Conv | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        options = {"param_dtype": jnp.float64, "conv_general_dilated": self.conv}
-        x = nn.relu6(nn.Conv(8, (3, 3), 2, **options)(x))
-        x = InvertedResidual(8, conv=self.conv)(x, train)
-        x = InvertedResidual(12, stride=2, conv=self.conv)(x, train)
-        x = nn.Dropout(0.25, deterministic=not train)(jnp.mean(x, axis=(1, 2)))
-        return nn.Dense(5, param_dtype=jnp.float64)(x)
+from networks import Training, volumes
 
 
 class Block(nn.Module):
@@ -73,66 +30,33 @@ class UNet(nn.Module):
         coarse = nn.remat(Block)(12)(nn.Conv(12, (2, 2, 2), **options)(fine))
         up = nn.ConvTranspose(6, (4, 4, 4), **options)(coarse)
         x = Block(6)(jnp.concatenate([fine, up], axis=-1))
+        x = x + nn.Conv(6, (3, 3, 3), feature_group_count=6, param_dtype=jnp.float64)(x)
+        x = nn.Dropout(0.25, deterministic=not train)(x)
         return nn.Conv(1, (1, 1, 1), param_dtype=jnp.float64)(x)
 
 
 class State(train_state.TrainState):
-    batch_stats: Any
     dropout: Array
 
 
 def step(state: State, x: Array, targets: Array) -> tuple[State, Any]:
     dropout = jax.random.fold_in(state.dropout, state.step)
 
-    def loss(params: Any) -> tuple[Array, Any]:
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        outputs, changed = state.apply_fn(
-            variables, x, train=True, rngs={"dropout": dropout}, mutable=["batch_stats"]
-        )
-        if outputs.ndim == 2:
-            value = optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
-        else:
-            value = optax.sigmoid_binary_cross_entropy(outputs, targets).mean()
-        return value, (outputs, changed.get("batch_stats", {}))
+    def loss(params: Any) -> tuple[Array, Array]:
+        outputs = state.apply_fn({"params": params}, x, train=True, rngs={"dropout": dropout})
+        return optax.sigmoid_binary_cross_entropy(outputs, targets).mean(), outputs
 
-    (value, (outputs, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(
-        state.params
-    )
-    state = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
-    return state, (value, outputs, gradients)
-
-
-def training(network: nn.Module, optimizer: Any, batches: list[Any]) -> Training:
-    def start() -> State:
-        x = batches[0][0]
-        variables = network.init(jax.random.key(0), x, train=False)
-        # Flax starts these in float32 whatever the parameters are.
-        batch_stats = jax.tree.map(
-            lambda x: x.astype(jnp.float64), variables.get("batch_stats", {})
-        )
-        return State.create(
-            apply_fn=network.apply,
-            params=variables["params"],
-            batch_stats=batch_stats,
-            dropout=jax.random.key(1),
-            tx=optimizer,
-        )
-
-    return Training(
-        start=jax.jit(start),
-        step=step,
-        jit=jax.jit,
-        advance=lambda step, state, batch: step(state, *batch),
-        split=lambda state: (None, state),
-        merge=lambda _, state: state,
-        batches=batches,
-    )
-
-
-def mobilenet(conv: Conv | None = None) -> Training:
-    sgd = optax.sgd(0.05, momentum=0.9)
-    return training(MobileNet(conv), sgd, images(4, 16, 16, 3))
+    (value, outputs), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(grads=gradients), (value, outputs, gradients)
 
 
 def unet() -> Training:
-    return training(UNet(), optax.adam(1e-2), volumes(2, 8, 8, 8, 1))
+    network, batches = UNet(), volumes(2, 8, 8, 8, 1)
+
+    def start() -> State:
+        params = network.init(jax.random.key(0), batches[0][0], train=False)["params"]
+        key, adam = jax.random.key(1), optax.adam(1e-2)
+        return State.create(apply_fn=network.apply, params=params, dropout=key, tx=adam)
+
+    advance = lambda step, state, batch: step(state, *batch)  # noqa: E731
+    return Training(jax.jit(start), step, batches, advance=advance)

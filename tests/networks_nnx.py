@@ -1,4 +1,4 @@
-"""Networks in Flax NNX: a residual network and a small ConvNeXt, channels last."""
+"""A network in Flax NNX: a residual network, channels last."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,48 +33,15 @@ class Residual(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, conv: Conv = lax.conv_general_dilated) -> None:
         options = {"param_dtype": jnp.float64, "rngs": rngs}
         self.stem = nnx.Conv(3, 12, (3, 3), conv_general_dilated=conv, **options)
-        first, second = ResidualBlock(12, 12, conv, rngs), ResidualBlock(12, 16, conv, rngs)
-        self.blocks = nnx.List([first, second])
+        self.first = ResidualBlock(12, 12, conv, rngs)
+        self.second = ResidualBlock(12, 16, conv, rngs)
         self.dropout = nnx.Dropout(0.25, rngs=rngs)
         self.head = nnx.Linear(16, 5, **options)
 
     def __call__(self, x: Array) -> Array:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.dropout(jnp.mean(x, axis=(1, 2))))
-
-
-class ConvNeXtBlock(nnx.Module):
-    """7×7 depthwise, layer normalisation, and two 1×1 layers with four times the channels."""
-
-    def __init__(self, channels: int, rngs: nnx.Rngs) -> None:
-        options = {"param_dtype": jnp.float64, "rngs": rngs}
-        self.depthwise = nnx.Conv(
-            channels, channels, (7, 7), feature_group_count=channels, **options
-        )
-        self.norm = nnx.LayerNorm(channels, **options)
-        self.widen = nnx.Conv(channels, 4 * channels, (1, 1), **options)
-        self.narrow = nnx.Conv(4 * channels, channels, (1, 1), **options)
-
-    def __call__(self, x: Array) -> Array:
-        return x + self.narrow(nnx.gelu(self.widen(self.norm(self.depthwise(x)))))
-
-
-class ConvNeXt(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        options = {"param_dtype": jnp.float64, "rngs": rngs}
-        self.stem = nnx.Conv(3, 8, (2, 2), 2, **options)  # a patchify layer
-        self.first = ConvNeXtBlock(8, rngs)
-        self.down_norm = nnx.LayerNorm(8, **options)
-        self.down = nnx.Conv(8, 12, (2, 2), 2, **options)
-        self.second = ConvNeXtBlock(12, rngs)
-        self.head = nnx.Linear(12, 5, **options)
-
-    def __call__(self, x: Array) -> Array:
         x = self.first(self.stem(x))
-        x = nnx.remat(ConvNeXtBlock.__call__)(self.second, self.down(self.down_norm(x)))
-        return self.head(jnp.mean(x, axis=(1, 2)))
+        x = nnx.remat(ResidualBlock.__call__)(self.second, x)
+        return self.head(self.dropout(jnp.mean(x, axis=(1, 2))))
 
 
 def loss(model: Callable[[Array], Array], x: Array, labels: Array) -> tuple[Array, Array]:
@@ -88,9 +55,11 @@ def step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array, labels: Array) -
     return value, logits, gradients
 
 
-def training(network: Callable[[nnx.Rngs], nnx.Module], optimizer: Any) -> Training:
+def residual(conv: Conv = lax.conv_general_dilated) -> Training:
+    optimizer = optax.sgd(0.05, momentum=0.9)
+
     def start() -> Any:
-        model = network(nnx.Rngs(0, dropout=1))
+        model = Residual(nnx.Rngs(0, dropout=1), conv)
         # Flax starts these in float32 whatever the parameters are.
         statistics = nnx.state(model, nnx.BatchStat)
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float64), statistics))
@@ -109,11 +78,3 @@ def training(network: Callable[[nnx.Rngs], nnx.Module], optimizer: Any) -> Train
         merge=lambda static, arrays: nnx.merge(static, arrays, copy=True),
         batches=images(4, 16, 16, 3),
     )
-
-
-def residual(conv: Conv = lax.conv_general_dilated) -> Training:
-    return training(lambda rngs: Residual(rngs, conv), optax.sgd(0.05, momentum=0.9))
-
-
-def convnext() -> Training:
-    return training(ConvNeXt, optax.adam(1e-2))

@@ -15,12 +15,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from cases import Case
+from cases import Case, case_of
 from collectives import collectives
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_compiled import case_of
 
 import jaxconv
 from jaxconv.transforms.primitive import planned_here
@@ -28,9 +27,9 @@ from jaxconv.transforms.primitive import planned_here
 DEVICES = 4
 # Batch and output channels divide by the devices.
 CASES = {
-    "3x3": case_of((8, 5, 6, 3), (3, 3, 3, 8), window_strides=(2, 1)),
+    "3x3": case_of((8, 5, 6, 3), (3, 3, 3, 8), strides=(2, 1)),
     "3x3 stride 1": case_of((8, 5, 6, 3), (3, 3, 3, 8)),
-    "1x1": case_of((8, 5, 6, 3), (1, 1, 3, 8), window_strides=(2, 2)),
+    "1x1": case_of((8, 5, 6, 3), (1, 1, 3, 8), strides=(2, 2)),
     "transposed": case_of(
         (8, 4, 3, 3), (3, 3, 3, 8), padding=((1, 2), (2, 1)), lhs_dilation=(2, 2)
     ),
@@ -115,22 +114,26 @@ def in_shard_map(layout: str, algorithm: str, name: str) -> None:
     assert_close(jax.jit(fun)(*case.operands()), expected(name))
 
 
+def images_and_kernel() -> tuple[np.ndarray, np.ndarray]:
+    lhs, rhs = CASES["3x3"].operands()
+    return np.stack([lhs, -lhs, 2 * lhs]), rhs
+
+
+def by_vmap_and_scan(conv: Conv, images: Array, rhs: Array) -> tuple[Array, Array]:
+    batched = jax.vmap(conv, (0, None))(images, rhs)
+    return batched, lax.scan(lambda _, x: (None, conv(x, rhs)), None, images)[1]
+
+
 def in_shard_map_with_vmap_and_scan(algorithm: str) -> None:
-    case = CASES["3x3"]
-    lhs, rhs = case.operands()
-    images = np.stack([lhs, -lhs, 2 * lhs])
-
-    def fun(conv: Conv, images: Array, rhs: Array) -> tuple[Array, Array]:
-        batched = jax.vmap(conv, (0, None))(images, rhs)
-        return batched, lax.scan(lambda _, x: (None, conv(x, rhs)), None, images)[1]
-
+    case, operands = CASES["3x3"], images_and_kernel()
     sharded = jax.shard_map(
-        partial(fun, conv_by(case, algorithm)),
+        partial(by_vmap_and_scan, conv_by(case, algorithm)),
         mesh=mesh(),
         in_specs=(P(None, ("a", "b")), P()),
         out_specs=P(None, ("a", "b")),
     )
-    assert_close(jax.jit(sharded)(images, rhs), jax.jit(partial(fun, case.lax))(images, rhs))
+    expected = jax.jit(partial(by_vmap_and_scan, case.lax))(*operands)
+    assert_close(jax.jit(sharded)(*operands), expected)
 
 
 def kinds(text: str) -> Counter[str]:
@@ -176,13 +179,10 @@ def by(way: str, case: Case) -> Conv:
 
 
 def under_vmap_and_scan(way: str) -> None:
-    case = CASES["3x3"]
-    lhs, rhs = case.operands()
-    images = np.stack([lhs, -lhs, 2 * lhs])
+    case, (images, rhs) = CASES["3x3"], images_and_kernel()
 
     def fun(conv: Conv, images: Array, rhs: Array) -> Array:
-        batched = jax.vmap(conv, (0, None))(images, rhs)
-        each = lax.scan(lambda _, x: (None, conv(x, rhs)), None, images)[1]
+        batched, each = by_vmap_and_scan(conv, images, rhs)
         return jnp.sum(jnp.sin(batched) * each)
 
     placed = jax.device_put(images, NamedSharding(mesh(), P(None, ("a", "b"))))
@@ -196,36 +196,19 @@ def under_vmap_and_scan(way: str) -> None:
     assert kinds(compiled.as_text()) <= kinds(by_lax.as_text())
 
 
-def spatial_axes(names: Any, **arguments: Any) -> None:
+def spatial_axes(image: Any, kernel: Any, names: Any, **arguments: Any) -> None:
     """Rows and columns cut inside shard_map: as the whole, by one exchange a side and axis."""
     rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((2, 16, 12, 3)), rng.standard_normal((5, 3, 3, 4))
-    image = P(None, *names)
-    conv = partial(jaxconv.conv, **arguments)
-    cut = jax.shard_map(
-        partial(conv, spatial_axes=names), mesh=mesh(), in_specs=(image, P()), out_specs=image
-    )
+    x, w = rng.standard_normal(image), rng.standard_normal(kernel)
+    spec, conv = P(None, *names), partial(jaxconv.conv, **arguments)
+    cut = partial(conv, spatial_axes=names)
+    cut = jax.shard_map(cut, mesh=mesh(), in_specs=(spec, P()), out_specs=spec)
     by_cut, whole = (jax.jit(value_and_gradients(fun)) for fun in (cut, conv))
     assert_close(by_cut(x, w), whole(x, w))
     moved = kinds(jax.jit(cut).lower(x, w).compile().as_text())
     sides = 2 * sum(name is not None for name in names)
     assert set(moved) <= {"collective-permute"}, moved
     assert sum(moved.values()) <= sides, moved
-
-
-def spatial_axes_of_text() -> None:
-    """One dimension, a causal padding: from the left only, here from two neighbours."""
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((2, 16, 3)), rng.standard_normal((3, 3, 4))
-    conv = partial(jaxconv.conv, padding="CAUSAL", dilation=3)
-    cut = jax.shard_map(
-        partial(conv, spatial_axes=(("a", "b"),)),
-        mesh=mesh(),
-        in_specs=(P(None, ("a", "b")), P()),
-        out_specs=P(None, ("a", "b")),
-    )
-    assert_close(jax.jit(cut)(x, w), conv(x, w))
-    assert kinds(jax.jit(cut).lower(x, w).compile().as_text()) == {"collective-permute": 2}
 
 
 def in_explicit_mode(algorithm: str, out_sharding: bool) -> None:
@@ -344,9 +327,11 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         (((("a", "b")), None), {}),
         (("b", "a"), {"padding": ((3, 1), (0, 2))}),
     ):
-        check = partial(spatial_axes, names, **arguments)
+        check = partial(spatial_axes, (2, 16, 12, 3), (5, 3, 3, 4), names, **arguments)
         yield f"spatial_axes={names}, {arguments}", check
-    yield "spatial_axes of text", spatial_axes_of_text
+    # A causal padding: from the left only, here from two neighbours.
+    check = partial(spatial_axes, (2, 16, 3), (3, 3, 4), padding="CAUSAL", dilation=3)
+    yield "spatial_axes of text", partial(check, (("a", "b"),))
     for algorithm in ("auto", "im2col"):
         check = partial(in_explicit_mode, algorithm)
         yield f"explicit mode, typed operands: {algorithm}", partial(check, False)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAST, Case, equations
+from cases import CASES, Case, case_of, equations
 from jax import Array
 
 import jaxconv
@@ -23,12 +23,6 @@ on_cpu = pytest.mark.skipif(
     jax.default_backend() != "cpu",
     reason="other backends rewrite products to library calls and plan memory in their own way",
 )
-
-
-def case_of(lhs: tuple[int, ...], rhs: tuple[int, ...], **arguments: Any) -> Case:
-    ndim = len(lhs) - 2
-    defaults = {"window_strides": (1,) * ndim, "padding": "SAME", "dimension_numbers": LAST[ndim]}
-    return Case("", lhs, rhs, defaults | arguments)
 
 
 TRANSPOSED = case_of(
@@ -116,17 +110,16 @@ def test_no_convolution_forward_and_in_gradients(algorithm: str, name: str) -> N
 
 @on_cpu
 @pytest.mark.parametrize(
-    ("algorithm", "name"),
-    [(algorithm, name) for algorithm in FORWARD for name in FORWARD[algorithm]],
+    ("algorithm", "case"),
+    [
+        *((algorithm, CASES[name]) for algorithm in FORWARD for name in FORWARD[algorithm]),
+        # XLA would choose itself for the dense phases; what is named is what runs.
+        ("phase", TRANSPOSED),
+    ],
+    ids=str,
 )
-def test_no_convolution_forward(algorithm: str, name: str) -> None:
-    assert not has_convolution(convolve, CASES[name], algorithm)
-
-
-@on_cpu
-def test_no_convolution_in_a_dense_transposed_one() -> None:
-    """XLA would choose itself for the dense phases; what is named is what runs."""
-    assert not has_convolution(convolve, TRANSPOSED, "phase")
+def test_no_convolution_forward(algorithm: str, case: Case) -> None:
+    assert not has_convolution(convolve, case, algorithm)
 
 
 # ---- products ----
@@ -154,10 +147,10 @@ def canonical_products(case: Case, algorithm: str) -> list[Any]:
 
 WITHOUT_OVERLAP = {
     "1x1": case_of((2, 5, 4, 64), (1, 1, 64, 32)),
-    "1x1 stride 2": case_of((2, 5, 4, 64), (1, 1, 64, 32), window_strides=(2, 2)),
+    "1x1 stride 2": case_of((2, 5, 4, 64), (1, 1, 64, 32), strides=(2, 2)),
     "1x1 padded": case_of((2, 5, 4, 64), (1, 1, 64, 32), padding=((1, 0), (0, 2))),
     "1x1 in groups": case_of((2, 5, 4, 64), (1, 1, 32, 32), feature_group_count=2),
-    "patchify": case_of((2, 8, 8, 3), (4, 4, 3, 64), window_strides=(4, 4)),
+    "patchify": case_of((2, 8, 8, 3), (4, 4, 3, 64), strides=(4, 4)),
     "whole image": case_of((2, 4, 4, 32), (4, 4, 32, 64), padding="VALID"),
     "matmul": case_of((20, 32), (32, 64), padding="VALID"),
 }
@@ -184,8 +177,7 @@ PADDING = {
 
 
 @on_cpu
-@pytest.mark.parametrize("faster", [True, False])
-@pytest.mark.parametrize("name", PADDING)
+@pytest.mark.parametrize(("name", "faster"), [*((name, True) for name in PADDING), ("none", False)])
 def test_xla_gets_a_row_of_zeros_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch, name: str, faster: bool
 ) -> None:
@@ -210,21 +202,21 @@ def test_a_1x1_is_nothing_but_its_product() -> None:
         names = [eqn.primitive.name for eqn in equations(jax.make_jaxpr(fun)(image, rhs))]
         assert names.count("dot_general") == 1
         # Slices of everything, reshapes and casts to the same type: nothing that runs.
-        nothing = {
-            "slice",
-            "reshape",
-            "squeeze",
-            "transpose",
-            "convert_element_type",
-            "gemm_operand",
-            "jit",
-            "pjit",
-        }
+        nothing = {"slice", "reshape", "squeeze", "transpose", "convert_element_type"}
+        nothing |= {"gemm_operand", "jit", "pjit"}
         assert set(names) - nothing == {"dot_general"}
 
 
-# How many products each algorithm makes of a 3×3 kernel on 5×6 outputs.
-PRODUCTS = {"naive": 1, "im2col": 1, "im2col_tiled": 1, "implicit": 9, "phase": 9, "slices": 9}
+# How many products each algorithm makes of a 3×3 kernel on 5×6 outputs, of a 1×1 "pointwise".
+PRODUCTS = {
+    "pointwise": 1,
+    "naive": 1,
+    "im2col": 1,
+    "im2col_tiled": 1,
+    "implicit": 9,
+    "phase": 9,
+    "slices": 9,
+}
 
 
 @pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])
@@ -235,7 +227,8 @@ def test_groups_are_a_batch_dimension(algorithm: str, groups: int, kind: str) ->
     if algorithm == "phase":
         arguments |= {"lhs_dilation": (2, 2), "padding": ((1, 2), (1, 2))}
     n, c = (6, 2 * groups) if kind == "feature_group_count" else (6, 2)
-    case = case_of((n, 5, 6, c), (3, 3, 2, 6), **arguments)
+    taps = (1, 1) if algorithm == "pointwise" else (3, 3)
+    case = case_of((n, 5, 6, c), (*taps, 2, 6), **arguments)
     found = canonical_products(case, algorithm)
     assert len(found) == PRODUCTS[algorithm]
     for eqn in found:
@@ -271,31 +264,23 @@ def test_small_products_of_gradients_are_summed_in_parts(
     assert eqn.invars[0].aval.shape[axis] * parts == shape[1]
 
 
-@pytest.mark.parametrize("kind", ["feature_group_count", "batch_group_count"])
-def test_grouped_pointwise_is_one_batched_product(kind: str) -> None:
-    c = 12 if kind == "feature_group_count" else 2
-    (eqn,) = canonical_products(case_of((6, 5, 6, c), (1, 1, 2, 6), **{kind: 6}), "pointwise")
-    assert [len(axes) for axes in eqn.params["dimension_numbers"][1]] == [1, 1]
+def upsampled(lhs: tuple[int, ...], rhs: tuple[int, ...], *padding: Any, **arguments: Any) -> Case:
+    dilation = (2,) * len(padding)
+    return case_of(lhs, rhs, padding=padding, lhs_dilation=dilation, **arguments)
+
+
+IMAGE = (2, 4, 5, 6)
 
 
 @pytest.mark.parametrize(
     ("case", "products"),
     [
-        (case_of((2, 4, 5, 6), (2, 2, 6, 3), padding=((1, 1),) * 2, lhs_dilation=(2, 2)), 1),
-        (case_of((2, 9, 8), (4, 8, 2), padding=((3, 3),), lhs_dilation=(2,)), 1),
-        (case_of((2, 4, 5, 6), (2, 2, 6, 3), padding=((1, 2),) * 2, lhs_dilation=(2, 2)), 1),
+        (upsampled(IMAGE, (2, 2, 6, 3), (1, 1), (1, 1)), 1),
+        (upsampled((2, 9, 8), (4, 8, 2), (3, 3)), 1),
+        (upsampled(IMAGE, (2, 2, 6, 3), (1, 2), (1, 2)), 1),
         # Phases of unlike numbers of taps, and groups, whose output channels would lie apart.
         (TRANSPOSED, 4),
-        (
-            case_of(
-                (2, 4, 5, 6),
-                (2, 2, 2, 3),
-                padding=((1, 1),) * 2,
-                lhs_dilation=(2, 2),
-                feature_group_count=3,
-            ),
-            4,
-        ),
+        (upsampled(IMAGE, (2, 2, 2, 3), (1, 1), (1, 1), feature_group_count=3), 4),
     ],
 )
 def test_phases_that_differ_in_nothing_are_one_convolution(case: Case, products: int) -> None:
@@ -474,8 +459,7 @@ def test_kernels_output_channels_first_are_not_moved(
 
 
 @on_cpu
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_between_products_a_depthwise_image_stays_channels_last(backward: bool) -> None:
+def test_between_products_a_depthwise_image_stays_channels_last() -> None:
     def conv(x: Array, w: Array, groups: int = 1) -> Array:
         return jax.lax.conv_general_dilated(
             x, w, (1, 1), "SAME", dimension_numbers=FIRST, feature_group_count=groups
@@ -487,10 +471,8 @@ def test_between_products_a_depthwise_image_stays_channels_last(backward: bool) 
         return conv(y, project)
 
     shapes = (2, 16, 20, 20), (96, 16, 1, 1), (96, 1, 3, 3), (16, 96, 1, 1)
-    function = block
-    if backward:
-        function = jax.grad(lambda *args: block(*args).sum(), (0, 1, 2, 3))
-    assert 2 * 96 * 20 * 20 not in moved_sizes(jaxconv.accelerate(function), *shapes)
+    both = jax.value_and_grad(lambda *args: block(*args).sum(), (0, 1, 2, 3))
+    assert 2 * 96 * 20 * 20 not in moved_sizes(jaxconv.accelerate(both), *shapes)
     # Alone it is convolved as it lies.
     alone = jaxconv.accelerate(lambda x, w: conv(x, w, 96))
     assert 2 * 96 * 20 * 20 not in moved_sizes(alone, (2, 96, 20, 20), (96, 1, 3, 3))

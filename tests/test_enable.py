@@ -1,6 +1,5 @@
 """enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterator
@@ -12,14 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES
+from carriers import PROGRAMS, grad, operands
+from cases import CASES, case_of
 from jax import Array, export
 from jax.interpreters import mlir
 from test_transformations import TRANSFORMATIONS, assert_same
 
 import jaxconv
-from jaxconv.compat import conv_general_dilated_p, platform_rules
+from jaxconv import compat
+from jaxconv.compat import conv_general_dilated_p
 from jaxconv.planning.plan import plan_spec
+from jaxconv.transforms import primitive
+from jaxconv.transforms.planned import PLANNED
 
 pytestmark = [
     pytest.mark.skipif(
@@ -29,34 +32,42 @@ pytestmark = [
 CASE = CASES["depthwise"]
 
 
-def rules(platform: str = "cpu") -> dict[str, Any]:
-    """JAX's entries for lax's convolution on ``platform``."""
-    return {name: t.get(conv_general_dilated_p) for name, t in platform_rules(platform).items()}
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+def rules() -> dict[Any, Any]:
+    """JAX's entries for lax's convolution and poolings, by table."""
+    tables = {"": compat._lowerings, **compat._platform_specific_lowerings}
+    return {(name, p): t[p] for name, t in tables.items() for p in PLANNED if p in t}
 
 
 def is_enabled(platform: str = "cpu") -> bool:
-    return rules(platform) != ORIGINAL[platform]
+    """Whether a convolution that JAX lowers for ``platform`` is jaxconv's."""
+    found, platform = [], {"gpu": "cuda"}.get(platform, platform)
+    primitive.observers.append(found.append)
+    try:
+        jax.jit(CASE.lax).trace(*CASE.operands()).lower(lowering_platforms=(platform,))
+    finally:
+        primitive.observers.remove(found.append)
+    return bool(found)
 
 
-ORIGINAL = {platform: rules(platform) for platform in ("cpu", "gpu", "tpu")}
+ORIGINAL = rules()
 
 
 @pytest.fixture(autouse=True)
 def _leaves_the_process_as_it_was() -> Iterator[None]:
     yield
-    left = [platform for platform in ORIGINAL if is_enabled(platform)]
+    left = rules() != ORIGINAL
     jaxconv.disable()
-    assert left == []
-    assert {platform: rules(platform) for platform in ORIGINAL} == ORIGINAL
-
-
-def program(fun: Callable, *args: Any) -> str:
-    """What JAX gives to XLA for ``fun``."""
-    return jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
+    assert not left
+    assert rules() == ORIGINAL
 
 
 def convolutions(fun: Callable, *args: Any) -> int:
-    return program(fun, *args).count("stablehlo.convolution")
+    """In what JAX gives to XLA for ``fun``."""
+    text = jax.jit(lambda *args: fun(*args)).lower(*args).as_text()
+    return text.count("stablehlo.convolution")
 
 
 def assert_close(outs: Any, expected: Any) -> None:
@@ -112,32 +123,25 @@ def test_a_compiled_object_stays_what_it_is(lowered: list[str]) -> None:
 
 
 # Of which lax's convolution comes out in different ways.
-TRIED = (
-    "value and grad",
-    "second derivatives",
-    "grad of scan",
-    "vmap both",
-    "cond",
-    "remat, dots saved",
-    "accelerate",
-)
+TRIED: dict[str, Callable] = {
+    "second derivatives": TRANSFORMATIONS["second derivatives"],
+    "accelerate": jaxconv.accelerate,
+}
 
 
 @pytest.mark.parametrize(
-    ("transformation", "name"),
+    ("fun", "args"),
     [
-        pytest.param(transformation, name, marks=[pytest.mark.exhaustive] * ((i + j) % 2))
-        for i, transformation in enumerate(TRIED)
-        for j, name in enumerate(("depthwise", "3x3 stride 2"))
+        *((transform(CASE.lax), CASE.operands()) for transform in TRIED.values()),
+        (grad(PROGRAMS["deep"]), operands()),
     ],
+    ids=[*TRIED, "grad of scan, cond, remat and custom_vjp"],
 )
-def test_transformations(transformation: str, name: str, lowered: list[str]) -> None:
-    transform = TRANSFORMATIONS.get(transformation, jaxconv.accelerate)
-    case = CASES[name]
-    expected = jax.jit(transform(case.lax))(*case.operands())
+def test_transformations(fun: Callable, args: Any, lowered: list[str]) -> None:
+    expected = jax.jit(fun)(*args)
     del lowered[:]
     with jaxconv.enabled():
-        out = jax.jit(transform(case.lax))(*case.operands())
+        out = jax.jit(fun)(*args)
     assert lowered
     assert_same(lambda: out, lambda: expected)
 
@@ -191,16 +195,11 @@ def test_an_algorithm_by_name_stays_that_one() -> None:
 
 
 def test_auto_may_still_choose_xla() -> None:
-    lhs = jax.ShapeDtypeStruct((1, 64, 64, 64), np.float32)
-    rhs = jax.ShapeDtypeStruct((3, 3, 64, 64), np.float32)
-    case = CASES["3x3"]
-    arguments = case.arguments | {"precision": "highest"}  # which leaves out Winograd
-    highest = dataclasses.replace(
-        case, lhs_shape=lhs.shape, rhs_shape=rhs.shape, arguments=arguments
-    )
-    assert plan_spec(highest.spec(np.float32), "cpu").algorithm == "xla"
+    # A precision that leaves out Winograd.
+    case = case_of((1, 64, 64, 64), (3, 3, 64, 64), precision="highest")
+    assert plan_spec(case.spec(np.float32), "cpu").algorithm == "xla"
     with jaxconv.enabled():
-        assert convolutions(dataclasses.replace(case, arguments=arguments).lax, lhs, rhs) == 1
+        assert convolutions(case.lax, *case.operands(np.float32)) == 1
 
 
 def test_symbolic_shapes_are_left_to_lax(lowered: list[str]) -> None:
@@ -359,10 +358,11 @@ def test_the_very_entry_comes_back(platform: str) -> None:
 
     def assert_restored(before: dict[str, Any]) -> None:
         with jaxconv.enabled([platform]):
-            assert all(entry is not None for entry in rules(platform).values())
+            assert is_enabled(platform)
             if platform == "cpu":
                 assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) > 1
-        assert all(rules(platform)[name] is entry for name, entry in before.items())
+        assert rules() == before
+        assert all(rules()[name] is entry for name, entry in before.items())
 
     def zeros(lhs: Array, rhs: Array) -> Array:
         return jnp.zeros((*lhs.shape[:-1], rhs.shape[-1]), lhs.dtype)
@@ -370,17 +370,18 @@ def test_the_very_entry_comes_back(platform: str) -> None:
     def of_another_library(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
         return mlir.lower_fun(zeros, False)(ctx, lhs, rhs)
 
-    assert_restored(before := rules(platform))
+    assert_restored(before := rules())
     mlir.register_lowering(conv_general_dilated_p, of_another_library, platform=platform)
     try:
-        assert_restored(rules(platform))
+        assert_restored(rules())
         if platform == "cpu":
             assert float(jnp.sum(jnp.abs(jax.jit(CASE.lax)(*CASE.operands())))) == 0
     finally:
-        for name, table in platform_rules(platform).items():
-            table.pop(conv_general_dilated_p)
-            if before[name] is not None:
-                table[conv_general_dilated_p] = before[name]
+        for name in compat.ALIASES.get(platform, (platform,)):
+            table = compat._platform_specific_lowerings[name]
+            table.pop(conv_general_dilated_p, None)
+            if (name, conv_general_dilated_p) in before:
+                table[conv_general_dilated_p] = before[name, conv_general_dilated_p]
         jax.clear_caches()
 
 

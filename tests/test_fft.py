@@ -8,17 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from cases import LAST, Case
-from jax import lax
+from cases import Case, case_of
 
 import jaxconv
 from jaxconv.algorithms import blocks, fft
-
-
-def case(lhs_shape: Any, rhs_shape: Any, padding: Any = "SAME", **arguments: Any) -> Case:
-    ndim = len(lhs_shape) - 2
-    arguments = {"window_strides": (1,) * ndim, "padding": padding} | arguments
-    return Case("", lhs_shape, rhs_shape, arguments | {"dimension_numbers": LAST[ndim]})
 
 
 def by_fft(conv: Case, lhs: Any, rhs: Any) -> Any:
@@ -39,7 +32,7 @@ def test_good_lengths() -> None:
 
 def test_only_the_wrap_around_that_is_needed() -> None:
     """SAME padding on both sides shares one border of zeros."""
-    (whole, *_) = blocks.axis_candidates(case((1, 512, 1), (31, 1, 1)).spec(), 0)
+    (whole, *_) = blocks.axis_candidates(case_of((1, 512, 1), (31, 1, 1)).spec(), 0)
     assert whole.length == blocks.good_length(512 + 15)
 
 
@@ -49,7 +42,7 @@ ONLY_PADDING = [((5, -3),), ((-5, 6),), ((-3, 9),)]
 @pytest.mark.parametrize("padding", ONLY_PADDING, ids=str)
 def test_windows_in_the_padding_only(padding: Any) -> None:
     """Values and both gradients are zeros."""
-    conv = case((2, 3, 1), (3, 1, 1), padding)
+    conv = case_of((2, 3, 1), (3, 1, 1), padding=padding)
     lhs, rhs = (np.ones_like(x) for x in conv.operands())
     cotangent = np.ones(conv.spec().out_shape)
     for zeros in value_and_gradients(partial(by_fft, conv), lhs, rhs, cotangent):
@@ -67,16 +60,18 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 BLOCKED = [
-    case((2, 100, 3), (9, 3, 2)),
-    case((1, 131, 4), (17, 1, 4), feature_group_count=4),
-    case((1, 131, 1), (8, 1, 1), ((20, 3),), window_strides=(3,), rhs_dilation=(2,)),
-    case((1, 90, 2), (5, 2, 2), ((-3, 40),), lhs_dilation=(2,)),
-    case((2, 50, 61, 1), (7, 9, 1, 2)),
-    case((1, 64, 40, 4), (5, 3, 2, 4), "VALID", feature_group_count=2, window_strides=(2, 1)),
-    case((1, 60, 20, 40, 1), (5, 3, 7, 1, 1)),
+    case_of((2, 100, 3), (9, 3, 2)),
+    case_of((1, 131, 4), (17, 1, 4), feature_group_count=4),
+    case_of((1, 131, 1), (8, 1, 1), padding=((20, 3),), strides=(3,), rhs_dilation=(2,)),
+    case_of((1, 90, 2), (5, 2, 2), padding=((-3, 40),), lhs_dilation=(2,)),
+    case_of((2, 50, 61, 1), (7, 9, 1, 2)),
+    case_of((1, 64, 40, 4), (5, 3, 2, 4), padding="VALID", feature_group_count=2, strides=(2, 1)),
+    case_of((1, 60, 20, 40, 1), (5, 3, 7, 1, 1)),
 ]
 # Sizes around what a block holds.
-BLOCKED += [case((1, size, 1), (12, 1, 1), "VALID") for size in (34, 35, 52, 53, 57, 74, 75)]
+BLOCKED += [
+    case_of((1, size, 1), (12, 1, 1), padding="VALID") for size in (34, 35, 52, 53, 57, 74, 75)
+]
 
 
 @pytest.mark.parametrize("conv", BLOCKED, ids=lambda conv: str(conv.spec()))
@@ -107,7 +102,7 @@ def window_sums(conv: Case, lhs: Any, rhs: Any, positions: np.ndarray) -> np.nda
 )
 def test_accuracy_of_large_kernels_in_float32(size: Any, taps: Any) -> None:
     """At most twice lax's error in the mean, at some outputs, those of all corners among them."""
-    conv = case((1, *size, 1), (*taps, 1, 1))
+    conv = case_of((1, *size, 1), (*taps, 1, 1))
     lhs, rhs = conv.operands(np.float32)
     corners = np.stack(np.meshgrid(*((0, n - 1) for n in size)), -1).reshape(-1, len(size))
     drawn = np.random.default_rng(1).integers(0, size, (300, len(size)))
@@ -122,7 +117,7 @@ def test_accuracy_of_large_kernels_in_float32(size: Any, taps: Any) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_floats_are_transformed_in_float32(dtype: str) -> None:
-    conv = case((1, 200, 1), (33, 1, 1))
+    conv = case_of((1, 200, 1), (33, 1, 1))
     lhs, rhs = conv.operands(dtype)
     out = by_fft(conv, lhs, rhs)
     assert out.dtype == dtype
@@ -132,12 +127,7 @@ def test_narrow_floats_are_transformed_in_float32(dtype: str) -> None:
     oracles.check(out, expected, magnitude, 33, jnp.dtype(dtype), spread)
 
 
-def test_refusals() -> None:
-    integers = case((1, 8, 1), (3, 1, 1)).spec(np.int32)
-    assert "int32 would not stay exact" in str(fft.FFT.unsupported(integers))
-    spec = case((1, 8, 1), (3, 1, 1)).spec()
-    highest = spec.replace(precision=(lax.Precision.HIGHEST,) * 2)
-    assert "'highest'" in str(fft.FFT.unsupported(highest))
+def test_four_dimensions_are_refused() -> None:
     x: Any = np.ones((1, 1, 2, 2, 2, 2))
     with pytest.raises(jaxconv.UnsupportedConvError, match="1 to 3 dimensions, this has 4"):
         jaxconv.conv_general_dilated(x, x, (1,) * 4, "VALID", algorithm="fft")
@@ -145,7 +135,7 @@ def test_refusals() -> None:
 
 def test_workspace_is_bounded() -> None:
     """A long signal is not transformed all at once."""
-    long = case((1, 1 << 22, 1), (513, 1, 1)).spec(np.float32)
+    long = case_of((1, 1 << 22, 1), (513, 1, 1)).spec(np.float32)
     assert fft.row_blocks(long).per_image > 1
     assert fft.FFT.cost(long).workspace < 5 * blocks.STEP_BYTES
 
@@ -162,7 +152,7 @@ def moderately(conv: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
 def test_error_over_seeds(size: Any, taps: Any) -> None:
     """On magnitudes that are alike the mean square error is about twice lax's: 2.1 at most in eight
     seeds of eleven convolutions."""
-    conv = case((1, *size, 1), (*taps, 1, 1))
+    conv = case_of((1, *size, 1), (*taps, 1, 1))
     for seed in range(4):
         operands = moderately(conv, seed)[:2]
         exact = np.asarray(conv.lax(*(x.astype(np.float64) for x in operands)))
@@ -174,7 +164,7 @@ def test_error_over_seeds(size: Any, taps: Any) -> None:
 
 
 SCALES = [(60, 60), (112, 0), (0, 100), (-50, -50), (-100, 40), (100, -100)]
-WIDE = case((2, 64, 64, 1), (31, 31, 1, 1))
+WIDE = case_of((2, 64, 64, 1), (31, 31, 1, 1))
 WIDE_BY_FFT = partial(by_fft, WIDE)  # one object, which is compiled once
 
 
@@ -196,18 +186,13 @@ def test_very_large_and_very_small_numbers(image: int, kernel: int) -> None:
 
 def test_each_image_has_a_scale_of_its_own() -> None:
     lhs, rhs, _ = moderately(WIDE)
+    plain = np.asarray(by_fft(WIDE, lhs, rhs))
     lhs[1] = np.ldexp(lhs[1], 110)
-    out = np.asarray(by_fft(WIDE, lhs, rhs))
-    lhs[1] = np.ldexp(lhs[1], -110)
-    np.testing.assert_array_equal(out[0], by_fft(WIDE, lhs, rhs)[0])
-
-
-def test_an_image_of_zeros_gives_zeros() -> None:
-    lhs, rhs, _ = moderately(WIDE)
+    np.testing.assert_array_equal(by_fft(WIDE, lhs, rhs)[0], plain[0])
     lhs[1] = 0
     out = np.asarray(by_fft(WIDE, lhs, rhs))
     np.testing.assert_array_equal(out[1], 0)
-    assert np.isfinite(out[0]).all()
+    np.testing.assert_array_equal(out[0], plain[0])
 
 
 def test_errors_are_relative_to_the_norm_of_a_block() -> None:

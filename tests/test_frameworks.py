@@ -31,17 +31,12 @@ from jaxconv.tools import autotune
 
 NETWORKS: dict[str, Callable[[], Training]] = {
     "nnx residual": networks_nnx.residual,
-    "nnx ConvNeXt": networks_nnx.convnext,
-    "linen MobileNetV2": networks_linen.mobilenet,
     "linen 3-D U-Net": networks_linen.unet,
     "equinox residual": networks_equinox.residual,
     "haiku WaveNet NWC": functools.partial(networks_haiku.wavenet, "NWC"),
     "haiku WaveNet NCW": functools.partial(networks_haiku.wavenet, "NCW"),
-}
-# The layers of these are given jaxconv's function.
-BY_ARGUMENT = {
-    f"{network} by argument": functools.partial(NETWORKS[network], jaxconv.conv_general_dilated)
-    for network in ("nnx residual", "linen MobileNetV2")
+    # Its layers are given jaxconv's function.
+    "nnx by argument": functools.partial(networks_nnx.residual, jaxconv.conv_general_dilated),
 }
 WAYS: dict[str, Callable[[Training], Any]] = {
     "lax": lambda training: training.jit(training.step),
@@ -52,7 +47,7 @@ WAYS: dict[str, Callable[[Training], Any]] = {
 FRAMEWORKS = {
     "JAX": "haiku WaveNet NCW",
     "Flax NNX": "nnx residual",
-    "Flax Linen": "linen MobileNetV2",
+    "Flax Linen": "linen 3-D U-Net",
     "Equinox": "equinox residual",
     "Haiku": "haiku WaveNet NWC",
 }
@@ -63,10 +58,11 @@ def often(network: str, chosen: Collection[str]) -> Any:
     return pytest.param(network, marks=[pytest.mark.exhaustive] * (network not in chosen))
 
 
-# Compiling a training step takes five seconds and more: one network of each framework by default,
-# and one in three dimensions.
-TRAINED = {*FRAMEWORKS.values(), "linen 3-D U-Net"} - {FRAMEWORKS["JAX"]}
-trained_networks = pytest.mark.parametrize("network", [often(n, TRAINED) for n in NETWORKS])
+# Compiling a training step takes five seconds and more.
+TRAINED = {*FRAMEWORKS.values()} - {FRAMEWORKS["JAX"]}
+trained_networks = pytest.mark.parametrize(
+    "network", [often(n, TRAINED) for n in NETWORKS if n != "nnx by argument"]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -88,7 +84,7 @@ class Run(NamedTuple):
 
 @functools.cache
 def started(network: str) -> tuple[Training, Any, Any]:
-    training = (NETWORKS | BY_ARGUMENT)[network]()
+    training = NETWORKS[network]()
     return training, *training.split(training.start())
 
 
@@ -135,6 +131,13 @@ def convolutions_of_lax(network: str) -> list[Any]:
 
 def names(eqns: list[Any]) -> list[str]:
     return [eqn.primitive.name for eqn in eqns]
+
+
+def assert_all_are_jaxconvs(network: str, step: Any) -> None:
+    by_lax = convolutions_of_lax(network)
+    assert len(by_lax) >= 9
+    assert set(names(by_lax)) == {"conv_general_dilated"}
+    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
 
 
 def tolerance(network: str) -> float:
@@ -197,41 +200,18 @@ def test_lax_trains_all_of_it(network: str) -> None:
 
 @trained_networks
 @pytest.mark.parametrize("way", ["inside jit", "outside jit"])
-def test_every_convolution_is_jaxconvs(network: str, way: str) -> None:
+def test_accelerated_training(network: str, way: str) -> None:
     step = WAYS[way](started(network)[0])
-    by_lax = convolutions_of_lax(network)
-    assert len(by_lax) >= 9
-    assert set(names(by_lax)) == {"conv_general_dilated"}
-    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
-
-
-@trained_networks
-def test_accelerated_training(network: str) -> None:
-    step = WAYS["inside jit"](started(network)[0])
+    assert_all_are_jaxconvs(network, step)
     assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
 
 
-@pytest.mark.parametrize("network", [often(n, ["nnx residual"]) for n in FRAMEWORKS.values()])
-def test_training_accelerated_after_jit(network: str) -> None:
-    step = WAYS["outside jit"](started(network)[0])
-    assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
-
-
-@pytest.mark.parametrize("network", [often(n, ()) for n in BY_ARGUMENT])
-def test_training_of_layers_that_take_a_convolution(network: str) -> None:
+@pytest.mark.exhaustive
+def test_training_of_layers_that_take_a_convolution() -> None:
+    network, with_lax = "nnx by argument", "nnx residual"
     step = WAYS["lax"](started(network)[0])
-    with_lax = network.removesuffix(" by argument")
-    by_lax = convolutions_of_lax(with_lax)
-    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
+    assert names(convolutions(network, step)) == ["jaxconv"] * len(convolutions_of_lax(with_lax))
     assert_trained_alike(train(network, step), trained_by_lax(with_lax), tolerance(with_lax))
-
-
-# That the program is the accelerated one is what test_both_ways_compile_the_same shows for all.
-@pytest.mark.parametrize("network", [often(n, ()) for n in FRAMEWORKS.values()])
-def test_training_while_enabled(network: str) -> None:
-    with jaxconv.enabled((jax.default_backend(),)):
-        run = train(network, WAYS["lax"](started(network)[0]))
-    assert_trained_alike(run, trained_by_lax(network), tolerance(network))
 
 
 @trained_networks
@@ -365,16 +345,6 @@ def test_a_layer_alone(layer: Callable[[Wrap], Any]) -> None:
     assert_close(numbers(accelerated(params)), numbers(by_lax(params)), tolerance)
 
 
-def test_what_lax_has_compiled_is_compiled_again(lowered: list[str]) -> None:
-    """To the frameworks ``accelerate`` looks like no transformation. jit has to know better."""
-    params, apply = equinox_layer(lambda layer: layer)
-    step = jax.jit(apply)
-    by_lax = step(params, IMAGE)
-    for expected in (by_lax, step(params, IMAGE)):
-        np.testing.assert_allclose(jaxconv.accelerate(step)(params, IMAGE), expected)
-        assert len(lowered) == 1
-
-
 # The README
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -388,7 +358,7 @@ def test_the_lines_of_the_readme(framework: str, line: str) -> None:
     namespace = {"jax": jax, "nnx": nnx, "eqx": eqx, "jaxconv": jaxconv}
     namespace["step"] = started(network)[0].step
     exec(line, namespace)
-    assert set(names(convolutions(network, namespace["step"]))) == {"jaxconv"}
+    assert_all_are_jaxconvs(network, namespace["step"])
 
 
 def test_the_readme_has_a_line_for_each_framework() -> None:

@@ -6,7 +6,6 @@ A check is one convolution by one algorithm. The default run samples; the whole 
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
-from cases import Case, params_of
+from cases import CASES, Case, params_of
 from jax import lax
 from test_algorithms import assert_as_by_loop
 
@@ -117,40 +116,26 @@ def sample(seed: int) -> Sample:
     return Sample(lhs_shape, rhs_shape, dtype, arguments)
 
 
-def run_checks(seed: int) -> int:
+def run_checks(seed: int, case: Sample | None = None, precision: str | None = "highest") -> int:
     """Checks one sample by "auto" and by every algorithm that takes it; returns how many."""
-    case = sample(seed)
+    case = case or sample(seed)
     lhs, rhs = case.operands(seed)
-    params = params_of(lhs, rhs, **case.arguments)
+    params = params_of(lhs, rhs, **case.arguments, precision=precision)
     spec = ConvSpec.from_params(lhs, rhs, params)
-    highest = spec.replace(precision=(lax.Precision.HIGHEST, lax.Precision.HIGHEST))
-    able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, highest) is None]
+    able = [a for a in jaxconv.ALGORITHMS.values() if unsupported(a, spec) is None]
     if jax.default_backend() == "gpu" and accelerators.refused(spec):
         able = [a for a in able if a.name != "xla"]  # lax itself refuses it there
     names = ["auto", *(a.name for a in able)]
 
-    def by(name: str) -> Callable[[Any, Any], jax.Array]:
-        return lambda lhs, rhs: jaxconv.conv_general_dilated(
-            lhs, rhs, **case.arguments, precision="highest", algorithm=name
-        )
-
-    def all_of_them(lhs: jax.Array, rhs: jax.Array) -> list[jax.Array]:
-        return [by(name)(lhs, rhs) for name in names]
-
-    outs = jax.jit(all_of_them)(lhs, rhs)
-    loop_arguments = {
-        k: v for k, v in params.items() if k not in ("precision", "preferred_element_type")
-    }
-    expected = oracles.loop_conv(lhs, rhs, **loop_arguments)
-    magnitude = oracles.loop_conv(np.abs(lhs), np.abs(rhs), **loop_arguments)
+    conv = partial(jaxconv.conv_general_dilated, **case.arguments, precision=precision)
+    outs = jax.jit(lambda *pair: [conv(*pair, algorithm=name) for name in names])(lhs, rhs)
+    contract = jax.eval_shape(partial(lax.conv_general_dilated, **case.arguments), lhs, rhs)
+    del params["precision"], params["preferred_element_type"]
+    expected = oracles.loop_conv(lhs, rhs, **params)
+    magnitude = oracles.loop_conv(np.abs(lhs), np.abs(rhs), **params)
     length = math.prod(spec.rhs_shape[:-1])
-    by_lax = oracles.lax_conv(
-        lhs, rhs, **{k: v for k, v in case.arguments.items() if k != "preferred_element_type"}
-    )
+    by_lax = oracles.lax_conv(lhs, rhs, **(case.arguments | {"preferred_element_type": None}))
     oracles.check(by_lax, expected, magnitude, length, by_lax.dtype)
-    contract = jax.eval_shape(
-        lambda lhs, rhs: lax.conv_general_dilated(lhs, rhs, **case.arguments), lhs, rhs
-    )
     for name, out in zip(names, outs, strict=True):
         try:
             assert (out.shape, out.dtype) == (contract.shape, contract.dtype)
@@ -164,6 +149,18 @@ def run_checks(seed: int) -> int:
 @pytest.mark.parametrize("block", range(8))
 def test_sampled(block: int) -> None:
     assert sum(run_checks(1000 * block + i) for i in range(5)) >= 5 * 5
+
+
+@pytest.mark.usefixtures("loops_early")
+@pytest.mark.parametrize("name", ["grouped 1x1", "batch groups", "transposed"])
+@pytest.mark.parametrize(
+    ("dtype", "preferred"), [(d, p) for d in DTYPES for p in dict.fromkeys(DTYPES[d])]
+)
+def test_every_dtype(dtype: str, preferred: str | None, name: str) -> None:
+    """In any precision; an accelerator would round the operands."""
+    case, precision = CASES[name], None if jax.default_backend() == "cpu" else "highest"
+    arguments = case.arguments | {"preferred_element_type": preferred}
+    run_checks(2, Sample(case.lhs_shape, case.rhs_shape, dtype, arguments), precision)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -191,27 +188,14 @@ def test_integers_with_the_batch_innermost(dtype: str, preferred: str | None, x6
     rng = np.random.default_rng([x64, len(dtype)])
     height, i, o = int(rng.choice([24, 26, 36])), *(int(d) for d in rng.integers(1, 4, 2))
     stride, low = (int(s) for s in rng.integers(1, 3, 2))
-    arguments: dict[str, Any] = {
+    arguments = {
         "window_strides": (stride, 1),
         "padding": ((low, 0), (0, low)),
         "dimension_numbers": ("CHWN", "IHWO", "HWNC"),
         "preferred_element_type": preferred,
     }
-    case = Sample((i, height + 8, 9, 2), (i, height, 6, o), dtype, arguments)
-    lhs, rhs = case.operands(0)
     with jax.enable_x64(x64):
-        params = params_of(lhs, rhs, **arguments)
-        spec = ConvSpec.from_params(lhs, rhs, params)
-        algorithms = [a for a in jaxconv.ALGORITHMS.values() if a.gradient]
-        names = ["auto", *(a.name for a in algorithms if unsupported(a, spec) is None)]
-        conv = partial(jaxconv.conv_general_dilated, **arguments)
-        outs = jax.jit(lambda lhs, rhs: {name: conv(lhs, rhs, algorithm=name) for name in names})(
-            lhs, rhs
-        )
-    del arguments["preferred_element_type"]
-    expected = oracles.loop_conv(lhs, rhs, **arguments).astype(preferred or dtype)
-    for name, out in outs.items():
-        np.testing.assert_array_equal(out, expected, err_msg=name, strict=True)
+        run_checks(0, Sample((i, height + 8, 9, 2), (i, height, 6, o), dtype, arguments))
 
 
 @pytest.mark.exhaustive

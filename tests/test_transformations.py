@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, LAST, Case, equations
+from cases import CASES, LAST, Case, equations, make_case
 from jax import Array, export, lax
 
 import jaxconv
@@ -24,74 +24,6 @@ def conv_by(case: Case, algorithm: str = "auto") -> Conv:
 def energy(conv: Conv) -> Conv:
     """A function of both operands that has derivatives of every order."""
     return lambda lhs, rhs: jnp.sum(jnp.sin(conv(lhs, rhs)))
-
-
-def by(conv: Conv, scale: float) -> Conv:
-    return lambda lhs, rhs: conv(scale * lhs, rhs)
-
-
-def with_custom_vjp(conv: Conv) -> Conv:
-    @jax.custom_vjp
-    def fun(lhs: Array, rhs: Array) -> Array:
-        return conv(lhs, rhs)
-
-    def forward(lhs: Array, rhs: Array) -> tuple[Array, Callable[[Array], Any]]:
-        return jax.vjp(conv, lhs, rhs)
-
-    def backward(transpose: Callable[[Array], Any], cotangent: Array) -> tuple[Array, Array]:
-        lhs, rhs = transpose(cotangent)
-        return 2 * lhs, 3 * rhs
-
-    fun.defvjp(forward, backward)
-    return fun
-
-
-def with_custom_jvp(conv: Conv) -> Conv:
-    @jax.custom_jvp
-    def fun(lhs: Array, rhs: Array) -> Array:
-        return conv(lhs, rhs)
-
-    @fun.defjvp
-    def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
-        out, tangent = jax.jvp(conv, primals, tangents)
-        return out, 2 * tangent
-
-    return fun
-
-
-def relaxed(conv: Conv) -> Conv:
-    """A while loop whose end depends on the convolutions in it."""
-
-    def fun(lhs: Array, rhs: Array) -> Any:
-        def go_on(state: tuple[Array, Array]) -> Array:
-            return jnp.logical_and(state[0] < 4, jnp.sum(jnp.abs(state[1])) > 1e-3)
-
-        def step(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            i, x = state
-            return i + 1, x * jnp.tanh(jnp.mean(conv(x, rhs)))
-
-        return lax.while_loop(go_on, step, (0, lhs))
-
-    return fun
-
-
-def branched(conv: Conv) -> Conv:
-    def fun(lhs: Array, rhs: Array) -> list[Array]:
-        branches = (by(conv, 1.0), by(conv, -2.0))
-        return [lax.cond(jnp.sum(lhs) > bound, *branches, lhs, rhs) for bound in (-1e9, 1e9)]
-
-    return fun
-
-
-def scanned(conv: Conv) -> Conv:
-    def fun(lhs: Array, rhs: Array) -> Any:
-        def step(total: Array, scale: Array) -> tuple[Array, Array]:
-            out = conv(scale * lhs, rhs)
-            return total + jnp.sum(out), out
-
-        return lax.scan(step, jnp.zeros(()), jnp.arange(3.0))
-
-    return fun
 
 
 def pushed(conv: Conv) -> Conv:
@@ -172,27 +104,6 @@ def empty_batches(conv: Conv) -> Conv:
     return fun
 
 
-def remat(policy: Any = None) -> Callable[[Conv], Conv]:
-    def transform(conv: Conv) -> Conv:
-        layers = jax.checkpoint(lambda lhs, rhs: jnp.tanh(conv(jnp.tanh(lhs), rhs)), policy=policy)
-        return jax.value_and_grad(energy(layers), (0, 1))
-
-    return transform
-
-
-def grad_of(transform: Callable[[Conv], Conv]) -> Callable[[Conv], Conv]:
-    """Gradient of the sum of whatever ``transform`` returns."""
-
-    def composed(conv: Conv) -> Conv:
-        def total(lhs: Array, rhs: Array) -> Array:
-            leaves = jax.tree.leaves(transform(conv)(lhs, rhs))
-            return functools.reduce(jnp.add, [jnp.sum(jnp.sin(leaf)) for leaf in leaves])
-
-        return jax.value_and_grad(total, (0, 1))
-
-    return composed
-
-
 TRANSFORMATIONS: dict[str, Callable[[Conv], Conv]] = {
     "value and grad": lambda conv: jax.value_and_grad(energy(conv), (0, 1)),
     "jvp, linearize, transpose": pushed,
@@ -206,38 +117,16 @@ TRANSFORMATIONS: dict[str, Callable[[Conv], Conv]] = {
     "vmap of one": batched((1, None), size=1),
     "vmap of none": empty_batches,
     "nested vmap": nested,
-    "scan": scanned,
-    "grad of scan": grad_of(scanned),
-    "while": relaxed,
-    "jvp of while": lambda conv: (
-        lambda lhs, rhs: jax.jvp(lambda rhs: relaxed(conv)(lhs, rhs)[1], (rhs,), (jnp.sin(rhs),))
-    ),
-    "vmap of while": lambda conv: (
-        lambda lhs, rhs: jax.vmap(relaxed(conv), (0, None))(stacked(lhs, 0), rhs)
-    ),
-    "cond": branched,
-    "grad of cond": grad_of(branched),
-    "vmap of cond": lambda conv: (
-        lambda lhs, rhs: jax.vmap(branched(conv), (None, 0))(lhs, stacked(rhs, 0))
-    ),
-    "remat": remat(),
-    "remat, dots saved": remat(jax.checkpoint_policies.dots_saveable),
-    "remat, all saved": remat(jax.checkpoint_policies.everything_saveable),
-    "custom_vjp": lambda conv: jax.value_and_grad(energy(with_custom_vjp(conv)), (0, 1)),
-    "custom_jvp": grad_of(with_custom_jvp),
-    "jit in jit": grad_of(jax.jit),
 }
-# The Hessian of larger ones has a million elements and says nothing new.
 COMBINATIONS = [
-    (transformation, case)
-    for transformation in TRANSFORMATIONS
-    for case in {
-        "hessian": ("1d causal depthwise",),
-        "value and grad": ("3x3 stride 2", "batch groups", "all dilations", "nchw"),
-        "vmap lhs": ("3x3 stride 2", "batch groups", "all dilations"),
-        "vmap rhs": ("3x3 stride 2", "batch groups", "all dilations"),
-        "vmap both": ("3x3 stride 2", "batch groups", "all dilations"),
-    }.get(transformation, ("3x3 stride 2", "all dilations"))
+    *(
+        (transformation, case)
+        for transformation in TRANSFORMATIONS
+        if transformation != "hessian"
+        for case in ("3x3 stride 2", "all dilations", "batch groups")
+    ),
+    ("value and grad", "nchw"),
+    ("hessian", "1d causal depthwise"),  # of larger ones it has a million elements
 ]
 
 
@@ -249,26 +138,17 @@ def assert_same(fun: Callable, expected: Callable, *args: Any) -> None:
         np.testing.assert_allclose(out, value, rtol=1e-11, atol=1e-12 * scale)
 
 
-# By default about half of the cases, of each transformation at least one.
-@pytest.mark.parametrize(
-    ("transformation", "name"),
-    [
-        pytest.param(*combination, marks=[pytest.mark.exhaustive] * (place // 2 % 2 != place % 2))
-        for place, combination in enumerate(COMBINATIONS)
-    ],
-)
+@pytest.mark.parametrize(("transformation", "name"), COMBINATIONS)
 def test_under_jit(transformation: str, name: str) -> None:
     case, transform = CASES[name], TRANSFORMATIONS[transformation]
     assert_same(jax.jit(transform(conv_by(case))), jax.jit(transform(case.lax)), *case.operands())
 
 
-@pytest.mark.parametrize(
-    "transformation", ["value and grad", "jvp, linearize, transpose", "vmap both", "remat", "scan"]
-)
+@pytest.mark.parametrize("transformation", ["value and grad", "vmap both"])
 def test_without_jit(transformation: str) -> None:
     case, transform = CASES["grouped"], TRANSFORMATIONS[transformation]
     operands = map(jnp.asarray, case.operands())
-    assert_same(transform(conv_by(case)), transform(case.lax), *operands)
+    assert_same(transform(conv_by(case)), jax.jit(transform(case.lax)), *operands)
 
 
 def test_gradients_keep_the_operands_dtype() -> None:
@@ -288,28 +168,13 @@ def test_gradients_keep_the_operands_dtype() -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["1x1", "3x3"])
-def test_donated_operand_is_reused(name: str) -> None:
-    case = CASES[name]
-    rhs = jnp.asarray(
-        np.resize(case.operands()[1], (*case.rhs_shape[:-2], *case.lhs_shape[-1:] * 2))
-    )
-    lhs, kept = (jnp.asarray(case.operands()[0]) for _ in range(2))
-    out = jax.jit(conv_by(case), donate_argnums=0)(lhs, rhs)
-    assert lhs.is_deleted()
-    assert not kept.is_deleted()
-    np.testing.assert_allclose(out, case.lax(kept, rhs), rtol=1e-12, atol=1e-12)
-
-
 # ---- export ----
 
 
-def exported(
-    fun: Callable, *args: Any, platforms: tuple[str, ...] | None = None, vjp_order: int = 1
-) -> export.Exported:
+def exported(fun: Callable, *args: Any, vjp_order: int = 1) -> export.Exported:
     """``fun`` exported and brought back from bytes."""
     pytest.importorskip("flatbuffers", reason="jax.export needs it to serialize")
-    made = export.export(jax.jit(fun), platforms=platforms)(*args)
+    made = export.export(jax.jit(fun))(*args)
     return export.deserialize(made.serialize(vjp_order=vjp_order))
 
 
@@ -335,13 +200,6 @@ def test_export(algorithm: str) -> None:
     assert_same(with_gradients(again.call), lambda *_: by_lax(case.name), *case.operands())
 
 
-def test_export_for_several_platforms() -> None:
-    case = CASES["depthwise"]
-    again = exported(conv_by(case), *case.operands(), platforms=("cpu", "cuda", "tpu"))
-    assert again.platforms == ("cpu", "cuda", "tpu")
-    assert_same(jax.jit(again.call), jax.jit(case.lax), *case.operands())
-
-
 def convolutions_elsewhere(fun: Callable, case: Case, platform: str, dtype: Any) -> int:
     """How many of XLA's own are in what is exported for a platform that may not be here."""
     made = export.export(jax.jit(fun), platforms=[platform])(*case.operands(dtype))
@@ -350,9 +208,7 @@ def convolutions_elsewhere(fun: Callable, case: Case, platform: str, dtype: Any)
 
 
 # JAX lowers for ROCm as for CUDA.
-ELSEWHERE = pytest.mark.parametrize(
-    "platform", ["cuda", pytest.param("rocm", marks=pytest.mark.exhaustive), "tpu"]
-)
+ELSEWHERE = pytest.mark.parametrize("platform", ["cuda", "tpu"])
 
 
 @ELSEWHERE
@@ -367,16 +223,28 @@ def test_export_for_another_platform(algorithm: str, platform: str) -> None:
     assert convolutions_elsewhere(gradients, case, platform, np.float32) <= 3
 
 
+UP_3D = make_case(
+    "3d up", (1, 8, 8, 8, 16), (2, 2, 2, 16, 16), None, ((1, 1),) * 3, lhs_dilation=(2,) * 3
+)
+
+
 @ELSEWHERE
-@pytest.mark.parametrize("name", ["3x3", "3x3 stride 2", "transposed", "nchw", "3d"])
-def test_dense_convolutions_exported_for_accelerators_are_xlas(name: str, platform: str) -> None:
-    case = CASES[name]
+@pytest.mark.parametrize(
+    "case",
+    [*(CASES[name] for name in ("3x3", "3x3 stride 2", "transposed", "nchw", "3d")), UP_3D],
+    ids=lambda case: case.name,
+)
+def test_dense_convolutions_exported_for_accelerators_are_xlas(case: Case, platform: str) -> None:
+    """But on GPU a transposed one of three dimensions, and its kernel's gradient."""
     for transform in (lambda conv: conv, lambda conv: jax.grad(energy(conv), (0, 1))):
-        counts = [
+        count, by_lax = (
             convolutions_elsewhere(transform(conv), case, platform, np.float32)
             for conv in (conv_by(case), case.lax)
-        ]
-        assert counts[0] == counts[1] > 0
+        )
+        if case is UP_3D and platform != "tpu":
+            assert count == by_lax // 3
+        else:
+            assert count == by_lax > 0
 
 
 @ELSEWHERE
@@ -396,10 +264,8 @@ def same_2d(conv: Callable[..., Array], **arguments: Any) -> Conv:
 SYMBOLIC: dict[str, tuple[str, Callable[[Conv], Conv]]] = {
     "batch": ("b, 5, 6, 3", lambda conv: conv),
     "space": ("2, h, w, 3", lambda conv: conv),
-    "grad": ("b, h, 6, 3", lambda conv: jax.grad(energy(conv), (0, 1))),
-    "vmap": ("b, 2, 5, 6, 3", lambda conv: jax.vmap(conv, (0, None))),
     "grad of vmap": (
-        "b, 2, 5, 6, 3",
+        "b, 2, h, 6, 3",
         lambda conv: jax.grad(energy(jax.vmap(conv, (0, None))), (0, 1)),
     ),
 }
@@ -505,15 +371,15 @@ REPEATED: dict[str, Callable[[Conv], Callable]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", ["auto", "im2col_tiled", "xla"])
-@pytest.mark.parametrize("how", REPEATED)
+@pytest.mark.parametrize(
+    ("how", "algorithm"), [*zip(REPEATED, 3 * ["auto", "im2col_tiled", "xla"], strict=False)]
+)
 def test_a_second_call_traces_and_compiles_nothing(
     how: str, algorithm: str, compiled: list[str]
 ) -> None:
     # A shape of its own, since JAX's caches live as long as the process.
     size = 5 + list(REPEATED).index(how)
     rng = np.random.default_rng(0)
-
     lhs_shape, rhs_shape = (2, size, 6, 3), (3, 3, 3, 4)
     if "vmap" in how:
         lhs_shape = (2, *lhs_shape)

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, Case, make_case
-from jax import lax
+from cases import CASES, Case, case_of
 
 import jaxconv
 from jaxconv.algorithms import winograd
-from jaxconv.algorithms.base import apply, unsupported
+from jaxconv.algorithms.base import apply
 from jaxconv.algorithms.cook_toom import transforms
 
 NAMES = ("winograd", "winograd4")
@@ -45,8 +44,7 @@ def test_the_matrices_of_lavin_and_gray() -> None:
 
 
 def large(channels: int) -> Case:
-    arguments = CASES["3x3"].arguments
-    return Case("large", (1, 15, 14, channels), (3, 3, channels, channels), arguments)
+    return case_of((1, 15, 14, channels), (3, 3, channels, channels))
 
 
 where_auto_takes_it = pytest.mark.skipif(
@@ -80,37 +78,13 @@ def test_accuracy(channels: int, dtype: str) -> None:
         assert np.linalg.norm(x - reference) <= 2 * np.linalg.norm(y - reference)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_refuses_the_highest_precision(name: str) -> None:
-    case = CASES["3x3"]
-    lhs, rhs = map(jnp.asarray, case.operands(np.float32))
-    for precision in ("highest", ("default", "highest"), lax.Precision.HIGHEST):
-        with pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"):
-            jaxconv.conv_general_dilated(
-                lhs, rhs, **case.arguments, precision=precision, algorithm=name
-            )
-    with (
-        jax.default_matmul_precision("highest"),
-        pytest.raises(jaxconv.UnsupportedConvError, match="which products are formed"),
-    ):
-        jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
-
-
 def test_blocks_of_few_channels_are_larger() -> None:
     """So that their products are large enough for all cores."""
-    same = CASES["3x3"].arguments
-    cases = [Case("", (8, 28, 28, c), (3, 3, c, c), same) for c in (128, 256)]
+    cases = [case_of((8, 28, 28, c), (3, 3, c, c)) for c in (128, 256)]
     few, many = (winograd.tiling(2, case.spec(jnp.dtype("float32"))) for case in cases)
     assert (few.images, many.images) == (4, 1)
     assert few.block_bytes <= winograd.BLOCK_BYTES_OF_FEW
     assert many.block_bytes <= max(winograd.BLOCK_BYTES, many.kernel_bytes)
-
-
-@pytest.mark.parametrize("dtype", ["int32", "complex64", "bool"])
-def test_refuses_what_has_no_fractions(dtype: str) -> None:
-    reason = unsupported(winograd.WINOGRAD, CASES["3x3"].spec(jnp.dtype(dtype)))
-    assert reason
-    assert "real floating-point" in reason
 
 
 BLOCKED = itertools.product(
@@ -179,7 +153,7 @@ def test_accuracy_where_magnitudes_range_widely() -> None:
 @pytest.mark.parametrize("name", ["winograd", "winograd4"])
 def test_nan_stands_where_lax_has_it(name: str, padding: str, at: tuple[int, int]) -> None:
     """In the image, the kernel and the cotangent; infinity too, but by F(2, 3) it becomes NaN."""
-    case = make_case("", (2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
+    case = case_of((2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
     by_name = partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=name)
     lhs, rhs = case.operands()
     cotangent = np.random.default_rng(1).standard_normal(case.spec().out_shape)

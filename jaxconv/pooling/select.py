@@ -4,7 +4,6 @@ A window's elements are compared in row-major order, as XLA does: at ties the fi
 one after a NaN is taken.
 """
 
-import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv.loops import stored
+from jaxconv.pooling.place import combined, placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
-from jaxconv.pooling.windows import combined, padded, views
+from jaxconv.pooling.windows import padded, views
 from jaxconv.spec import Axis
 
 NO = np.array(False)
@@ -65,49 +65,12 @@ def gradient(cotangent: Array, x: Array, pooling: Pooling, algorithm: str) -> Ar
     g = cotangent.astype(np.float32) if is_narrow(dtype) else cotangent
     found = select(whole, pooling, algorithm)
     for selected in reversed(found):
-        g = _placed(g, selected)
+        g = placed(g, *selected)
         if selected is not found[0]:
             g = stored(g)
     starts = [axis.low for axis in pooling.axes]
     limits = [low + size for low, size in zip(starts, x.shape, strict=True)]
     return lax.slice(g, starts, limits).astype(dtype)
-
-
-def _placed(g: Array, selected: Selected) -> Array:
-    """The sum of windows' ``g`` at the elements that they selected, without a scatter.
-
-    Element ``stride * q + phase`` is tap ``phase + stride * i`` of window ``q - i``: for each phase
-    a sum over windows, of which the phases are then interleaved.
-    """
-    axes, tap = selected
-    counts = [-(-axis.size // axis.stride) for axis in axes]
-    reach = [-(-axis.taps // axis.stride) for axis in axes]
-    each = zip(axes, counts, reach, strict=True)
-    edges = [(r - 1, count - axis.out, 0) for axis, count, r in each]
-    zero = np.zeros((), g.dtype)
-    g, tap = lax.pad(g, zero, edges), lax.pad(tap, np.array(-1, tap.dtype), edges)
-    phases = []
-    for phase in itertools.product(*(range(axis.stride) for axis in axes)):
-        terms = [jnp.full_like(g, 0, shape=counts)]
-        for windows in itertools.product(*map(range, reach)):
-            each = zip(phase, axes, windows, strict=True)
-            at = [p + axis.stride * i for p, axis, i in each]
-            if any(t >= axis.taps for t, axis in zip(at, axes, strict=True)):
-                continue
-            number = np.ravel_multi_index(at, [axis.taps for axis in axes])
-            starts = [r - 1 - i for r, i in zip(reach, windows, strict=True)]
-            limits = [start + count for start, count in zip(starts, counts, strict=True)]
-            own, of_window = lax.slice(tap, starts, limits), lax.slice(g, starts, limits)
-            is_here = own == np.array(number, own.dtype)
-            terms.append(lax.select(is_here, of_window, jnp.full_like(of_window, 0)))
-        phases.append(combined(terms[1:] or terms, lax.add))
-    for d, axis in reversed(list(enumerate(axes))):
-        if axis.stride > 1:
-            shape = list(phases[0].shape)
-            shape[d] *= axis.stride
-            groups = zip(*[iter(phases)] * axis.stride, strict=True)  # of consecutive phases
-            phases = [jnp.stack(group, d + 1).reshape(shape) for group in groups]
-    return lax.slice(phases[0], [0] * len(axes), [axis.size for axis in axes])
 
 
 def tangent(tangents: Array, x: Array, pooling: Pooling, algorithm: str) -> Array:

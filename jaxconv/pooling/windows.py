@@ -1,19 +1,20 @@
 """Reductions over windows: tap by tap, axis by axis, or by doubling."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.loops import stored
+from jaxconv.loops import UNROLL, stored
+from jaxconv.pooling.place import Operation, combined, placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.spec import Axis
 
 # Taps along an axis from which on it is padded first, and reduced by doubling.
 DOUBLED = 8
 
-Operation = Callable[[Array, Array], Array]
 OPERATIONS: dict[str, Operation] = {"max": lax.max, "min": lax.min, "sum": lax.add}
 
 
@@ -55,6 +56,10 @@ def reduced(x: Array, pooling: Pooling, algorithm: str) -> Array:
         wide = pooling.replace(dtype=np.dtype(np.float32))
         return reduced(x.astype(np.float32), wide, algorithm).astype(x.dtype)
     if any(axis.spacing > 1 for axis in axes):
+        phases = math.prod(axis.spacing for axis in axes)
+        plain = all(axis.stride == axis.dilation == 1 for axis in axes)
+        if pooling.kind == "sum" and plain and phases <= UNROLL:
+            return _from_holes(x, axes)
         x, axes = padded(x, axes, value)
     if algorithm == "taps":
         return combined(list(views(x, axes, value)), operation)
@@ -67,12 +72,19 @@ def reduced(x: Array, pooling: Pooling, algorithm: str) -> Array:
     return x
 
 
-def combined(terms: list[Array], operation: Operation) -> Array:
-    """In pairs, so that sums have the smallest error."""
-    while len(terms) > 1:
-        pairs = [operation(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
-        terms = pairs + terms[len(pairs) * 2 :]
-    return terms[0]
+def _from_holes(x: Array, axes: Sequence[Axis]) -> Array:
+    """Sums of an array with holes, as in the gradient of a mean, without adding the holes: each
+    element is in ``taps`` of them, which are the windows of another pooling turned round."""
+    done = {"low": 0, "high": 0, "spacing": 1}
+    each = zip(axes, x.shape, strict=True)
+    windows = [
+        a._replace(size=(n - 1) * a.spacing + a.taps, stride=a.spacing, **done) for a, n in each
+    ]
+    x = placed(x, windows)
+    first = [axis.taps - 1 - axis.low for axis in axes]
+    each = zip(axes, first, x.shape, strict=True)
+    edges = [(-start, start + axis.out - size, 0) for axis, start, size in each]
+    return lax.pad(x, np.zeros((), x.dtype), edges)
 
 
 def _doubled(x: Array, axes: Sequence[Axis], d: int, kind: str) -> Array:

@@ -8,18 +8,16 @@ from typing import Any
 
 import jax
 
+from jaxconv import compat
 from jaxconv.arguments import hints
 from jaxconv.arguments.errors import fail
-from jaxconv.arguments.parse import plannable
-from jaxconv.compat import conv_general_dilated_p, lowering_rule, mlir, platform_rules
-from jaxconv.transforms.poolings import RULES
-from jaxconv.transforms.primitive import lowered
-
-PLATFORMS = ("cpu", "gpu", "tpu")
+from jaxconv.compat import EVERYWHERE, PLATFORMS
+from jaxconv.transforms.planned import PLANNED, Planned
 
 _lock = threading.RLock()
-# By platform: the original rules by table and primitive, while jaxconv's are in place.
-_originals: dict[str, dict[tuple[str, Any], Any]] = {}
+# The platforms on which jaxconv's rules are in place, and what restores lax's.
+_enabled: frozenset[str] = frozenset()
+_restore: list[Callable[[], None]] = []
 # The platforms of each call of ``enable`` and of each open ``enabled`` block.
 _wanted: dict[object, frozenset[str]] = {}
 
@@ -106,35 +104,28 @@ def _checked(function: str, platforms: Sequence[str]) -> frozenset[str]:
 
 def _apply() -> None:
     """Installs or removes jaxconv's rules according to ``_wanted``."""
+    global _enabled
     with _lock:
-        wanted = set[str]().union(*list(_wanted.values()))
-        changed = wanted ^ _originals.keys()
-        for platform in changed:
-            tables = platform_rules(platform)
-            if platform in wanted:
-                rules = {original: those[platform] for original, those in RULES.items()}
-                rules[conv_general_dilated_p] = _rule(platform)
-                _originals[platform] = {(n, p): t.get(p) for n, t in tables.items() for p in rules}
-                for original, rule in rules.items():
-                    mlir.register_lowering(original, rule, platform=platform)
-                continue
-            for (name, original), entry in _originals.pop(platform).items():
-                del tables[name][original]
-                if entry is not None:
-                    tables[name][original] = entry
-        if changed:
-            jax.clear_caches()
+        wanted = frozenset().union(*list(_wanted.values()))
+        if wanted == _enabled:
+            return
+        while _restore:
+            _restore.pop()()
+        if wanted:
+            for original, planned in PLANNED.items():
+                _restore.append(compat.replace_rule(original, _rule(original, planned, wanted)))
+        _enabled = wanted
+        jax.clear_caches()
 
 
-def _rule(platform: str) -> Callable[..., Any]:
-    original = lowering_rule(conv_general_dilated_p, platform)
+def _rule(original: Any, planned: Planned, wanted: frozenset[str]) -> Callable[..., Any]:
+    rules = {p: compat.lowering_rule(original, p) for p in EVERYWHERE}
 
-    def rule(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
-        lhs_aval, rhs_aval = ctx.avals_in
-        if not plannable(lhs_aval, rhs_aval, params):
-            return original(ctx, lhs, rhs, **params)
-        # JAX calls the rule once for equal convolutions: it can't see where operands come from. In
-        # a network channels first most images come from another convolution.
-        return lowered(ctx, lhs, rhs, params | {"algorithm": "auto"}, moved=True)
+    def rule(ctx: Any, *operands: Any, **params: Any) -> Any:
+        platforms = compat.platforms_of(ctx)
+        changed = planned.params(ctx.avals_in, params, "auto")
+        if changed is None or wanted.isdisjoint(platforms):
+            return rules[platforms[0]](ctx, *operands, **params)
+        return planned.lower(ctx, *operands, **changed, wanted=wanted)
 
     return rule

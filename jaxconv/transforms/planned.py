@@ -13,29 +13,32 @@ import jax
 from jax import Array
 
 from jaxconv import compat
-from jaxconv.compat import Primitive, ad, batching
+from jaxconv.compat import Primitive, ad, batching, mlir
 
 Params = dict[str, Any]
 
 
 class Planned(Primitive):
     """The planned form of ``original``. ``params(avals, params, algorithm)`` are its parameters,
-    None where an operation stays with lax."""
+    None where an operation stays with lax; ``lower(ctx, *operands, wanted=…, **params)`` is its
+    lowering, of operands in MLIR, planned on the platforms ``wanted`` only, or on all."""
 
     def __init__(
         self,
         name: str,
         original: Any,
         params: Callable[[Any, Params, str], Params | None],
+        lower: Callable[..., Any],
     ) -> None:
         super().__init__(name)
-        self.original, self.params = original, params
+        self.original, self.params, self.lower = original, params, lower
         self.def_impl(partial(compat.apply_primitive, self))
         self.def_effectful_abstract_eval(self.evaluated)
         ad.primitive_jvps[self] = partial(_jvp, original)
         ad.primitive_transposes[self] = partial(_transpose, original)
         batching.fancy_primitive_batchers[self] = partial(_batch, original)
         compat.partial_eval.partial_eval_jaxpr_custom_rules[self] = partial(_partial_eval, self)
+        mlir.register_lowering(self, lower, cacheable=False)  # it looks at its operands
         PLANNED[original] = self
 
     def bind(self, *args: Any, **params: Any) -> Any:

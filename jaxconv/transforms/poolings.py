@@ -1,18 +1,23 @@
 """Poolings that choose how they are computed when they are lowered: lax's window reductions and
 their derivatives."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
+import numpy as np
 from jax import lax
 
 from jaxconv import compat
-from jaxconv.compat import mlir
+from jaxconv.compat import EVERYWHERE, Primitive, mlir
 from jaxconv.pooling.choose import choose, run
 from jaxconv.pooling.spec import KINDS, Pooling
 from jaxconv.transforms.planned import Planned
 from jaxconv.transforms.primitive import Lowered, observers
+
+ORIGINALS = [getattr(lax, f"{name}_p") for name in KINDS]
+# lax's rules as they were when jaxconv was imported, since ``enable`` replaces them.
+_BY_XLA = {(p, where): compat.lowering_rule(p, where) for p in ORIGINALS for where in EVERYWHERE}
 
 
 def _params(avals: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any] | None:
@@ -21,38 +26,79 @@ def _params(avals: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any
     return {**params, "algorithm": "auto"} if numbers and algorithm != "xla" else None
 
 
-def _rule(original: Any, platform: str) -> Callable[..., Any]:
-    """The lowering of one of lax's poolings."""
-    by_xla = compat.lowering_rule(original, platform)
+def _lower_on(
+    platform: str, ctx: Any, *operands: Any, original: Any, wanted: Collection[str], **params: Any
+) -> Any:
+    """The lowering on one platform."""
+    pooling = Pooling.from_params(original.name, ctx.avals_in[-1], params)
+    algorithm, _ = choose(pooling, platform)
+    # XLA's partitioner knows its own operation, for which devices exchange borders only.
+    explicit = compat.has_explicit_sharding(*ctx.avals_in, *ctx.avals_out)
+    if platform not in wanted or compat.lowered_for(ctx)[0] > 1 or explicit:
+        algorithm = "xla"
+    for observe in observers:
+        observe(Lowered(pooling, algorithm, platform))
+    if algorithm == "xla":
+        return _BY_XLA[original, platform](ctx, *operands, **params)
+    if pooling.kind == "sum":
+        (x,) = operands
+        pooling, x = _without_holes(pooling, x)
+        operands, (aval,) = (x,), ctx.avals_in
+        ctx = ctx.replace(avals_in=[aval.update(shape=pooling.shape)])
+    compute = mlir.lower_fun(partial(run, pooling, algorithm), multiple_results=False)
+    return compute(ctx, *operands)
 
-    def rule(ctx: Any, *operands: Any, algorithm: str = "auto", **params: Any) -> Any:
-        if _params(ctx.avals_in, params, algorithm) is None:
-            return by_xla(ctx, *operands, **params)
-        pooling = Pooling.from_params(original.name, ctx.avals_in[-1], params)
-        algorithm, _ = choose(pooling, platform)
-        # XLA's partitioner knows its own operation, for which devices exchange borders only.
-        explicit = compat.has_explicit_sharding(*ctx.avals_in, *ctx.avals_out)
-        if compat.lowered_for(ctx)[0] > 1 or explicit:
-            algorithm = "xla"
-        for observe in observers:
-            observe(Lowered(pooling, algorithm, platform))
-        if algorithm == "xla":
-            return by_xla(ctx, *operands, **params)
-        return mlir.lower_fun(partial(run, pooling, algorithm), multiple_results=False)(
-            ctx, *operands
-        )
 
-    return rule
+def _without_holes(pooling: Pooling, x: Any) -> tuple[Pooling, Any]:
+    """The same sum of what ``x`` is before zeros are put around and between its elements, as in the
+    gradient of a mean; unchanged where it is made otherwise."""
+    op = x.owner
+    if getattr(op, "name", "") != "stablehlo.pad" or max(a.spacing for a in pooling.axes) > 1:
+        return pooling, x
+    inner, value = op.operands
+    constant = getattr(value.owner, "name", "") == "stablehlo.constant"
+    if not constant or np.any(np.asarray(value.owner.attributes["value"])):
+        return pooling, x
+    names = "edge_padding_low", "edge_padding_high", "interior_padding"
+    pads = zip(*(map(int, op.attributes[name]) for name in names), strict=True)
+    shape = tuple(inner.type.shape)
+    axes = tuple(
+        a._replace(size=size, low=a.low + low, high=a.high + high, spacing=1 + interior)
+        for a, size, (low, high, interior) in zip(pooling.axes, shape, pads, strict=True)
+    )
+    return pooling.replace(shape=shape, axes=axes), inner
 
 
-# By lax's primitive and platform, as lax's rules were when jaxconv was imported: ``enable`` puts
-# these in their place.
-RULES: dict[Any, dict[str, Callable[..., Any]]] = {}
-POOLINGS: dict[str, Planned] = {}
-for _name in KINDS:
-    _original = getattr(lax, f"{_name}_p")
-    POOLINGS[_name] = Planned(f"jaxconv_{_name}", _original, _params)
-    RULES[_original] = {where: _rule(_original, where) for where in ("cpu", "gpu", "tpu", "other")}
-    for _platform, _own in RULES[_original].items():
-        _where = None if _platform == "other" else _platform
-        mlir.register_lowering(POOLINGS[_name], _own, platform=_where)
+# For programs for several platforms, each of which has a rule of its own.
+pooled_p = Primitive("jaxconv_pooled")
+
+
+@pooled_p.def_effectful_abstract_eval
+def _(*avals: Any, original: Any, wanted: Any, **params: Any) -> Any:
+    return original.abstract_eval(*avals, **params)
+
+
+for _platform in EVERYWHERE:
+    _where = None if _platform == "other" else _platform
+    mlir.register_lowering(pooled_p, partial(_lower_on, _platform), platform=_where)
+
+
+def _lower(
+    original: Any,
+    ctx: Any,
+    *operands: Any,
+    algorithm: str,
+    wanted: Collection[str] = EVERYWHERE,
+    **params: Any,
+) -> Any:
+    params |= {"original": original, "wanted": wanted}
+    platform, *others = compat.platforms_of(ctx)
+    if not others:
+        return _lower_on(platform, ctx, *operands, **params)
+    return mlir.lower_fun(pooled_p.bind, multiple_results=False)(ctx, *operands, **params)
+
+
+POOLINGS = {
+    original.name: Planned(f"jaxconv_{original.name}", original, _params, partial(_lower, original))
+    for original in ORIGINALS
+}

@@ -1,7 +1,7 @@
 """The convolution that plans when it is lowered, and what is known then about its operands."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from jaxconv import compat, layout
 from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import unsupported
 from jaxconv.arguments.parse import plannable
-from jaxconv.compat import Primitive, conv_general_dilated_p, mlir
+from jaxconv.compat import EVERYWHERE, Primitive, conv_general_dilated_p, mlir
 from jaxconv.planning.choose import run
 from jaxconv.pooling.spec import Pooling
 from jaxconv.sharding.partition import PartOf, partitioned
@@ -30,9 +30,6 @@ def _params(avals: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any
         spec = ConvSpec.from_params(lhs, rhs, params)
         algorithm = algorithm if unsupported(ALGORITHMS[algorithm], spec) is None else "auto"
     return {**params, "algorithm": algorithm}
-
-
-conv_p = Planned("jaxconv", conv_general_dilated_p, _params)
 
 
 class Lowered(NamedTuple):
@@ -71,7 +68,9 @@ Both = tuple[bool, bool]  # of both operands
 
 
 @lowered_p.def_effectful_abstract_eval
-def _(lhs: Any, rhs: Any, *, moved: bool, remade: Both, part_of: Any = None, **params: Any) -> Any:
+def _(
+    lhs: Any, rhs: Any, *, moved: Any, remade: Any, wanted: Any, part_of: Any = None, **params: Any
+) -> Any:
     return conv_p.evaluated(lhs, rhs, **params)
 
 
@@ -83,9 +82,12 @@ def _run(
     algorithm: str,
     moved: bool,
     remade: Both,
+    wanted: Collection[str],
     **params: Any,
 ) -> Array:
-    """``moved``: ``is_moved(lhs)``; ``remade``: ``is_remade`` of both operands."""
+    """``moved``: ``is_moved(lhs)``; ``remade``: ``is_remade`` of both operands; XLA's own on
+    platforms that are not ``wanted``."""
+    algorithm = algorithm if platform in wanted else "xla"
     spec = ConvSpec.from_params(lhs, rhs, params)
     for observe in observers:
         observe(Lowered(spec, algorithm, platform, params.get("part_of")))
@@ -95,15 +97,15 @@ def _run(
 
 
 # Any other platform is treated as an accelerator, where XLA's convolution is chosen.
-for _platform in ("cpu", "gpu", "tpu", None):
-    _rule = mlir.lower_fun(partial(_run, _platform or "other"), multiple_results=False)
-    mlir.register_lowering(lowered_p, _rule, platform=_platform)
+for _platform in EVERYWHERE:
+    _rule = mlir.lower_fun(partial(_run, _platform), multiple_results=False)
+    mlir.register_lowering(lowered_p, _rule, platform=None if _platform == "other" else _platform)
 
 
-def lowered(
-    ctx: Any, lhs: Any, rhs: Any, params: dict[str, Any], moved: bool, remade: Both = (False, False)
+def _lower(
+    ctx: Any, lhs: Any, rhs: Any, wanted: Collection[str] = EVERYWHERE, **params: Any
 ) -> Any:
-    """The lowering of a convolution of values in MLIR with this primitive's parameters."""
+    remade, moved = (is_remade(ctx, lhs), is_remade(ctx, rhs)), is_moved(lhs)
     devices, asks = compat.lowered_for(ctx)
     if devices > 1:
         shapes = (aval.shape for aval in (*ctx.avals_in, *ctx.avals_out))
@@ -114,7 +116,7 @@ def lowered(
         moved = False
         if params["algorithm"] == "auto":
             params = params | {"algorithm": "xla"}
-    bind = partial(lowered_p.bind, moved=moved, remade=remade)
+    bind = partial(lowered_p.bind, moved=moved, remade=remade, wanted=wanted)
     lower = mlir.lower_fun(bind, multiple_results=False)
     if not compat.has_explicit_sharding(*ctx.avals_in, *ctx.avals_out):
         return lower(ctx, lhs, rhs, **params)
@@ -128,15 +130,11 @@ def _part(lhs: Array, rhs: Array, *, algorithm: str, part_of: PartOf, **params: 
     """What a device computes. An algorithm that can't do its part is replaced by "auto"."""
     planned = _params((jax.typeof(lhs), jax.typeof(rhs)), params, algorithm)
     planned = planned or params | {"algorithm": "xla"}
-    return lowered_p.bind(lhs, rhs, **planned, moved=False, remade=(True, True), part_of=part_of)
+    seen = {"moved": False, "remade": (True, True), "wanted": EVERYWHERE}
+    return lowered_p.bind(lhs, rhs, **planned, **seen, part_of=part_of)
 
 
-def _lower(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
-    remade = is_remade(ctx, lhs), is_remade(ctx, rhs)
-    return lowered(ctx, lhs, rhs, params, is_moved(lhs), remade)
-
-
-mlir.register_lowering(conv_p, _lower, cacheable=False)
+conv_p = Planned("jaxconv", conv_general_dilated_p, _params, _lower)
 
 
 # What XLA moves transpositions through; func.call is an activation.

@@ -1,0 +1,61 @@
+"""What windows give back to their elements: a sum over windows, without a scatter."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxconv.spec import Axis
+
+Operation = Callable[[Array, Array], Array]
+
+
+def combined(terms: list[Array], operation: Operation) -> Array:
+    """In pairs, so that sums have the smallest error."""
+    while len(terms) > 1:
+        pairs = [operation(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
+        terms = pairs + terms[len(pairs) * 2 :]
+    return terms[0]
+
+
+def placed(g: Array, axes: Sequence[Axis], taps: Array | None = None) -> Array:
+    """The sum of windows' ``g`` at their elements: at all of them, or at the one of each window
+    whose number is in ``taps``. The axes have no padding.
+
+    Element ``stride * q + phase`` is tap ``phase + stride * i`` of window ``q - i``: for each phase
+    a sum over windows, of which the phases are then interleaved.
+    """
+    counts = [-(-axis.size // axis.stride) for axis in axes]
+    reach = [-(-axis.taps // axis.stride) for axis in axes]
+    each = zip(axes, counts, reach, strict=True)
+    edges = [(r - 1, count - axis.out, 0) for axis, count, r in each]
+    g = lax.pad(g, np.zeros((), g.dtype), edges)
+    if taps is not None:
+        taps = lax.pad(taps, np.array(-1, taps.dtype), edges)
+    phases = []
+    for phase in itertools.product(*(range(axis.stride) for axis in axes)):
+        terms = []
+        for windows in itertools.product(*map(range, reach)):
+            each = zip(phase, axes, windows, strict=True)
+            at = [p + axis.stride * i for p, axis, i in each]
+            if any(t >= axis.taps for t, axis in zip(at, axes, strict=True)):
+                continue
+            starts = [r - 1 - i for r, i in zip(reach, windows, strict=True)]
+            limits = [start + count for start, count in zip(starts, counts, strict=True)]
+            of_window = lax.slice(g, starts, limits)
+            if taps is not None:
+                number = np.ravel_multi_index(at, [axis.taps for axis in axes])
+                selected = lax.slice(taps, starts, limits) == np.array(number, taps.dtype)
+                of_window = lax.select(selected, of_window, jnp.zeros_like(of_window))
+            terms.append(of_window)
+        terms = terms or [jnp.zeros_like(g, shape=counts)]  # steps are larger than the window
+        phases.append(combined(terms, lax.add))
+    for d, axis in reversed(list(enumerate(axes))):
+        if axis.stride > 1:
+            shape = list(phases[0].shape)
+            shape[d] *= axis.stride
+            groups = zip(*[iter(phases)] * axis.stride, strict=True)  # of consecutive phases
+            phases = [jnp.stack(group, d + 1).reshape(shape) for group in groups]
+    return lax.slice(phases[0], [0] * len(axes), [axis.size for axis in axes])
