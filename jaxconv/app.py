@@ -145,7 +145,7 @@ def bench(
 ) -> None:
     """Measure jaxconv against lax, and against PyTorch.
 
-    layers: single convolutions of well-known networks and filters, forward and gradients.
+    layers: single convolutions and poolings of networks, and filters, forward and gradients.
     models: whole networks, forward and training step. regret: what the choice of "auto" costs, on
     random convolutions.
     Every result is checked against lax's; a wrong one makes the exit code 1.

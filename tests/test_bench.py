@@ -24,7 +24,7 @@ from jax import lax
 import jaxconv
 from jaxconv import app
 from jaxconv.bench import cases, measure, networks, programs
-from jaxconv.bench.cases import Layer, layer_of
+from jaxconv.bench.cases import Layer, Pool, layer_of
 from jaxconv.bench.measure import Effort, Result, summary
 from jaxconv.bench.programs import SUITES, Case, Selection, Suite
 from jaxconv.compat import conv_general_dilated_p
@@ -172,20 +172,38 @@ def test_what_is_not_finite_is_wrong(value: float) -> None:
 
 def test_cases_are_many_and_each_is_one() -> None:
     assert len(cases.LAYERS) >= 60
-    assert len({layer.name for layer in cases.LAYERS}) == len(cases.LAYERS)
+    names = [case.name for case in (*cases.LAYERS, *cases.POOLS)]
+    assert len(set(names)) == len(names)
     for layer in cases.LAYERS:
         assert not layer.spec.is_empty
         assert layer.spec.rhs_shape[-2] * layer.spec.groups == layer.spec.lhs_shape[-1]
         assert layer.spec.operand_bytes < 128 << 20
 
 
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("max", jaxconv.max_pool), ("mean", jaxconv.avg_pool)], ids=["max", "mean"]
+)
+def test_poolings_are_compared_with_lax(kind: str, pool: Any) -> None:
+    pooling = Pool(kind, (1, 5, 6, 2), 3, 2)
+    function, (x,) = pooling.case("forward")
+    np.testing.assert_allclose(function(x), pool(x, 3, 2, "SAME"), rtol=1e-6)
+    found = [programs.measure_pool(pooling, direction, ONCE) for direction in pooling.directions]
+    assert [result.label for result in found] == [
+        f"{kind} pool: 3×3 stride 2, 1×5×6×2, forward",
+        f"{kind} pool: 3×3 stride 2, 1×5×6×2, gradient",
+    ]
+    assert all(result.wrong is None for result in found)
+    assert {result.how for result in found} <= {"taps", "axes", "xla"}
+
+
 # Networks
 
-# Millions of weights, those of the normalisation left out
-PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6}
+# Millions of weights, those of the normalisation left out; of VGG-11 with one dense layer.
+PUBLISHED = {"MobileNetV2": 3.5, "ResNet-50": 25.6, "ConvNeXt-T": 28.6, "VGG-11": 9.74}
+ONE_OF_EACH = {network.kind: network for network in networks.NETWORKS if network.kind in PUBLISHED}
 
 
-@pytest.mark.parametrize("network", networks.NETWORKS[:6:2], ids=lambda network: network.kind)
+@pytest.mark.parametrize("network", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
 def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
     network = network._replace(shape=(64, 64, 3))
     with jax.numpy_rank_promotion("allow"):  # users' models promote
@@ -198,7 +216,7 @@ def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
 
 
 def _layers(net: networks.Lax, x: Any) -> Any:
-    return net.logits(net.max_pool(net.relu(net.conv(x, 4, 3, 2))))
+    return net.logits(net.max_pool(net.relu(net.conv(x, 4, 3, 2)), 3))
 
 
 SMALL = networks.Network("small", _layers, 2, shape=(9, 8, 2))

@@ -1,4 +1,4 @@
-"""What is timed: layers of well-known networks, image and signal filters, random convolutions."""
+"""What is timed: layers of well-known networks, filters, poolings, random convolutions."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from jaxconv.spec import ConvSpec, dilate
 
@@ -188,6 +188,45 @@ LAYERS = FLOAT32 + tuple(
         layer_of("ResNet-50", 1, 28, (128, 512), 1),
         layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
+)
+
+
+class Pool(NamedTuple):
+    """A pooling to time, channels last, the same along each axis; its mean is of whole windows."""
+
+    kind: str  # "max", "mean"
+    shape: tuple[int, ...]
+    size: int
+    stride: int
+    directions = "forward", "gradient"
+
+    @property
+    def name(self) -> str:
+        what = "×".join([str(self.size)] * (len(self.shape) - 2))
+        return f"{self.kind} pool: {what} stride {self.stride}, {'×'.join(map(str, self.shape))}"
+
+    def _pooled(self, x: Array) -> Array:
+        window, strides = ([1, *[n] * (x.ndim - 2), 1] for n in (self.size, self.stride))
+        if self.kind == "max":
+            return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "SAME")
+        return lax.reduce_window(x, 0.0, lax.add, window, strides, "SAME") / math.prod(window)
+
+    def case(self, direction: str) -> tuple[Callable[..., Array], tuple[Array, ...]]:
+        """The function to time and its operands: an image after a ReLU, a cotangent."""
+        x = jax.nn.relu(jax.random.normal(jax.random.key(0), self.shape))
+        if direction == "forward":
+            return self._pooled, (x,)
+        return lambda x, y: jax.vjp(self._pooled, x)[1](y)[0], (x, self._pooled(x))
+
+
+POOLS = (
+    Pool("max", (8, 112, 112, 64), 3, 2),
+    Pool("max", (8, 112, 112, 64), 2, 2),
+    Pool("max", (8, 28, 28, 192), 3, 1),
+    Pool("mean", (8, 56, 56, 128), 2, 2),
+    Pool("mean", (8, 28, 28, 192), 3, 1),
+    Pool("max", (16, 4000, 64), 3, 2),
+    Pool("max", (2, 32, 32, 32, 32), 2, 2),
 )
 
 # Random convolutions

@@ -1,13 +1,13 @@
 """Whole networks, without normalisation, so that convolutions dominate their cost.
 
-A network is written once and run by JAX (``Lax``, which calls ``lax.conv_general_dilated`` as a
-user's model does) and by PyTorch (``torch_peer.Torch``, with the same methods). As in the papers,
-convolutions followed there by a normalisation have no bias.
+A network is written once and run by JAX (``Lax``, which calls lax's functions as a user's model
+does) and by PyTorch (``torch_peer.Torch``, with the same methods). As in the papers, convolutions
+followed there by a normalisation have no bias.
 """
 
 import math
 from collections.abc import Callable
-from functools import reduce
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -59,16 +59,12 @@ class Lax:
         weights, bias = self.parameters((x.shape[self.channels], CLASSES), True)
         return x.mean(self.positions) @ weights + bias
 
-    def max_pool(self, x: Any) -> Any:
-        """3×3, stride 2, padded by one."""
-        # Axis by axis, by slices: the gradient of lax.reduce_window with lax.max writes five arrays
-        # of indices as large as the image, and took 130 of 1,080 ms of ResNet-50's training step.
+    def max_pool(self, x: Any, size: int) -> Any:
+        """Of stride 2, padded by ``padding``."""
+        window, strides, pads = [1] * 4, [1] * 4, [0] * 4
         for axis in self.positions:
-            edges = [(1, 1, 0) if i == axis else (0, 0, 0) for i in range(x.ndim)]
-            x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), edges)
-            last = x.shape[axis] - 2
-            x = reduce(jnp.maximum, [lax.slice_in_dim(x, i, last + i, 2, axis) for i in range(3)])
-        return x
+            window[axis], strides[axis], pads[axis] = size, 2, padding(size)
+        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, [(p, p) for p in pads])
 
 
 def mobilenet_v2(net: Lax, x: Any) -> Any:
@@ -95,7 +91,7 @@ def mobilenet_v2(net: Lax, x: Any) -> Any:
 
 def resnet_50(net: Lax, x: Any) -> Any:
     """He et al. 2015."""
-    x = net.max_pool(net.relu(net.conv(x, 64, 7, 2, bias=False)))
+    x = net.max_pool(net.relu(net.conv(x, 64, 7, 2, bias=False)), 3)
     for channels, blocks, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
         for block in range(blocks):
             stride = first_stride if block == 0 else 1
@@ -115,6 +111,15 @@ def convnext_t(net: Lax, x: Any) -> Any:
             y = net.conv(x, channels, 7, groups=channels)
             y = net.gelu(net.conv(y, 4 * channels, 1))
             x = x + net.conv(y, channels, 1)
+    return net.logits(x)
+
+
+def pooled(net: Lax, x: Any, blocks: tuple[tuple[int, int], ...]) -> Any:
+    """Blocks of so many 3×3 convolutions and a max pool, to so many channels; one dense layer."""
+    for channels, count in blocks:
+        for _ in range(count):
+            x = net.relu(net.conv(x, channels, 3))
+        x = net.max_pool(x, 2)
     return net.logits(x)
 
 
@@ -179,4 +184,9 @@ NETWORKS = tuple(
         ("ConvNeXt-T", convnext_t),
     )
     for batch in (1, 8)
+)
+VGG_11 = ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))  # Simonyan and Zisserman 2014, A
+NETWORKS += (
+    Network("VGG-11", partial(pooled, blocks=VGG_11), 8, shape=(96, 96, 3)),
+    Network("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), 128, shape=(28, 28, 1)),
 )

@@ -1,4 +1,4 @@
-"""The suites of ``jaxconv bench``: layers, networks and random convolutions by lax and jaxconv."""
+"""The suites of ``jaxconv bench``: layers, poolings, networks and random convolutions."""
 
 import dataclasses
 import math
@@ -15,12 +15,13 @@ import numpy as np
 from jax import lax
 
 import jaxconv
-from jaxconv.bench.cases import COUNT, LAYERS, SEED, Layer, arguments, random_specs
+from jaxconv.bench.cases import COUNT, LAYERS, POOLS, SEED, Layer, Pool, arguments, random_specs
 from jaxconv.bench.measure import Effort, Result, gemm_peak, measure, reference
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.planning.choose import choose, worthwhile
 from jaxconv.planning.machine import processor, version
 from jaxconv.planning.timing import Call, Compiled
+from jaxconv.pooling.choose import choose as choose_pooling
 from jaxconv.spec import ConvSpec
 from jaxconv.tools.autotune import candidates, operands, timed
 from jaxconv.transforms import jaxprs
@@ -75,6 +76,15 @@ def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
         how=", ".join(choose(spec, platform)[0] for spec in specs),
         tolerance=tolerance(layer.spec),
     )
+
+
+def measure_pool(pool: Pool, direction: str, effort: Effort) -> Result:
+    function, args = pool.case(direction)
+    by_lax, own = (Compiled(f, *args) for f in (function, jaxconv.accelerate(function)))
+    found, platform = jaxprs.operations("bench", function, args, {}), jax.default_backend()
+    how = ", ".join(choose_pooling(each.pooling, platform)[0] for each in found)
+    facts = {"name": pool.name, "direction": direction, "how": how, "tolerance": 1e-4}
+    return measure(effort, by_lax, own, **facts)
 
 
 def measure_network(network: Network, direction: str, effort: Effort) -> Result:
@@ -175,8 +185,9 @@ def _random(count: int) -> list[Case]:
     return [Case(str(spec), "", partial(measure_regret, spec)) for spec in specs]
 
 
+SINGLE = _all(measure_layer, LAYERS) + _all(measure_pool, POOLS)
 SUITES = {
-    "layers": Suite(lambda _: _all(measure_layer, LAYERS), slice(3, None, 31), Effort()),
+    "layers": Suite(lambda _: SINGLE, slice(3, None, 31), Effort()),
     # A call takes up to several seconds. For ResNet-50's step, batch 8, a single pair with PyTorch
     # gave a ratio of 1.02, seven pairs 0.88.
     "models": Suite(
@@ -184,7 +195,7 @@ SUITES = {
     ),
     "regret": Suite(_random, slice(4), Effort(16, precision=0.0)),
 }
-DIRECTIONS = tuple(dict.fromkeys(d for subject in (*LAYERS, *NETWORKS) for d in subject.directions))
+DIRECTIONS = tuple(dict.fromkeys(d for x in (*LAYERS, *POOLS, *NETWORKS) for d in x.directions))
 
 
 def machine(torch: bool = False) -> dict[str, Any]:

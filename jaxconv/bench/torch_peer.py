@@ -50,7 +50,7 @@ class Torch:
     relu = staticmethod(F.relu)
     relu6 = staticmethod(F.relu6)
     gelu = staticmethod(partial(F.gelu, approximate="tanh"))
-    max_pool = staticmethod(partial(F.max_pool2d, kernel_size=3, stride=2, padding=1))
+    max_pool = staticmethod(lambda x, size: F.max_pool2d(x, size, 2, padding(size)))
 
     def __init__(self, params: Any) -> None:
         self._params = iter(params)

@@ -106,7 +106,8 @@ def autotune(
 
     Each is measured alone, on random numbers, for a few seconds, alternating between all algorithms
     that could be the fastest, and saved at once; "auto" departs from XLA's own only for one that is
-    clearly faster. Convolutions with an algorithm by name are skipped.
+    clearly faster. Convolutions with an algorithm by name are skipped, and so are poolings, which
+    are chosen by rules.
 
     Args:
       fn: any function, including jitted and accelerated ones.

@@ -1,4 +1,5 @@
-"""``accelerate``: a function like ``fn`` whose convolutions are jaxconv's, forward and backward.
+"""``accelerate``: a function like ``fn`` whose convolutions and poolings are jaxconv's, forward and
+backward.
 
 While ``fn`` runs, a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in
 place of lax's, and forwards everything else, so that tracers, static arguments, effects and state
@@ -38,11 +39,14 @@ THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thun
 
 
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
-    """A function like ``fn`` whose convolutions are planned by jaxconv, forward and backward.
+    """A function like ``fn`` whose convolutions and poolings are planned by jaxconv, forward and
+    backward.
 
     Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whichever library calls
     it, and under every transformation: ``jax.jit(accelerate(step))`` and
-    ``accelerate(jax.jit(step))`` compile the same.
+    ``accelerate(jax.jit(step))`` compile the same. So does every ``lax.reduce_window`` by maximum,
+    minimum or sum (max and average pools) and their gradients, except on GPU and TPU, where none
+    was measured, and where XLA shards them: there they stay with XLA.
 
     Convolutions inside a primitive that jaxconv does not know (a Pallas kernel, say) stay with lax,
     with one warning for each primitive. So do those of functions already compiled, and of code that
@@ -50,7 +54,8 @@ def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]
 
     Args:
       fn: any function, preferably the whole training step, so that it includes the gradients.
-      algorithm: "auto", or a name in ``ALGORITHMS``, used wherever it supports the convolution.
+      algorithm: "auto", or a name in ``ALGORITHMS``, used wherever it supports the convolution;
+        "xla" leaves poolings with XLA too.
 
     Returns:
       A function with the same arguments, results, static arguments, donation and effects.

@@ -1,4 +1,5 @@
-"""``enable``: all of lax's convolutions in a process planned by jaxconv, without code changes."""
+"""``enable``: all of lax's convolutions and poolings in a process planned by jaxconv, without code
+changes."""
 
 import contextlib
 import threading
@@ -22,15 +23,17 @@ _wanted: dict[object, frozenset[str]] = {}
 
 
 def enable(platforms: Sequence[str] = ("cpu",)) -> None:
-    """Lets jaxconv plan every convolution that this process compiles from now on.
+    """Lets jaxconv plan every convolution and pooling that this process compiles from now on.
 
-    JAX's lowering rule for ``lax.conv_general_dilated`` is replaced on these platforms, in all
-    threads, for all libraries, and JAX's caches are cleared, so that functions are compiled anew at
-    their next call. Programs, gradients and jaxprs are unchanged: only the compiled code differs.
-    ``disable`` restores the original rule.
+    JAX's lowering rules for ``lax.conv_general_dilated``, for ``lax.reduce_window`` by maximum,
+    minimum or sum, and for their derivatives are replaced on these platforms, in all threads, for
+    all libraries, and JAX's caches are cleared, so that functions are compiled anew at their next
+    call. Programs, gradients and jaxprs are unchanged: only the compiled code differs. ``disable``
+    restores the original rules.
 
     Args:
-      platforms: of "cpu", where it pays off, "gpu" and "tpu", where most would stay with XLA.
+      platforms: of "cpu", where it pays off, "gpu" and "tpu", where most convolutions and all
+        poolings would stay with XLA.
 
     Raises:
       ValueError: an unknown platform.
