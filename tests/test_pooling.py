@@ -267,7 +267,7 @@ def pushed(f: Function) -> Function:
 
 def repeated(f: Function) -> Function:
     """In the body of a loop, whose state keeps its shape."""
-    return lambda x: x + jnp.sum(jnp.sin(f(x)))
+    return lambda x: x + jnp.mean(jnp.sin(f(x)))
 
 
 def saving(primitive: Any) -> Function:
@@ -291,7 +291,11 @@ TRANSFORMATIONS: dict[str, Callable[[Function], Function]] = {
     "scan": lambda f: grad(
         lambda x: lax.scan(lambda c, _: (repeated(f)(c), None), x, None, length=2)[0]
     ),
-    "while": lambda f: lambda x: lax.while_loop(lambda c: c[0, 0, 0, 0] < 9, repeated(f), x),
+    "while": lambda f: (
+        lambda x: lax.while_loop(
+            lambda state: state[0] < 2, lambda state: (state[0] + 1, repeated(f)(state[1])), (0, x)
+        )[1]
+    ),
     "cond": lambda f: grad(lambda x: lax.cond(jnp.sum(x) > -99, f, lambda x: -f(x), x)),
     "checkpoint": lambda f: grad(jax.checkpoint(f)),
     "checkpoint, saved": lambda f: grad(saving(lax.reduce_window_max_p)(f)),
