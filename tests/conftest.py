@@ -77,6 +77,7 @@ WIDE = {
     "test_sampled": 4,
     "test_symbolic_shapes": 2,
     "test_the_loop_is_lax": 3,
+    "test_transformed_poolings": 4,
     "test_under_jit": 4,
     "test_under_settings_of_jax": 2,
     "test_values": 5,
