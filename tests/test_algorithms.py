@@ -325,6 +325,30 @@ def test_transforms_refuse_what_must_be_exact(name: str) -> None:
         conv_by(name, case)(*operands)
 
 
+MANY_PHASES = (
+    CASES["1d many phases"],
+    make_case(
+        "72 phases", (2, 3, 2, 2), (18, 16, 2, 3), None, ((4, 11), (9, 0)), lhs_dilation=(9, 8)
+    ),
+)
+
+
+@pytest.mark.parametrize("case", MANY_PHASES, ids=lambda case: case.name)
+def test_many_phases_are_one_convolution(case: Case) -> None:
+    assert_as_by_loop("phase", case)
+
+
+@pytest.mark.parametrize("name", ["fft", "winograd"])
+@pytest.mark.parametrize("at", [(0, 0, 0, 0, 5), (0, 8, 8, 8, 4), (0, 8, 0, 4, 2), (0, 4, 4, 8, 0)])
+def test_nan_in_any_group_and_at_any_end(name: str, at: tuple[int, ...]) -> None:
+    """What an algorithm spreads is looked for in each group, at the end of each axis too."""
+    case = make_case("groups", (1, 9, 9, 9, 6), (3, 3, 3, 2, 3), feature_group_count=3)
+    lhs, rhs = case.operands(np.float32)
+    lhs[at] = np.nan
+    out = jax.jit(conv_by(name, case))(lhs, rhs)
+    np.testing.assert_array_equal(np.isnan(out), np.isnan(case.loop(lhs, rhs)))
+
+
 def test_phases_that_differ_are_limited() -> None:
     case = make_case("more taps", (1, 4, 2), (141, 2, 2), None, ((17, 150),), lhs_dilation=(70,))
     reason = jaxconv.ALGORITHMS["phase"].unsupported(case.spec())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, Case, case_of, equations
-from jax import Array
+from jax import Array, lax
 
 import jaxconv
 from jaxconv import ALGORITHMS, layout
@@ -476,3 +476,48 @@ def test_between_products_a_depthwise_image_stays_channels_last() -> None:
     # Alone it is convolved as it lies.
     alone = jaxconv.accelerate(lambda x, w: conv(x, w, 96))
     assert 2 * 96 * 20 * 20 not in moved_sizes(alone, (2, 96, 20, 20), (96, 1, 3, 3))
+
+
+POOLED = {
+    "max 3x3 step 2": ("max", (2, 12, 12, 4), (1, 3, 3, 1), (1, 2, 2, 1)),
+    "max 2x2 step 2": ("max", (2, 12, 12, 4), (1, 2, 2, 1), (1, 2, 2, 1)),
+    "max 3x3": ("max", (2, 8, 8, 4), (1, 3, 3, 1), (1, 1, 1, 1)),
+    "mean 2x2 step 2": ("sum", (2, 12, 12, 4), (1, 2, 2, 1), (1, 2, 2, 1)),
+    "mean 3x3": ("sum", (2, 8, 8, 4), (1, 3, 3, 1), (1, 1, 1, 1)),
+    "1d": ("max", (2, 40, 4), (1, 3, 1), (1, 2, 1)),
+    "3d": ("max", (2, 8, 8, 8, 4), (1, 2, 2, 2, 1), (1, 2, 2, 2, 1)),
+    "filter": ("max", (30, 30), (13, 13), (1, 1)),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("name", POOLED)
+def test_xla_pools_nothing_by_its_own_loops(name: str) -> None:
+    kind, shape, window, strides = POOLED[name]
+    operation, init = {"max": (lax.max, -np.inf), "sum": (lax.add, 0.0)}[kind]
+
+    def pool(x: Array) -> Array:
+        return lax.reduce_window(x, np.float32(init), operation, window, strides, "SAME")
+
+    x = jax.ShapeDtypeStruct(shape, np.float32)
+    for fun in (pool, jax.grad(lambda x: jnp.sum(pool(x) ** 2))):
+        before, _ = programs(fun, x)
+        after, text = programs(jaxconv.accelerate(fun), x)
+        assert "reduce_window" in before
+        assert not re.search("reduce_window|scatter", after)
+        assert not re.search(r" (reduce-window|scatter|select-and-scatter)\(", text)
+
+
+@on_cpu
+def test_what_reads_a_pooling_does_not_pool_again() -> None:
+    def pool(x: Array) -> Array:
+        window = (1, 3, 3, 1), (1, 2, 2, 1)
+        return lax.reduce_window(x, np.float32(-np.inf), lax.max, *window, "SAME")
+
+    def maxima(fun: Any) -> int:
+        x = jax.ShapeDtypeStruct((2, 33, 33, 4), np.float32)
+        return programs(jaxconv.accelerate(fun), x)[1].count(" maximum(")
+
+    once = maxima(pool)
+    assert maxima(lambda x: pool(pool(x))) <= 2 * once
+    assert maxima(lambda x: pool(jnp.tanh(x)) * 2 + jnp.tanh(pool(jnp.tanh(x)))) <= once

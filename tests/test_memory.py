@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
+import children
 import jax
 import pytest
-from test_cli import python
 
 import jaxconv
 from jaxconv.tools import memory
@@ -43,9 +43,7 @@ def test_memory_is_taken_from_the_system_once(kept: bool, tmp_path: Path) -> Non
     keep = "import jaxconv\nassert jaxconv.keep_memory()\nassert jaxconv.keep_memory()\n"
     script.write_text(keep * kept + FAULTS)
     command = () if kept else ("-m", "jaxconv", "run", "--no-keep-memory")
-    done = python(*command, str(script))
-    assert done.returncode == 0, done.stderr
-    faults = int(done.stdout)
+    faults = int(children.output(1, *command, script))
     assert faults < LEAST / 3 if kept else faults > LEAST
 
 
