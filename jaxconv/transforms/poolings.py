@@ -12,7 +12,7 @@ from jaxconv.compat import EVERYWHERE, Primitive, mlir
 from jaxconv.pooling.choose import choose, run
 from jaxconv.pooling.spec import KINDS, Pooling
 from jaxconv.transforms.planned import Planned
-from jaxconv.transforms.primitive import Lowered, observers
+from jaxconv.transforms.primitive import Lowered, is_remade, observers
 
 # Constants of zeros, as MLIR prints them.
 ZEROS = "dense<0>", "dense<0.000000e+00>", "dense<(0.000000e+00,0.000000e+00)>"
@@ -41,13 +41,14 @@ def _lower_on(
         observe(Lowered(pooling, algorithm, platform))
     if algorithm == "xla":
         return _BY_XLA[original, platform](ctx, *operands, **params)
+    remade = is_remade(ctx, operands[-1])
     if pooling.kind == "sum":
         (x,) = operands
         pooling, x = _without_holes(pooling, x)
         operands, (aval,) = (x,), ctx.avals_in
         ctx = ctx.replace(avals_in=[aval.update(shape=pooling.shape)])
-    compute = mlir.lower_fun(partial(run, pooling, algorithm), multiple_results=False)
-    return compute(ctx, *operands)
+    compute = partial(run, pooling, algorithm, remade=remade)
+    return mlir.lower_fun(compute, multiple_results=False)(ctx, *operands)
 
 
 def _without_holes(pooling: Pooling, x: Any) -> tuple[Pooling, Any]:
