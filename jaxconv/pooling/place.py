@@ -1,23 +1,14 @@
 """What windows give back to their elements: a sum over windows, without a scatter."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv.loops import combined
 from jaxconv.spec import Axis
-
-Operation = Callable[[Array, Array], Array]
-
-
-def combined(terms: list[Array], operation: Operation) -> Array:
-    """In pairs, so that sums have the smallest error."""
-    while len(terms) > 1:
-        pairs = [operation(a, b) for a, b in zip(terms[::2], terms[1::2], strict=False)]
-        terms = pairs + terms[len(pairs) * 2 :]
-    return terms[0]
 
 
 def placed(g: Array, axes: Sequence[Axis], taps: Array | None = None) -> Array:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.loops import stored
-from jaxconv.pooling.place import combined, placed
+from jaxconv.loops import combined, stored
+from jaxconv.pooling.place import placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.pooling.windows import padded, views
 from jaxconv.spec import Axis

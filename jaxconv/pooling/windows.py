@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.loops import UNROLL, stored
-from jaxconv.pooling.place import Operation, combined, placed
+from jaxconv.loops import UNROLL, Operation, combined, stored
+from jaxconv.pooling.place import placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.spec import Axis
 
