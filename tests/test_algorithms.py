@@ -440,6 +440,37 @@ def test_narrow_dtypes(dtype: str, preferred: str | None, case: str) -> None:
             oracles.check(out, expected, magnitude, spec.gemm[3], jnp.dtype(dtype))
 
 
+# Bytes of a tile: of a row of an image, of some rows that don't divide it, of images.
+TILES = 1, 5_000, 20_000
+
+
+@pytest.mark.parametrize("size", TILES)
+@pytest.mark.parametrize(
+    "case", ["1d", "3x3", "5x4 lower", "atrous", "transposed", "grouped", "nchw", "3d"]
+)
+def test_gradients_in_tiles(case: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(im2col_tiled, "GRADIENT_BYTES", size)
+    monkeypatch.setattr(im2col_tiled, "MOST", 9)
+    args, expected = expected_of(CASES[case])
+    lhs, rhs, _, _, cotangent = args
+    conv = conv_by("im2col_tiled", CASES[case])
+    gradient = jax.jit(lambda *args: jax.vjp(conv, *args[:2])[1](args[2])[1])
+    expected["rhs gradient"].check(gradient(lhs, rhs, cotangent))
+
+
+def test_gradients_share_taps_where_it_gathers_less() -> None:
+    def shared(case: Case, **changed: Any) -> int:
+        return im2col_tiled.Tiles.of(case.spec(np.float32).replace(**changed)).shared
+
+    few, highest = make_case("few", (4, 32, 32, 8), (5, 3, 8, 8)), (lax.Precision.HIGHEST,) * 2
+    assert shared(few) == 5
+    assert shared(few, precision=highest) == shared(few, window_strides=(2, 1)) == 1
+    assert shared(make_case("many outputs", (4, 32, 32, 2), (3, 3, 2, 16))) == 1
+    assert shared(make_case("few rows", (4, 4, 32, 8), (3, 3, 8, 8))) == 1
+    groups = make_case("groups", (4, 32, 32, 8), (3, 3, 4, 8), feature_group_count=2)
+    assert shared(groups) == 1
+
+
 @pytest.mark.parametrize(("name", "case"), KEPT_APART)
 def test_inf_stays_where_it_belongs_in_gradients(
     name: str, case: str, monkeypatch: pytest.MonkeyPatch
@@ -448,7 +479,9 @@ def test_inf_stays_where_it_belongs_in_gradients(
     monkeypatch.setattr(shift, "ROWS", 2)
     monkeypatch.setattr(shift, "ROWS_OF_LINE", (2,))
     monkeypatch.setattr(im2col_tiled, "tile_rows", lambda spec: min(2, spec.out_spatial[0]))
-    conv = conv_by(name, CASES[case])
+    monkeypatch.setattr(im2col_tiled, "GRADIENT_BYTES", 1)
+    highest = {"precision": "highest"} if name == "im2col_tiled" else {}
+    conv = conv_by(name, CASES[case], **highest)
     lhs, rhs = CASES[case].operands(np.float64)
     cotangent = np.random.default_rng(1).standard_normal(CASES[case].spec().out_shape)
 

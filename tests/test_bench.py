@@ -215,8 +215,18 @@ def test_networks_are_those_of_their_papers(network: networks.Network) -> None:
     assert len(found) == 3 * sum(layer[0].ndim > 2 for layer in params) - 1
 
 
+@pytest.mark.parametrize("network", [n for n in networks.NETWORKS if n.batch == 64], ids=str)
+def test_small_networks_are_small(network: networks.Network) -> None:
+    params = jax.eval_shape(network.init)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) < 1e6
+    with jax.numpy_rank_promotion("allow"):
+        logits = jax.eval_shape(network.forward, params, network.data()[0])
+    assert logits.shape == (64, networks.CLASSES)
+
+
 def _layers(net: networks.Lax, x: Any) -> Any:
-    return net.logits(net.max_pool(net.relu(net.conv(x, 4, 3, 2)), 3))
+    x = net.leaky_relu(net.conv(x, 4, 4, 2, pad=1))
+    return net.logits(net.enlarged(net.max_pool(net.conv(x, 3, 3, bias=False), 2), x))
 
 
 SMALL = networks.Network("small", _layers, 2, shape=(9, 8, 2))

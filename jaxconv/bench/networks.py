@@ -1,4 +1,5 @@
-"""Whole networks, without normalisation, so that convolutions dominate their cost.
+"""Whole networks, those of the papers and small ones that people train on a CPU, without
+normalisation, so that convolutions dominate their cost.
 
 A network is written once and run by JAX (``Lax``, which calls lax's functions as a user's model
 does) and by PyTorch (``torch_peer.Torch``, with the same methods). As in the papers, convolutions
@@ -36,35 +37,57 @@ class Lax:
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
     gelu = staticmethod(jax.nn.gelu)
+    leaky_relu = staticmethod(partial(jax.nn.leaky_relu, negative_slope=0.2))
 
     def __init__(self, parameters: Callable[..., tuple[Any, ...]], first: bool = False) -> None:
-        self.parameters = parameters
-        self.numbers = ("NCHW", "OIHW", "NCHW") if first else ("NHWC", "HWIO", "NHWC")
-        self.channels, self.positions = (1, (2, 3)) if first else (3, (1, 2))
+        self.parameters, self.first = parameters, first
+
+    def axes(self, x: Any) -> tuple[int, tuple[int, ...]]:
+        """The axis of channels, and those of positions."""
+        return (1, tuple(range(2, x.ndim))) if self.first else (-1, tuple(range(1, x.ndim - 1)))
 
     def conv(
-        self, x: Any, channels: int, size: int, stride: int = 1, groups: int = 1, bias: bool = True
+        self,
+        x: Any,
+        channels: int,
+        size: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        pad: int | None = None,
     ) -> Any:
-        """A convolution to ``channels``, padded by ``padding``."""
-        shape = (size, size, x.shape[self.channels] // groups, channels)
-        kernel, *biases = self.parameters(shape, bias)
-        strides, pads = (stride, stride), ((padding(size), padding(size)),) * 2
+        """A convolution to ``channels``, padded by ``pad``, by default ``padding``."""
+        last, positions = self.axes(x)
+        ndim, pad = len(positions), padding(size) if pad is None else pad
+        kernel, *biases = self.parameters((*ndim * [size], x.shape[last] // groups, channels), bias)
+        space = "DHW"[3 - ndim :]
+        first = f"NC{space}", f"OI{space}", f"NC{space}"
+        numbers = first if self.first else (f"N{space}C", f"{space}IO", f"N{space}C")
+        strides, pads = ndim * [stride], ndim * [(pad, pad)]
         y = lax.conv_general_dilated(
-            x, kernel, strides, pads, None, None, self.numbers, feature_group_count=groups
+            x, kernel, strides, pads, None, None, numbers, feature_group_count=groups
         )
-        return y + jnp.expand_dims(biases[0], (0, *self.positions)) if bias else y
+        return y + jnp.expand_dims(biases[0], (0, *positions)) if bias else y
 
     def logits(self, x: Any) -> Any:
         """(N, CLASSES): the mean over all positions, and a linear layer."""
-        weights, bias = self.parameters((x.shape[self.channels], CLASSES), True)
-        return x.mean(self.positions) @ weights + bias
+        last, positions = self.axes(x)
+        weights, bias = self.parameters((x.shape[last], CLASSES), True)
+        return x.mean(positions) @ weights + bias
 
     def max_pool(self, x: Any, size: int) -> Any:
         """Of stride 2, padded by ``padding``."""
-        window, strides, pads = [1] * 4, [1] * 4, [0] * 4
-        for axis in self.positions:
+        window, strides, pads = [1] * x.ndim, [1] * x.ndim, [0] * x.ndim
+        for axis in self.axes(x)[1]:
             window[axis], strides[axis], pads[axis] = size, 2, padding(size)
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, [(p, p) for p in pads])
+
+    def enlarged(self, x: Any, other: Any) -> Any:
+        """Each element of ``x`` twice along all positions, and the channels of ``other``."""
+        last, positions = self.axes(x)
+        for axis in positions:
+            x = jnp.repeat(x, 2, axis)
+        return jnp.concatenate([x, other], last)
 
 
 def mobilenet_v2(net: Lax, x: Any) -> Any:
@@ -123,6 +146,69 @@ def pooled(net: Lax, x: Any, blocks: tuple[tuple[int, int], ...]) -> Any:
     return net.logits(x)
 
 
+def resnet_20(net: Lax, x: Any) -> Any:
+    """He et al. 2015, for CIFAR."""
+    x = net.relu(net.conv(x, 16, 3, bias=False))
+    for channels in (16, 32, 64):
+        for block in range(3):
+            stride = 2 if block == 0 and channels > 16 else 1
+            y = net.relu(net.conv(x, channels, 3, stride, bias=False))
+            y = net.conv(y, channels, 3, bias=False)
+            x = net.relu((net.conv(x, channels, 1, 2, bias=False) if stride == 2 else x) + y)
+    return net.logits(x)
+
+
+def strided(net: Lax, x: Any) -> Any:
+    """Two 5×5 convolutions of stride 2."""
+    return net.logits(net.relu(net.conv(net.relu(net.conv(x, 32, 5, 2)), 64, 5, 2)))
+
+
+def keyword_spotting(net: Lax, x: Any) -> Any:
+    """TC-ResNet8, Choi et al. 2019: 9 taps in time, the spectrum as channels."""
+    x = net.relu(net.conv(x, 16, 3, bias=False))
+    for channels in (24, 32, 48):
+        y = net.relu(net.conv(x, channels, 9, 2, bias=False))
+        x = net.relu(net.conv(y, channels, 9, bias=False) + net.conv(x, channels, 1, 2, bias=False))
+    return net.logits(x)
+
+
+def separable(net: Lax, x: Any) -> Any:
+    """Depthwise and 1×1 convolutions, as MobileNet's."""
+    x = net.relu(net.conv(x, 32, 3))
+    for channels, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)):
+        x = net.relu(net.conv(x, x.shape[net.axes(x)[0]], 3, stride, x.shape[net.axes(x)[0]]))
+        x = net.relu(net.conv(x, channels, 1))
+    return net.logits(x)
+
+
+def impala(net: Lax, x: Any) -> Any:
+    """The convolutions of a reinforcement learner, Espeholt et al. 2018."""
+    for channels in (16, 32, 32):
+        x = net.max_pool(net.conv(x, channels, 3), 3)
+        for _ in range(2):
+            x = x + net.conv(net.relu(net.conv(net.relu(x), channels, 3)), channels, 3)
+    return net.logits(net.relu(x))
+
+
+def discriminator(net: Lax, x: Any) -> Any:
+    """Of a GAN, as Radford et al. 2015."""
+    for channels in (64, 128, 256):
+        x = net.leaky_relu(net.conv(x, channels, 4, 2, pad=1))
+    return net.logits(x)
+
+
+def unet(net: Lax, x: Any) -> Any:
+    """A small U-Net, Ronneberger et al. 2015."""
+    passed = []
+    for channels in (16, 32, 64):
+        x = net.relu(net.conv(x, channels, 5))
+        passed.append(x)
+        x = net.max_pool(x, 2)
+    for channels, other in zip((64, 32, 16), reversed(passed), strict=True):
+        x = net.relu(net.conv(net.enlarged(x, other), channels, 5))
+    return net.logits(x)
+
+
 class Network(NamedTuple):
     """A network, as functions of its parameters."""
 
@@ -140,12 +226,12 @@ class Network(NamedTuple):
     def init(self) -> Params:
         """Random parameters that preserve the scale of activations."""
         rng, made = np.random.default_rng(0), Params()
-        order = (3, 2, 0, 1) if self.first else (0, 1, 2, 3)  # of kernels only
 
         def parameters(shape: tuple[int, ...], bias: bool) -> tuple[np.ndarray, ...]:
             scale = np.float32(math.sqrt(math.prod(shape[:-1])))
             weights = rng.standard_normal(shape, np.float32) / scale
-            kernel = weights.transpose(order) if weights.ndim > 2 else weights
+            moved = self.first and weights.ndim > 2  # a kernel
+            kernel = np.moveaxis(weights, (-1, -2), (0, 1)) if moved else weights
             made.append((kernel, np.zeros(shape[-1], np.float32)) if bias else (kernel,))
             return made[-1]
 
@@ -186,7 +272,21 @@ NETWORKS = tuple(
     for batch in (1, 8)
 )
 VGG_11 = ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))  # Simonyan and Zisserman 2014, A
-NETWORKS += (
-    Network("VGG-11", partial(pooled, blocks=VGG_11), 8, shape=(96, 96, 3)),
-    Network("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), 128, shape=(28, 28, 1)),
+NETWORKS += (Network("VGG-11", partial(pooled, blocks=VGG_11), 8, shape=(96, 96, 3)),)
+SMALL: tuple[tuple[str, Callable[[Lax, Any], Any], tuple[int, ...]], ...] = (
+    ("ResNet-20", resnet_20, (32, 32, 3)),
+    ("CIFAR", partial(pooled, blocks=((32, 2), (64, 2), (128, 2))), (32, 32, 3)),
+    ("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), (28, 28, 1)),
+    ("MNIST, strides", strided, (28, 28, 1)),
+    ("separable", separable, (32, 32, 3)),
+    ("keyword spotting", keyword_spotting, (101, 40)),
+    ("volume", partial(pooled, blocks=((16, 1), (32, 1), (32, 1))), (32, 32, 32, 1)),
+    ("reinforcement", impala, (64, 64, 3)),
+    ("discriminator", discriminator, (32, 32, 3)),
+    ("U-Net, 1-D", unet, (1024, 1)),
+)
+NETWORKS += tuple(
+    Network(kind, layers, batch, shape=shape)
+    for kind, layers, shape in SMALL
+    for batch in (1, 4 if kind == "volume" else 64)
 )

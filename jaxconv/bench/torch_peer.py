@@ -50,22 +50,40 @@ class Torch:
     relu = staticmethod(F.relu)
     relu6 = staticmethod(F.relu6)
     gelu = staticmethod(partial(F.gelu, approximate="tanh"))
-    max_pool = staticmethod(lambda x, size: F.max_pool2d(x, size, 2, padding(size)))
+    leaky_relu = staticmethod(partial(F.leaky_relu, negative_slope=0.2))
 
     def __init__(self, params: Any) -> None:
         self._params = iter(params)
 
+    def axes(self, x: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+        return 1, tuple(range(2, x.ndim))
+
+    def max_pool(self, x: torch.Tensor, size: int) -> torch.Tensor:
+        pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
+        return pool(x, size, 2, padding(size))
+
+    def enlarged(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return torch.cat([F.interpolate(x, scale_factor=2), other], 1)
+
     def conv(
-        self, x: Any, channels: int, kernel: int, stride: int = 1, groups: int = 1, **_: bool
+        self,
+        x: Any,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+        pad: int | None = None,
     ) -> torch.Tensor:
         weights, *biases = next(self._params)
-        numbers = [[n] * (x.ndim - 2) for n in (stride, padding(kernel), 1)]
-        bias, zeros = biases[0] if biases else None, [0] * (x.ndim - 2)
-        return torch.convolution(x, weights, bias, *numbers, False, zeros, groups)
+        pad = padding(kernel) if pad is None else pad
+        numbers = [[n] * (x.ndim - 2) for n in (stride, pad, 1)]
+        added, zeros = biases[0] if bias else None, [0] * (x.ndim - 2)
+        return torch.convolution(x, weights, added, *numbers, False, zeros, groups)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         weights, bias = next(self._params)
-        return F.linear(x.mean((2, 3)), weights, bias)
+        return F.linear(x.mean(self.axes(x)[1]), weights, bias)
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:

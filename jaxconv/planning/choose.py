@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import loops, tables
@@ -143,8 +144,19 @@ def run(
     if moved:
         spec = spec.replace(channels_first=False)
     if platform == "cpu" and ALGORITHMS[algorithm].rereads:
-        lhs, rhs = (loops.stored(x) if r else x for x, r in zip((lhs, rhs), remade, strict=True))
+        lhs, rhs = _stored(lhs, rhs, spec, remade)
     return execute(lhs, rhs, spec, algorithm, platform, without)
+
+
+def _stored(lhs: Array, rhs: Array, spec: ConvSpec, remade: Sequence[bool]) -> tuple[Array, Array]:
+    """The operands, those ``remade`` kept in memory as they lie in the program: a kernel's gradient
+    has its image and cotangent in another order, from which XLA would move them back."""
+    if spec.weight_gradient:
+        lhs, rhs = lhs.swapaxes(0, -1), jnp.moveaxis(rhs, -2, 0)
+    lhs, rhs = (loops.stored(x) if r else x for x, r in zip((lhs, rhs), remade, strict=True))
+    if spec.weight_gradient:
+        lhs, rhs = lhs.swapaxes(0, -1), jnp.moveaxis(rhs, 0, -2)
+    return lhs, rhs
 
 
 def execute(
