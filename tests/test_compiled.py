@@ -1,10 +1,13 @@
 """What is compiled: no convolution but XLA's own, few products, bounded memory and program text."""
 
 import functools
+import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
+import children
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -521,3 +524,38 @@ def test_what_reads_a_pooling_does_not_pool_again() -> None:
     once = maxima(pool)
     assert maxima(lambda x: pool(pool(x))) <= 2 * once
     assert maxima(lambda x: pool(jnp.tanh(x)) * 2 + jnp.tanh(pool(jnp.tanh(x)))) <= once
+
+
+# A process of a user: a step with convolutions of several algorithms and a pool.
+PROGRAM = """
+import jax, jax.numpy as jnp, jaxconv
+from jax import lax, monitoring
+
+found = []
+monitoring.register_event_listener(lambda event, **_: found.append(event))
+
+def loss(w, x):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+    y = lax.conv_general_dilated(jnp.tanh(y), w, (2, 2), "SAME", dimension_numbers=numbers)
+    return lax.reduce_window(y, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").max()
+
+step = jax.grad(loss)
+for f in (jaxconv.accelerate(step), step):
+    jaxconv.enable() if f is step else None
+    jax.jit(f).lower(jnp.ones((3, 3, 16, 16)), jnp.ones((2, 9, 8, 16))).compile()
+print([found.count(f"/jax/compilation_cache/cache_{what}") for what in ("hits", "misses")])
+"""
+
+
+def test_a_second_process_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the very same programs in JAX's cache on disk."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    counts = []
+    for seed in "12":
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+        counts.append(json.loads(children.output(1, "-c", PROGRAM)))
+    (_, compiled), (found, again) = counts
+    assert found >= compiled >= 2
+    assert again == 0
