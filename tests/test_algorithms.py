@@ -441,7 +441,7 @@ def test_narrow_dtypes(dtype: str, preferred: str | None, case: str) -> None:
 
 
 # Bytes of a tile: of a row of an image, of some rows that don't divide it, of images.
-TILES = 1, 5_000, 20_000
+TILES = 1, 10_000, 20_000
 
 
 @pytest.mark.parametrize("size", TILES)

@@ -12,8 +12,8 @@ from jaxconv.spec import ConvSpec
 
 # Bytes of the patch matrix of a tile.
 TILE_BYTES = 2 << 20
-# Bytes that a kernel's gradient gathers for a tile. 64×32×32×16 → 16 takes 7.2 ms with 3.3 MiB, 9.7
-# with 0.8, 8.6 with 6.6; 64×32×32×32 → 32 takes 20, 30 and 28.
+# Bytes that a kernel's gradient gathers for a tile. 64×32×32×16 → 16 takes 7.5 ms with 3.3 MiB, 9.7
+# with 0.8, 8.6 with 6.7; 64×32×32×32 → 32 takes 20, 30 and 23.
 GRADIENT_BYTES = 7 << 19
 # Most rows of a tile's image over those of its cotangent, beyond which zeros cost too much.
 MOST = 1.25
@@ -31,8 +31,8 @@ class Tiles(NamedTuple):
 
     It sums image[y + i, x + j] · cotangent[y, x] for each tap (i, j). With j gathered from the
     image and i from the cotangent one product of 3·c by 3·o columns has all taps of 3×3, instead of
-    9·c by o: fewer columns to gather, and few channels fill the product's blocks. 160 convolutions
-    take 0.8 of the time in the geometric mean, those of few channels down to 0.2.
+    9·c by o: fewer columns to gather, and few channels fill the product's blocks. With tiles of
+    several images, 239 convolutions take 0.78 of the time in the geometric mean, at best 0.2.
     """
 
     blocks: loops.RowBlocks  # of several images where these are small
@@ -136,22 +136,18 @@ class Im2colTiled(Algorithm):
             x, tile = layout.rows_of(image, spec, first, blocks.images, row, blocks.rows)
             y = layout.features_to_batch(blocks.unrepeated(cotangent, i), g)
             if shared > 1:
+                y, ones = layout.padded(y, [(border, border, 0)]), (1,) * (spec.spatial_ndim - 1)
+                rows = tile.replace(lhs_shape=y.shape, rhs_shape=(shared, *ones, *y.shape[-1:] * 2))
+                y = layout.patches(y, rows.replace(window_strides=(1, *ones)))
                 tile = tile.replace(rhs_shape=(1, *spec.rhs_shape[1:]))
-                y = layout.padded(y, [(border, border, 0)])
-                counts = tile.out_spatial
-
-                def moved(tap: Any) -> Array:
-                    starts = (shared - 1 - tap) * spec.rhs_dilation[0], *(0 for _ in counts[1:])
-                    return loops.strided(y, starts, counts, [1] * len(counts))
-
-                y = loops.stack_of(shared, moved, y.ndim - 1)
             x = layout.patches(layout.features_to_batch(x, g), tile)
             x, y = (a.reshape(g, -1, n) for a, n in zip((x, y), columns, strict=True))
             return gemm.gradient(x, y, spec)
 
-        total = loops.zeros((g, *columns), spec.accumulator_dtype, image)
-        total = product(0) if blocks.steps == 1 else loops.sum_over(blocks.steps, total, product)
-        total = total.reshape(g, columns[0], shared, -1).swapaxes(1, 2)
+        zeros = loops.zeros((g, *columns), spec.accumulator_dtype, image)
+        total = product(0) if blocks.steps == 1 else loops.sum_over(blocks.steps, zeros, product)
+        # The cotangent's rows come in the reverse order of the taps that they belong to.
+        total = total.reshape(g, columns[0], shared, -1)[:, :, ::-1].swapaxes(1, 2)
         return gemm.kernel_of(total.reshape(g, -1, total.shape[-1]), spec)
 
 

@@ -175,9 +175,10 @@ def keyword_spotting(net: Lax, x: Any) -> Any:
 def separable(net: Lax, x: Any) -> Any:
     """Depthwise and 1×1 convolutions, as MobileNet's."""
     x = net.relu(net.conv(x, 32, 3))
+    entering = 32
     for channels, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)):
-        x = net.relu(net.conv(x, x.shape[net.axes(x)[0]], 3, stride, x.shape[net.axes(x)[0]]))
-        x = net.relu(net.conv(x, channels, 1))
+        x = net.relu(net.conv(x, entering, 3, stride, entering))
+        x, entering = net.relu(net.conv(x, channels, 1)), channels
     return net.logits(x)
 
 

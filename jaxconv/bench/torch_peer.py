@@ -55,9 +55,6 @@ class Torch:
     def __init__(self, params: Any) -> None:
         self._params = iter(params)
 
-    def axes(self, x: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-        return 1, tuple(range(2, x.ndim))
-
     def max_pool(self, x: torch.Tensor, size: int) -> torch.Tensor:
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
         return pool(x, size, 2, padding(size))
@@ -83,7 +80,7 @@ class Torch:
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         weights, bias = next(self._params)
-        return F.linear(x.mean(self.axes(x)[1]), weights, bias)
+        return F.linear(x.mean(tuple(range(2, x.ndim))), weights, bias)
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
