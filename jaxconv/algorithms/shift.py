@@ -158,15 +158,6 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
     return rows, max(i for i in range(1, min(fit, batch) + 1) if batch % i == 0)
 
 
-def product(view: Array, y: Array, spec: ConvSpec) -> Array:
-    """Products of elements of the image (…, G·c) and of the cotangent (…, G·o), of each group."""
-    y = lax.broadcast_in_dim(y, (*view.shape[:-1], y.shape[-1]), range(y.ndim))
-    if view.shape[-1] == y.shape[-1] == spec.groups:
-        return lax.mul(view, y)
-    view = layout.split_groups(view, -1, spec.groups)[..., None]
-    return view * layout.split_groups(y, -1, spec.groups)[..., None, :]
-
-
 def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     """Each tap's sum of products: (columns of taps, kernel rows, lanes).
 
@@ -178,21 +169,36 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
     (k, *others), (stride, *strides) = spec.kernel_shape, spec.window_strides
     (dilation, *dilations), (rows, *widths) = spec.rhs_dilation, y.shape[1:-1]
     fill = spec.rhs_shape[-2] * spec.out_channels >= layout.LANES
+    at = x.ndim - 2 if fill else 1  # the axis of rows
+    x = jnp.moveaxis(x, 1, at)
+    if not x.shape[-1] == y.shape[-1] == spec.groups:
+        x = layout.split_groups(x, -1, spec.groups)[..., None]
+        y = layout.split_groups(y, -1, spec.groups)[..., None, :]
+    lanes = *x.shape[1 + len(spec.kernel_shape) : -1], y.shape[-1]
+
+    def placed(first: Any, behind: Sequence[Any]) -> list[Any]:
+        return [*behind, first] if fill else [first, *behind]
+
+    shape = (len(x), *placed(k, widths), *lanes)
+
+    def cotangent(row: int) -> Array:
+        one = jnp.moveaxis(lax.slice_in_dim(y, row, row + 1, axis=1), 1, at)
+        return jnp.broadcast_to(one, shape)
+
+    columns = math.prod(others)
+    shared = [cotangent(row) for row in range(rows)] if columns <= loops.UNROLL else []
 
     def column(i: Any) -> Array:
         starts = loops.unravel(i, others, dilations)
 
         def term(row: int) -> Array:
-            view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
-            cotangent = lax.slice_in_dim(y, row, row + 1, axis=1)  # (n, 1, …, G·o)
-            if fill:
-                order = (0, *range(2, view.ndim - 1), 1, view.ndim - 1)
-                view, cotangent = lax.transpose(view, order), lax.transpose(cotangent, order)
-            return product(view, cotangent, spec)
+            counts, steps = placed(k, widths), placed(dilation, strides)
+            view = loops.strided(x, placed(row * stride, starts), counts, steps)
+            return view * (shared[row] if shared else cotangent(row))
 
         return loops.sum_of(rows, term, rows)
 
-    out = loops.stack_of(math.prod(others), column, 0)
+    out = loops.stack_of(columns, column, 0)
     first = 2 if fill else 3
     return out.sum((1, *range(first, first + len(widths))), dtype=out.dtype)
 

@@ -27,15 +27,31 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     spec = prepared(spec)
     if spec.is_empty:
         return "im2col" if "xla" in without else "xla", "there is nothing to compute"
-    allowed = {name: a for name, a in ALGORITHMS.items() if name not in without}
-    possible = [n for n, a in allowed.items() if unplannable(a, spec, platform) is None]
+    possible = [name for name, a in ALGORITHMS.items() if name not in without and _can(a, spec)]
     row = own_rows(platform).get(spec)
     names = [name for name in possible if row is not None and name in row.seconds]
-    if not names and platform != "cpu":
+    if measured := _fastest(names, spec, platform):
+        return measured
+    if platform != "cpu":
         return _on_accelerator(spec, platform, possible)
-    names = names or [n for n in possible if allowed[n].doubted(spec) is None] or possible
+    names = [name for name in possible if ALGORITHMS[name].doubted(spec) is None]
+    return _fastest(names, spec, platform) or _fastest(possible, spec, platform) or _last(spec)
+
+
+def _can(algorithm: Algorithm, spec: ConvSpec) -> bool:
+    return unsupported(algorithm, spec) is None and algorithm.excluded(spec) is None
+
+
+def _fastest(names: Sequence[str], spec: ConvSpec, platform: str) -> tuple[str, str] | None:
+    """The decision between these, of which times are known; None where none has the memory."""
     times = {name: time for name in names if (time := time_of(name, spec, platform))}
-    return decide(times, platform) if times else _last_resort(spec)
+    while times:
+        name, reason = decide(times, platform)
+        # Asked of the chosen only: it plans parts, and asked of all, planning took twice as long.
+        if _excessive(ALGORITHMS[name], spec, platform) is None:
+            return name, reason
+        del times[name]
+    return None
 
 
 # XLA's own is kept unless log(ratio of times) + SIGMAS deviations < log(MARGIN). By 0.2 the regret
@@ -80,14 +96,14 @@ def worthwhile(seconds: Mapping[str, float]) -> list[str]:
 
 def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple[str, str]:
     for name, why in accelerators.choices(spec, platform):
-        if name in possible:
+        if name in possible and _excessive(ALGORITHMS[name], spec, platform) is None:
             return name, why
     if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
         return "xla", "the platform's own convolution is fast for most shapes"
-    return _last_resort(spec)
+    return _last(spec)
 
 
-def _last_resort(spec: ConvSpec) -> tuple[str, str]:
+def _last(spec: ConvSpec) -> tuple[str, str]:
     names = (n for n in ("im2col_tiled", "pointwise") if unsupported(ALGORITHMS[n], spec) is None)
     return next(names, "im2col"), "no other algorithm applies"
 
@@ -95,8 +111,13 @@ def _last_resort(spec: ConvSpec) -> tuple[str, str]:
 def unplannable(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
     """Why "auto" never takes ``algorithm`` for a prepared, not empty ``spec``; None if it may."""
     reason = unsupported(algorithm, spec) or algorithm.excluded(spec)
-    if reason is not None or algorithm.name == "xla":
-        return reason  # XLA's own convolution is the fallback, whatever its workspace
+    return reason or _excessive(algorithm, spec, platform)
+
+
+def _excessive(algorithm: Algorithm, spec: ConvSpec, platform: str) -> str | None:
+    """That its workspace is too large, if it is."""
+    if algorithm.name == "xla":
+        return None  # XLA's own convolution is the fallback, whatever its workspace
     taken, limit = workspace(algorithm, spec, platform), workspace_limit()
     if taken <= limit:
         return None

@@ -96,6 +96,7 @@ class Model:
     def __init__(self, rows: Sequence[Timed], machine: Machine) -> None:
         rows = [row.placed() for row in rows]
         self.points = np.array([row.position for row in rows] or [[]])  # (rows, coordinates)
+        self.squares = (self.points**2).sum(1)
         machines = {m: i for i, m in enumerate(dict.fromkeys(row.machine for row in rows))}
         self._machine = np.array([machines[row.machine] for row in rows], int)
         own = np.array([row.machine.own for row in rows], bool)
@@ -164,7 +165,8 @@ def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.nd
     place for the weights of those in which an algorithm was measured."""
     x = np.array(position(spec))
     related = model._to_here[model._machine]
-    distances = np.sqrt(((model.points - x) ** 2).sum(1))
+    squares = model.squares - 2 * model.points @ x + x @ x
+    distances = np.sqrt(np.maximum(squares, 0).round(6))  # a product's last digits differ too
     far = -related * np.exp(-distances / DISTANCE)
     # The user's rows have their own places: far ones too tell how this machine differs.
     users = _smallest(far, model._users, OWN_NEAREST)

@@ -11,8 +11,9 @@ from jaxconv import compat
 from jaxconv.compat import EVERYWHERE, Primitive, mlir
 from jaxconv.pooling.choose import choose, run
 from jaxconv.pooling.spec import KINDS, Pooling
+from jaxconv.transforms.origins import is_remade
 from jaxconv.transforms.planned import Planned
-from jaxconv.transforms.primitive import Lowered, is_remade, observers
+from jaxconv.transforms.primitive import Lowered, observers
 
 # Constants of zeros, as MLIR prints them.
 ZEROS = "dense<0>", "dense<0.000000e+00>", "dense<(0.000000e+00,0.000000e+00)>"
