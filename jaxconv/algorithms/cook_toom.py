@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
@@ -59,5 +59,5 @@ def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:
             if totals[i] is None:
                 totals[i] = part if factor > 0 else -part
             else:
-                totals[i] = totals[i] + part if factor > 0 else totals[i] - part
+                totals[i] = (lax.add if factor > 0 else lax.sub)(totals[i], part)
     return totals

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -194,7 +193,8 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
         def term(row: int) -> Array:
             counts, steps = placed(k, widths), placed(dilation, strides)
             view = loops.strided(x, placed(row * stride, starts), counts, steps)
-            return view * (shared[row] if shared else cotangent(row))
+            y_row = shared[row] if shared else cotangent(row)
+            return lax.mul(jnp.broadcast_to(view, shape), y_row)
 
         return loops.sum_of(rows, term, rows)
 
@@ -293,7 +293,8 @@ class Shift(Algorithm):
         if steps == 1:
             total = sums(0, 0, rows)
         else:
-            shape = jax.eval_shape(lambda: sums(0, 0, rows)).shape
+            lanes = (g,) if c == o == 1 else (g, c, o)
+            shape = (spec.taps // spec.kernel_shape[0], spec.kernel_shape[0], *lanes)
             total = loops.sum_over(
                 steps,
                 loops.zeros(shape, spec.accumulator_dtype, image),
