@@ -15,6 +15,7 @@ from jaxconv import loops
 
 IMAGE = jax.random.normal(jax.random.key(0), (2, 20, 8), jnp.float32)
 KERNEL = jax.random.normal(jax.random.key(1), (3, 2, 8), jnp.float32)
+dense = partial(jaxconv.conv, w=jnp.eye(8)[None], algorithm="pointwise")
 
 
 def lax_conv(x: Array, w: Array) -> Array:
@@ -63,6 +64,7 @@ FEW = {
     "an activation": lambda x, w: conv(jax.nn.gelu(x), w),
     "a normalisation": lambda x, w: conv(jax.nn.standardize(x), w),
     "a product": lambda x, w: conv(jax.nn.relu(x @ w[0].repeat(4, 0)), w),
+    "a product of the first's": lambda x, w: conv(dense(conv(x, w)), w),
 }
 
 
@@ -91,3 +93,12 @@ def test_what_is_stored_lies_as_in_the_program() -> None:
     x, w = (jnp.zeros(shape, jnp.float32) for shape in ((2, 12, 10, 8), (3, 3, 8, 8)))
     text = jax.jit(jax.grad(loss)).lower(w, x).compile().as_text() or ""
     assert set(re.findall(r"f32\[2,12,10,8\]\{([\d,]+)", text)) == {"3,2,1,0"}
+
+
+def test_equal_convolutions_are_one_function() -> None:
+    def three(x: Array, w: Array) -> Array:
+        return conv(x, w) + conv(2 * x, w) + conv(x, 2 * w)
+
+    text = jax.jit(three).lower(IMAGE, KERNEL).as_text()
+    assert text.count("func.func private @jaxconv_lowered") == 1
+    assert text.count("call @jaxconv_lowered") == 3

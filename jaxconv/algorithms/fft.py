@@ -26,7 +26,7 @@ from jaxconv import layout, loops
 from jaxconv.algorithms import gemm
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.algorithms.blocks import Blocks, blocks_of, transform_flops
-from jaxconv.spec import ConvSpec
+from jaxconv.spec import ConvSpec, dilate
 
 # Exponents up to this size need no scaling: spectra of operands up to 2**32 stay finite in float32,
 # and scaling the largest down to 2**32 keeps values of 2**-94 of it, so that one exponent per image
@@ -204,7 +204,7 @@ class Fft(Algorithm):
         return tuple(max(1, axis.step // stride) for axis, stride in axes)
 
     def cost(self, spec: ConvSpec) -> Cost:
-        spec = spec.forward
+        gradient, spec = spec.weight_gradient, spec.forward
         blocks, steps = blocks_of(spec), row_blocks(spec).steps
         g, (c, o) = spec.groups, spec.rhs_shape[-2:]
         size, itemsize = math.prod(blocks.lengths), spec.accumulator_dtype.itemsize
@@ -215,6 +215,10 @@ class Fft(Algorithm):
         shape = None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c)
         traffic = spec.operand_bytes + 6 * steps * step + 2 * kernel
         workspace = layout.padded_bytes(spec) * (steps > 1) + step + kernel
+        if gradient:  # scaled copies, the cotangent's dilated; spectra in real numbers; their sums
+            rows = map(dilate, spec.out_spatial, spec.window_strides)
+            cotangent = math.prod((spec.lhs_shape[0], *rows, spec.out_channels)) * itemsize
+            workspace += math.prod(spec.lhs_shape) * itemsize + cotangent + step + kernel
         return Cost(round(flops) + 8 * tiles * c * o * half, traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:

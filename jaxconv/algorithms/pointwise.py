@@ -110,8 +110,10 @@ class Pointwise(Algorithm):
             traffic, shape = spec.operand_bytes + 4 * output, (groups, m, n * taps, k // taps)
             return Cost(2 * math.prod(shape), traffic, 2 * output, shape)
         forward, workspace = spec.forward, layout.padded_bytes(spec.forward)
-        if forward.taps > 1 or spec.groups > 1:  # other axes are moved, at the speed of the product
-            workspace += math.prod(forward.lhs_shape) * spec.dtype.itemsize
+        groups, m, _, k = forward.gemm
+        if groups > 1 or forward.taps > 1 or max(forward.window_strides, default=1) > 1:
+            # What is read is moved or gathered, at the speed of the product.
+            workspace += groups * m * k * spec.dtype.itemsize
         traffic = spec.operand_bytes + 2 * layout.padded_bytes(spec)
         return Cost(spec.flops, traffic, workspace, spec.gemm)
 

@@ -138,6 +138,8 @@ def workspace(
     """Bytes of intermediate arrays of a prepared ``spec``, those of delegated parts included, which
     go to any algorithm but those in ``without``."""
     total = algorithm.cost(spec).workspace
+    if algorithm.moving(spec):
+        total += math.prod(spec.forward.rhs_shape) * spec.dtype.itemsize
     for part in map(prepared, algorithm.parts(spec)):
         if not part.is_empty:
             name, _ = choose(part, platform, without)
