@@ -15,7 +15,7 @@ from jaxconv import loops
 
 IMAGE = jax.random.normal(jax.random.key(0), (2, 20, 8), jnp.float32)
 KERNEL = jax.random.normal(jax.random.key(1), (3, 2, 8), jnp.float32)
-dense = partial(jaxconv.conv, w=jnp.eye(8)[None], algorithm="pointwise")
+dense = partial(jaxconv.conv, w=jnp.eye(8, dtype=np.float32)[None], algorithm="pointwise")
 
 
 def lax_conv(x: Array, w: Array) -> Array:
