@@ -214,11 +214,13 @@ class Fft(Algorithm):
         kernel = 2 * c * o * size * itemsize
         shape = None if c == 1 else (steps * g * half, blocks.tiles, 2 * o // g, 2 * c)
         traffic = spec.operand_bytes + 6 * steps * step + 2 * kernel
-        workspace = layout.padded_bytes(spec) * (steps > 1) + step + kernel
-        if gradient:  # scaled copies, the cotangent's dilated; spectra in real numbers; their sums
+        workspace = layout.padded_bytes(spec) * (steps > 1)
+        twice = 1 if shape is None else 2  # in real numbers
+        workspace += step * twice + kernel * (1 if gradient else twice)
+        if gradient:  # scaled copies, the cotangent's dilated
             rows = map(dilate, spec.out_spatial, spec.window_strides)
             cotangent = math.prod((spec.lhs_shape[0], *rows, spec.out_channels)) * itemsize
-            workspace += math.prod(spec.lhs_shape) * itemsize + cotangent + step + kernel
+            workspace += math.prod(spec.lhs_shape) * itemsize + cotangent
         return Cost(round(flops) + 8 * tiles * c * o * half, traffic, workspace, shape, steps)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
