@@ -83,7 +83,9 @@ class Im2colTiled(Algorithm):
         return None if spec.spatial_ndim else "there is no spatial dimension to cut into tiles"
 
     def doubted(self, spec: ConvSpec) -> str | None:
-        return pointwise.same_product(spec)
+        # In groups ``pointwise`` moves whole images, and this a tile: two groups of 256 channels,
+        # 8×64×64, on JAX 0.10.2 take 29 ms instead of 65, and 5 MiB instead of 80.
+        return None if spec.groups > 1 else pointwise.same_product(spec)
 
     def cost(self, spec: ConvSpec) -> Cost:
         if spec.weight_gradient:
