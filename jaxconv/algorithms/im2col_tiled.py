@@ -84,7 +84,7 @@ class Im2colTiled(Algorithm):
 
     def doubted(self, spec: ConvSpec) -> str | None:
         # In groups ``pointwise`` moves whole images, and this a tile: two groups of 256 channels,
-        # 8×64×64, on JAX 0.10.2 take 29 ms instead of 65, and 5 MiB instead of 80.
+        # 8×64×64, on JAX 0.10.2 take 29 ms instead of 65, and 3 MiB instead of 80.
         return None if spec.groups > 1 else pointwise.same_product(spec)
 
     def cost(self, spec: ConvSpec) -> Cost:

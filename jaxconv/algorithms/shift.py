@@ -189,7 +189,7 @@ def sums_of(x: Array, y: Array, spec: ConvSpec) -> Array:
 
         def term(row: int) -> Array:
             # Moved after it is cut out: as a whole, the padded image of the forward convolution
-            # would be padded again (2 to 9 % of MobileNetV2's step).
+            # would be padded again (4 to 9 % of MobileNetV2's step).
             view = loops.strided(x, [row * stride, *starts], (k, *widths), (dilation, *strides))
             view = lax.transpose(jnp.broadcast_to(view, shape), order)
             return lax.mul(view, shared[row] if shared else cotangent(row))

@@ -35,7 +35,9 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     if platform != "cpu":
         return _on_accelerator(spec, platform, possible)
     names = [name for name in possible if ALGORITHMS[name].doubted(spec) is None]
-    return _fastest(names, spec, platform) or _fastest(possible, spec, platform) or _last(spec)
+    return (
+        _fastest(names, spec, platform) or _fastest(possible, spec, platform) or _last_resort(spec)
+    )
 
 
 def _can(algorithm: Algorithm, spec: ConvSpec) -> bool:
@@ -100,10 +102,10 @@ def _on_accelerator(spec: ConvSpec, platform: str, possible: list[str]) -> tuple
             return name, why
     if "xla" in possible and not (platform == "gpu" and accelerators.refused(spec)):
         return "xla", "the platform's own convolution is fast for most shapes"
-    return _last(spec)
+    return _last_resort(spec)
 
 
-def _last(spec: ConvSpec) -> tuple[str, str]:
+def _last_resort(spec: ConvSpec) -> tuple[str, str]:
     names = (n for n in ("im2col_tiled", "pointwise") if unsupported(ALGORITHMS[n], spec) is None)
     return next(names, "im2col"), "no other algorithm applies"
 
