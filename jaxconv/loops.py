@@ -86,6 +86,8 @@ def stored(x: Array) -> Array:
 def sum_over(steps: int, total: Array, term: Callable[[Any], Array]) -> Array:
     """``total + term(0) + … + term(steps - 1)``, by a loop; many terms in groups first, so that
     rounding errors grow less than with their number."""
+    if steps == 1:  # XLA would undo the loop, which hides from ``is_remade`` what is summed
+        return total + term(0)
     group = max((n for n in range(1, 2 * math.isqrt(steps) + 1) if steps % n == 0), default=1)
     if steps > GROUPED and group >= FEWEST:
 
