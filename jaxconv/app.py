@@ -1,10 +1,12 @@
 """The commands ``jaxconv compare``, ``jaxconv bench``, ``jaxconv tune``, ``jaxconv run``."""
 
 import io
+import itertools
 import os
 import re
 import runpy
 import sys
+import time
 from collections.abc import Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,22 +19,29 @@ from typer.core import TyperGroup
 
 import jaxconv
 from jaxconv.algorithms import ALGORITHMS
-from jaxconv.bench import calibrate, commands, draw
+from jaxconv.bench import calibrate, draw, programs
 from jaxconv.bench import compare as engine
 from jaxconv.bench.programs import DIRECTIONS, SUITES, Selection
 from jaxconv.planning import rows
+from jaxconv.tables import Table
 from jaxconv.tools import memory
 from jaxconv.tools.autotune import autotune as tuned
 from jaxconv.tools.explain import Compiled
+from jaxconv.tools.progress import shown
 from jaxconv.transforms.enable import PLATFORMS, enable
 from jaxconv.transforms.primitive import observers
 
 KNOWN_SUITES = ", ".join(SUITES)
 INTERRUPTED = 130  # the exit code
+LEGEND = (
+    "▸ what auto chose. × lax: lax's time over the algorithm's, the two called in turn; the median"
+    " of the pairs and their quartiles, above 1 is faster; lax's own row shows the noise. = lax: it"
+    " is lax's own program. error: root mean square against float64, over lax's."
+)
 
 
 class Commands(TyperGroup):
-    """Interrupts and messages end a command without a traceback."""
+    """Interrupts end a command without a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -41,8 +50,6 @@ class Commands(TyperGroup):
             return result
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except commands.CommandError as error:
-            _fail(str(error))
 
 
 app = typer.Typer(
@@ -66,18 +73,13 @@ def _check(kind: str, names: Iterable[str], known: Collection[str]) -> None:
             _fail(f"unknown {kind} {name!r}; known are {', '.join(known)}")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+@app.callback(
+    help="Convolution as matrix multiplication, in pure JAX.", invoke_without_command=True
+)
+def _options(version: bool = Option(False, "--version", help="Print the version.")) -> None:
+    if version:
         print(f"jaxconv {jaxconv.__version__}")
         raise typer.Exit
-
-
-@app.callback(help="Convolution as matrix multiplication, in pure JAX.")
-def _options(
-    version: bool = Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
-    ),
-) -> None:
     # Not every encoding of stdout includes × and →.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -122,7 +124,22 @@ def compare(
         _fail(f"can't read the image {str(image)!r}: {error.strerror or error}")
     if problem := draw.problem(output, image):
         _fail(f"can't write {str(output)!r}: {problem}")
-    commands.compare(photograph, caption, output, list(dict.fromkeys(algorithm or known)), repeats)
+    start = time.perf_counter()
+    names, convolutions = list(dict.fromkeys(algorithm or known)), engine.convolutions(photograph)
+    versions = f"jaxconv {jaxconv.__version__}, JAX {jax.__version__}"
+    where = f"{versions}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    print(Table([f"{caption}; {where}; float32", LEGEND]), flush=True)
+    steps = (engine.compare(convolution, names, repeats) for convolution in convolutions)
+    comparisons, count = [], len(convolutions) * (1 + len(names))
+    for comparison in shown(itertools.chain.from_iterable(steps), count):
+        comparisons.append(comparison)
+        print(engine.table(comparison), flush=True)
+    try:
+        draw.picture(photograph, f"{caption}\n{where}", comparisons).savefig(output, dpi=110)
+    except OSError as error:
+        _fail(f"can't write {str(output)!r}: {error.strerror or error}")
+    seconds = time.perf_counter() - start
+    print(Table(["", f"The picture: {output}. {seconds:.0f} s in all."]), flush=True)
 
 
 @app.command()
@@ -160,9 +177,23 @@ def bench(
     if torch and not installed:
         _fail("can't measure PyTorch: install it by pip install torch")
     selection = Selection(pattern, direction, quick, specs, installed and torch is not False)
+    cases = {suite: SUITES[suite].selected(selection) for suite in suites}
+    if not any(cases.values()):
+        every = f"jaxconv bench {' '.join(suites)} --list"
+        _fail(f"no case is selected; {every} prints the names of all")
     if listed:
-        commands.names(suites, selection)
-    elif not commands.bench(suites, selection, file, folder):
+        for selected in cases.values():
+            print(*dict.fromkeys(case.name for case in selected), sep="\n")
+        return
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _fail(f"can't write into {str(folder)!r}: {error.strerror}")
+    for path in filter(None, (file, folder and folder / "layers.png")):
+        if problem := draw.unwritable(path):
+            _fail(f"can't write {str(path)!r}: {problem}")
+    if not programs.run(cases, selection, file, folder):
         raise typer.Exit(1)
 
 

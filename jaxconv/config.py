@@ -160,7 +160,7 @@ class Config:
         for name in SETTINGS:
             summary = " ".join((getattr(Config, name).__doc__ or "").split()).split(". ")[0]
             rows.append((name, str(getattr(self, name)), variable(name), summary))
-        return tables.Table(rows=rows, detail=True).text(tables.terminal_width())
+        return str(tables.Table(rows=rows, detail=True))
 
 
 def _parsed(function: str, name: str, value: Any, called: str) -> Any:

@@ -72,6 +72,10 @@ class Table:
         below = [*self.below, note] if left_out else self.below
         return "\n".join([*lines, *_wrapped(below, limit)])
 
+    def __str__(self) -> str:
+        """The table, no wider than the terminal."""
+        return self.text(terminal_width())
+
     def html(self) -> str:
         """The table with all columns; its header is the first row."""
         above, below = ("<br>".join(map(html.escape, x)) for x in (self.above, self.below))

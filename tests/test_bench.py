@@ -227,7 +227,7 @@ def test_small_networks_are_small(network: networks.Network) -> None:
 
 
 def _layers(net: networks.Lax, x: Any) -> Any:
-    x = net.leaky_relu(net.conv(x, 4, 4, 2, pad=1))
+    x = net.leaky_relu(net.conv(x, 4, 4, 2))
     return net.logits(net.enlarged(net.max_pool(net.conv(x, 3, 3, bias=False), 2), x))
 
 

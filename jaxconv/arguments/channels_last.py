@@ -29,8 +29,7 @@ def lax_arguments(
     groups: int,
     **others: Any,
 ) -> tuple[Call, dict[str, Any]]:
-    """``conv``'s arguments as lax's, and the call for its errors; a batch that ``x`` lacks is to be
-    added. ``x`` and ``w`` are anything with a shape."""
+    """``conv``'s arguments as lax's, once ``x`` has a batch, and the call for its errors."""
     channels = "the last axis", "the last axis but one"
     guesses = partial(hints.of_conv, tuple(x.shape), tuple(w.shape))
     call = Call(function, {"x": x.shape, "w": w.shape}, NAMES, PADDINGS, channels, guesses)

@@ -5,8 +5,6 @@ package's rows, those of the suite ``layers`` and random ones, in an order that 
 run a fair sample. FILE, for ``zcat``, has each row as soon as it is measured; called again, it goes
 on where it ended. With ``--into jaxconv/planning/data/rows.jsonl.gz`` it is merged into the
 package's rows.
-
-``tune`` measures random convolutions on the user's machine for a minute.
 """
 
 import argparse
@@ -107,8 +105,7 @@ class Tuned(tables.Report):
 
     platform: str
     convolutions: int
-    # Measured over predicted times by algorithm: as predicted without what was measured, and as
-    # predicted from one half of it for the other half, and the reverse.
+    # Measured over predicted times by algorithm: predicted without them, each half by the other.
     before: Mapping[str, Sequence[float]]
     after: Mapping[str, Sequence[float]]
     file: Path | None  # None where they are known to this process only
@@ -134,12 +131,9 @@ def _quartiles(ratios: Sequence[float] | None) -> str:
 
 
 def tune(seconds: float = SECONDS) -> Tuned:
-    """Times random convolutions for about ``seconds``, and keeps them for predictions.
-
-    They are the user's rows, as those of ``autotune``; called again, it times others. Each is kept
-    as soon as it is measured, so that an interrupt loses nothing. A platform without rows in the
-    package, and a program of several processes, raise ValueError.
-    """
+    """Times random convolutions for about ``seconds``, others at each call, and keeps each at once
+    as a row of the user's, like those of ``autotune``. A platform without rows in the package, and
+    a program of several processes, raise ValueError."""
     autotune.check_alone("tune")
     platform = jax.default_backend()
     if not any(machine.platform == platform for machine in package_machines()):
@@ -182,9 +176,7 @@ def _sample() -> Iterator[ConvSpec]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--into", type=Path, help="file of rows that FILE is merged into")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """What is timed: layers of well-known networks, filters, poolings, random convolutions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxconv.spec import ConvSpec, dilate
+from jaxconv.tools.autotune import operands
 
 DIRECTIONS = ("forward", "input gradient", "weight gradient")
 
@@ -39,12 +40,8 @@ class Layer(NamedTuple):
 
     def operands(self) -> tuple[Array, Array, Array]:
         """Image, kernel, and cotangent of the output."""
-        rng = np.random.default_rng(0)
-        spec = self.spec
-        scale = 4 if jnp.issubdtype(spec.dtype, np.integer) else 1
-        shapes = spec.lhs_shape, spec.rhs_shape, spec.out_shape
-        x, w, y = (scale * rng.standard_normal(shape, np.float32) for shape in shapes)
-        return jnp.asarray(x, spec.dtype), jnp.asarray(w, spec.dtype), jnp.asarray(y, spec.dtype)
+        cotangent = np.random.default_rng(1).standard_normal(self.spec.out_shape, np.float32)
+        return *operands(self.spec), jnp.asarray(cotangent, self.spec.dtype)
 
 
 def arguments(spec: ConvSpec) -> dict[str, Any]:
@@ -56,11 +53,22 @@ def arguments(spec: ConvSpec) -> dict[str, Any]:
     else:
         image = f"NC{space}" if spec.channels_first else f"N{space}C"
         numbers = image, kernel, image
-    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
-    names += ("feature_group_count", "batch_group_count")
+    names = "window_strides", "padding", "lhs_dilation", "rhs_dilation"
+    names += "feature_group_count", "batch_group_count"
     preferred = None if spec.out_dtype == spec.dtype else spec.out_dtype
     facts = {"dimension_numbers": numbers, "preferred_element_type": preferred}
     return {name: getattr(spec, name) for name in names} | facts
+
+
+def alike(
+    image: tuple[int, ...], kernel: tuple[int, ...], groups: int, *each: Any, dtype: Any = "float32"
+) -> ConvSpec:
+    """A convolution with ``each``, its stride, padding and dilations of image and kernel, the same
+    along all axes; the sum of int8 is int32."""
+    dtype = np.dtype(dtype)
+    out_dtype = np.dtype("int32") if dtype == np.int8 else dtype
+    strides, padding, ups, dilations = ((value,) * (len(image) - 2) for value in each)
+    return ConvSpec(image, kernel, strides, padding, ups, dilations, dtype, out_dtype, groups)
 
 
 def layer_of(
@@ -79,10 +87,8 @@ def layer_of(
     up: bool = False,
     directions: tuple[str, ...] = DIRECTIONS,
 ) -> Layer:
-    """A layer, the same along each axis except for sizes, with a descriptive name.
-
-    By default it is padded by half its kernel; ``up`` is transposed, to twice the size.
-    """
+    """A layer with a descriptive name, the same along each axis except for sizes, by default padded
+    by half its kernel; ``up`` is transposed, to twice the size."""
     sizes = (size,) * ndim if isinstance(size, int) else size
     entering, leaving = channels
     what = "×".join([str(kernel)] * ndim) if ndim > 1 else f"{kernel} taps"
@@ -98,59 +104,40 @@ def layer_of(
         low = high = (kernel + 1) // 2
         what += " transposed stride 2"
     width = str(entering) if entering == leaving else f"{entering}→{leaving}"
-    spec = ConvSpec(
-        (batch, *sizes, entering),
-        (*(kernel,) * ndim, entering // groups, leaving),
-        (stride,) * ndim,
-        (pads or (low, high),) * ndim,
-        (2 if up else 1,) * ndim,
-        (dilation,) * ndim,
-        np.dtype("float32"),
-        np.dtype("float32"),
-        groups,
-    )
+    image, weights = (batch, *sizes, entering), (*(kernel,) * ndim, entering // groups, leaving)
+    spec = alike(image, weights, groups, stride, pads or (low, high), 2 if up else 1, dilation)
     name = f"{network}: {what}, {'×'.join(map(str, (batch, *sizes)))}×{width}"
     return Layer(name, spec, directions)
 
 
-def _both(network: str, *layer: Any) -> tuple[Layer, Layer]:
-    return layer_of(network, 1, *layer), layer_of(network, 8, *layer)
+def layers(network: str, batches: Sequence[int], *each: tuple[Any, ...]) -> list[Layer]:
+    """Layers of a network, each with all batches."""
+    return [layer_of(network, batch, *layer) for layer in each for batch in batches]
 
 
 _signal, _volume = partial(layer_of, ndim=1), partial(layer_of, ndim=3)
 FLOAT32 = (
-    *_both("ResNet-50", 224, (3, 64), 7, 2),
-    *_both("ResNet-50", 56, (64, 64), 3),
-    *_both("ResNet-50", 28, (128, 128), 3),
-    *_both("ResNet-50", 14, (256, 256), 3),
-    *_both("ResNet-50", 7, (512, 512), 3),
-    *_both("ResNet-50", 56, (128, 128), 3, 2),
-    *_both("ResNet-50", 56, (64, 256), 1),
-    *_both("ResNet-50", 7, (512, 2048), 1),
-    *_both("ResNet-50", 56, (256, 512), 1, 2),
+    *layers("ResNet-50", [1, 8], (224, (3, 64), 7, 2), (56, (64, 64), 3), (28, (128, 128), 3)),
+    *layers("ResNet-50", [1, 8], (14, (256, 256), 3), (7, (512, 512), 3), (56, (128, 128), 3, 2)),
+    *layers("ResNet-50", [1, 8], (56, (64, 256), 1), (7, (512, 2048), 1), (56, (256, 512), 1, 2)),
     layer_of("MobileNetV2", 8, 224, (3, 32), 3, 2),
     layer_of("MobileNetV2", 1, 112, (32, 32), 3, 1, 32),
     layer_of("MobileNetV2", 8, 112, (96, 96), 3, 2, 96),
-    *_both("MobileNetV2", 56, (144, 144), 3, 1, 144),
-    layer_of("MobileNetV2", 8, 14, (576, 576), 3, 1, 576),
-    layer_of("MobileNetV2", 8, 7, (960, 960), 3, 1, 960),
+    *layers("MobileNetV2", [1, 8], (56, (144, 144), 3, 1, 144)),
+    *layers("MobileNetV2", [8], (14, (576, 576), 3, 1, 576), (7, (960, 960), 3, 1, 960)),
     layer_of("MobileNetV2", 8, 56, (24, 144), 1),
-    *_both("MobileNetV2", 7, (320, 1280), 1),
-    *_both("EfficientNet-B0", 28, (240, 240), 5, 1, 240),
-    layer_of("EfficientNet-B0", 8, 14, (672, 672), 5, 2, 672),
-    layer_of("EfficientNet-B0", 8, 1, (672, 28), 1),
-    *_both("ConvNeXt-T", 224, (3, 96), 4, 4),
+    *layers("MobileNetV2", [1, 8], (7, (320, 1280), 1)),
+    *layers("EfficientNet-B0", [1, 8], (28, (240, 240), 5, 1, 240)),
+    *layers("EfficientNet-B0", [8], (14, (672, 672), 5, 2, 672), (1, (672, 28), 1)),
+    *layers("ConvNeXt-T", [1, 8], (224, (3, 96), 4, 4)),
     layer_of("ConvNeXt-T", 8, 56, (96, 192), 2, 2),
-    *_both("ConvNeXt-T", 56, (96, 96), 7, 1, 96),
-    layer_of("ConvNeXt-T", 8, 14, (384, 384), 7, 1, 384),
-    layer_of("ConvNeXt-T", 8, 56, (96, 384), 1),
+    *layers("ConvNeXt-T", [1, 8], (56, (96, 96), 7, 1, 96)),
+    *layers("ConvNeXt-T", [8], (14, (384, 384), 7, 1, 384), (56, (96, 384), 1)),
     layer_of("ResNeXt-50", 1, 56, (128, 128), 3, 1, 32),
     layer_of("ResNeXt-50", 8, 28, (256, 256), 3, 1, 32),
     layer_of("ResNeXt-50", 1, 14, (512, 512), 3, 1, 32),
     layer_of("ResNeXt-50", 8, 14, (1024, 1024), 3, 2, 32),
-    layer_of("VGG-16", 1, 224, (3, 64), 3),
-    layer_of("VGG-16", 1, 224, (64, 64), 3),
-    layer_of("VGG-16", 1, 56, (256, 256), 3),
+    *layers("VGG-16", [1], (224, (3, 64), 3), (224, (64, 64), 3), (56, (256, 256), 3)),
     layer_of("VGG-16", 8, 14, (512, 512), 3),
     _volume("3-D U-Net", 1, 32, (1, 32), 3),
     _volume("3-D U-Net", 1, 32, (32, 64), 3),
@@ -166,7 +153,7 @@ FLOAT32 = (
     _signal("wav2vec 2.0", 1, 499, (768, 768), 128, 1, 16, pads=(64, 64)),
     _signal("Mamba", 1, 2048, (1536, 1536), 4, 1, 1536, causal=True),
     _signal("Mamba", 8, 1024, (768, 768), 4, 1, 768, causal=True),
-    *_both("ViT-B/16", 224, (3, 768), 16, 16),
+    *layers("ViT-B/16", [1, 8], (224, (3, 768), 16, 16)),
     layer_of("Sobel", 1, 1024, (1, 2), 3),
     layer_of("RGB filter", 1, 512, (3, 3), 5, 1, 3),
     layer_of("blur", 1, 1024, (1, 1), 11),
@@ -184,8 +171,7 @@ LAYERS = FLOAT32 + tuple(
         (np.dtype("int8"), np.dtype("int32"), ("forward",)),
     )
     for layer in (
-        layer_of("ResNet-50", 1, 28, (128, 128), 3),
-        layer_of("ResNet-50", 1, 28, (128, 512), 1),
+        *layers("ResNet-50", [1], (28, (128, 128), 3), (28, (128, 512), 1)),
         layer_of("MobileNetV2", 1, 56, (144, 144), 3, 1, 144),
     )
 )
@@ -238,11 +224,8 @@ FEWEST_FLOPS, FAST_FLOPS, LOOP_FLOPS, OPERANDS = 1e6, 1e10, 6e8, 64 << 20
 
 
 def random_specs(seed: int, count: int) -> list[ConvSpec]:
-    """Random convolutions as they occur in practice, the same for the same seed.
-
-    Of one to three dimensions, transposed ones and weight gradients among them, limited so that lax
-    takes about half a second at most.
-    """
+    """Random convolutions as they occur in practice, transposed ones and weight gradients among
+    them, each of at most about half a second by lax; the same for the same seed."""
     rng = np.random.default_rng(seed)
     specs: list[ConvSpec] = []
     while len(specs) < count:
@@ -307,18 +290,9 @@ def _random_spec(rng: np.random.Generator) -> ConvSpec | None:
         return None  # mostly padding
     half, causal = ((extent - 1) // 2, extent // 2), (extent - 1, 0)
     pads = {"valid": (0, 0), "half": half, "causal": causal}[_pick(rng, PADS)]
-    dtype = np.dtype(_pick(rng, DTYPES))
-    spec = ConvSpec(
-        (int(rng.choice([1, 2, 4, 8])), *sizes, c),
-        (*(kernel,) * ndim, c // groups, o),
-        (stride,) * ndim,
-        (pads,) * ndim,
-        (up,) * ndim,
-        (dilation,) * ndim,
-        dtype,
-        np.dtype("int32") if dtype == "int8" else dtype,
-        groups,
-    )
+    dtype, batch = _pick(rng, DTYPES), int(rng.choice([1, 2, 4, 8]))
+    image, weights = (batch, *sizes, c), (*(kernel,) * ndim, c // groups, o)
+    spec = alike(image, weights, groups, stride, pads, up, dilation, dtype=dtype)
     if spec.is_empty:
         return None
     if up == 1 and dtype != "int8" and rng.random() < 0.3:

@@ -16,19 +16,17 @@ from PIL import Image, ImageOps
 
 import jaxconv
 from jaxconv import tables
-from jaxconv.bench.cases import Layer
+from jaxconv.bench.cases import Layer, alike
 from jaxconv.bench.measure import Effort, Result, measure, reference
 from jaxconv.bench.measure import table as results_table
 from jaxconv.planning.plan import Candidate, Plan, plan_spec
 from jaxconv.planning.timing import Compiled
-from jaxconv.spec import ConvSpec
 
 # Seconds for an algorithm on a convolution, and the numbers of pairs that are needed and that are
 # enough, unless the user says how many. In total this takes a minute on two cores.
 BUDGET, FEWEST, ENOUGH = 0.3, 5, 20
 SLOW = 1.0  # seconds of a call above which an algorithm is not measured, unless the user says so
-# Intermediate bytes above which it is not run: it could exhaust memory. Only photographs larger
-# than the default size reach the limit.
+# Intermediate bytes above which it is not run: only large photographs could exhaust memory.
 WORKSPACE_LIMIT = 4 << 30
 
 
@@ -82,50 +80,35 @@ def convolutions(photograph: np.ndarray) -> tuple[Convolution, ...]:
     features = lax.reduce_window(
         lax_stem(rgb, stem.kernel, rgb), np.float32(0), lax.max, (1, 3, 3, 1), (1, 2, 2, 1), pads
     )
+    gauss = np.exp(-(np.arange(-5.0, 6.0) ** 2) / 8)  # σ = 2 pixels
+    blur = np.outer(gauss, gauss) / gauss.sum() ** 2
+    sobel = np.outer([1, 2, 1], [-1, 0, 1]) / 4  # the derivative along x
+    tent = np.array([1, 3, 3, 1]) / 4  # interpolates to twice the size
+    bilinear = np.outer(tent, tent)[:, :, None, None] * np.eye(64)  # each channel from itself
     return (
-        _convolution("Depthwise 11×11 blur", rgb, _blur(), 5),
-        _convolution("Sobel pair, 3×3, 1 → 2", grey, _sobel(), 1),
+        _convolution("Depthwise 11×11 blur", rgb, np.stack([blur] * 3, -1)[:, :, None], 5),
+        _convolution("Sobel pair, 3×3, 1 → 2", grey, np.stack([sobel, sobel.T], -1)[:, :, None], 1),
         stem,
         _convolution("3×3, 64 → 64", features, _random(3, 3, 64, 64), 1),
         _convolution("1×1, 64 → 256", features, _random(1, 1, 64, 256), 0),
         # The same convolution as lax.conv_transpose(x, kernel, (2, 2), "SAME").
-        _convolution("Transposed 4×4, 2× up, 64 → 64", features, _bilinear(64), 2, up=2),
+        _convolution("Transposed 4×4, 2× up, 64 → 64", features, bilinear, 2, up=2),
     )
 
 
 def _convolution(
     name: str, image: Array, kernel: np.ndarray, pad: int, stride: int = 1, up: int = 1
 ) -> Convolution:
-    float32, groups = np.dtype("float32"), image.shape[-1] // kernel.shape[2]
-    axes = (stride,) * 2, ((pad, pad),) * 2, (up,) * 2, (1, 1)
-    spec = ConvSpec(image.shape, kernel.shape, *axes, float32, float32, groups)
-    return Convolution(Layer(name, spec), image, jnp.asarray(kernel))
-
-
-def _blur() -> np.ndarray:
-    """An 11×11 Gaussian, σ = 2 pixels, the same for three channels: (11, 11, 1, 3)."""
-    line = np.exp(-(np.arange(-5.0, 6.0) ** 2) / 8)
-    kernel = np.outer(line, line) / line.sum() ** 2
-    return np.repeat(kernel[:, :, None, None], 3, axis=-1).astype(np.float32)
-
-
-def _sobel() -> np.ndarray:
-    """The derivatives along x and along y: (3, 3, 1, 2)."""
-    along_x = np.outer([1, 2, 1], [-1, 0, 1]) / 4
-    return np.stack([along_x, along_x.T], axis=-1)[:, :, None].astype(np.float32)
+    groups = image.shape[-1] // kernel.shape[2]
+    spec = alike(image.shape, kernel.shape, groups, stride, (pad, pad), up, 1)
+    return Convolution(Layer(name, spec), image, jnp.asarray(kernel, jnp.float32))
 
 
 def _random(*shape: int) -> np.ndarray:
     """He et al.'s initial weights (2015), the same in each run: (kh, kw, c, o)."""
     kernel = np.random.default_rng(0).standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))
     # Zero-mean filters respond to structure and not to brightness, as trained ones do.
-    return (kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)).astype(np.float32)
-
-
-def _bilinear(channels: int) -> np.ndarray:
-    """Interpolation to twice the size, each channel from itself: (4, 4, channels, channels)."""
-    line = np.array([1, 3, 3, 1]) / 4
-    return (np.outer(line, line)[:, :, None, None] * np.eye(channels)).astype(np.float32)
+    return kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
 
 
 class Comparison(NamedTuple):
@@ -143,12 +126,10 @@ class Comparison(NamedTuple):
 def compare(
     convolution: Convolution, algorithms: Sequence[str], repeats: int | None = None
 ) -> Iterator[str | Comparison]:
-    """Measures a convolution by lax and by each algorithm, on JAX's default device.
-
-    Yields a description before each measurement, and the ``Comparison`` after them. There are
-    ``repeats`` pairs of calls, lax and the algorithm in turn; by default as many as fit ``BUDGET``,
-    from ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``.
-    """
+    """Measures a convolution by lax and by each algorithm, on JAX's default device: yields a
+    description before each measurement, and the ``Comparison`` after them. There are ``repeats``
+    pairs of calls, lax and the algorithm in turn; by default as many as fit ``BUDGET``, from
+    ``FEWEST`` to ``ENOUGH``, and none by what is ``SLOW``."""
     effort, slow = Effort(ENOUGH, BUDGET, 0.0, FEWEST), SLOW
     if repeats is not None:
         effort, slow = Effort(repeats, math.inf, 0.0), math.inf

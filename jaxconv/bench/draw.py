@@ -45,13 +45,10 @@ def picture(photograph: np.ndarray, caption: str, comparisons: Sequence[Comparis
         _image(above, np.clip(out, 0, 1), title, caption)
         # lax itself has no bar.
         shown = [r for r in comparison.results if r.name != "lax"]
-        colours = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
-        _bars(
-            below,
-            [" ".join(filter(None, (r.name, r.how, "= lax" * r.is_lax))) for r in shown],
-            [result.quartiles() for result in shown],
-            [colours.get(result.name, OTHER) for result in shown],
-        )
+        labels = [" ".join(filter(None, (r.name, r.how, "= lax" * r.is_lax))) for r in shown]
+        special = {"auto": AUTO, comparison.plan.algorithm: CHOSEN}
+        colours = [special.get(result.name, OTHER) for result in shown]
+        _bars(below, labels, [result.quartiles() for result in shown], colours)
     return figure
 
 

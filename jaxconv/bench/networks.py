@@ -1,9 +1,8 @@
-"""Whole networks, those of the papers and small ones that people train on a CPU, without
-normalisation, so that convolutions dominate their cost.
+"""Networks of papers, and small ones that people train on a CPU, without normalisation, so that
+convolutions dominate their cost; those that a normalisation follows in the paper have no bias.
 
-A network is written once and run by JAX (``Lax``, which calls lax's functions as a user's model
-does) and by PyTorch (``torch_peer.Torch``, with the same methods). As in the papers, convolutions
-followed there by a normalisation have no bias.
+Each is written once and run by JAX (``Lax``, which calls lax's functions as a user's model does)
+and by PyTorch (``torch_peer.Torch``, with the same methods).
 """
 
 import math
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxconv.arguments.hints import lettered
+
 # For each layer: kernel (h, w, in, out) or matrix (in, out), and bias if any.
 Params = list[tuple[Any, ...]]
 # So large that gradients dominate the updated parameters, by which a step is checked.
@@ -23,16 +24,14 @@ RATE = 1024.0
 CLASSES = 1000
 
 
-def padding(kernel: int) -> int:
-    """Half the size of an odd kernel, 0 for an even one."""
-    return kernel // 2 * (kernel % 2)
+def padding(kernel: int, stride: int) -> int:
+    """That of a kernel whose output has the size of its input over ``stride``."""
+    return (kernel - stride + 1) // 2
 
 
 class Lax:
-    """Operations by JAX on images, whose channels, and those of kernels, may be ``first``.
-
-    ``parameters`` returns a layer's, from the shape of its kernel and whether it has a bias.
-    """
+    """Operations by JAX on images, whose channels, and those of kernels, may be ``first``;
+    ``parameters`` returns a layer's, from the shape of its kernel and whether it has a bias."""
 
     relu = staticmethod(jax.nn.relu)
     relu6 = staticmethod(jax.nn.relu6)
@@ -47,22 +46,13 @@ class Lax:
         return (1, tuple(range(2, x.ndim))) if self.first else (-1, tuple(range(1, x.ndim - 1)))
 
     def conv(
-        self,
-        x: Any,
-        channels: int,
-        size: int,
-        stride: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        pad: int | None = None,
+        self, x: Any, channels: int, size: int, stride: int = 1, groups: int = 1, bias: bool = True
     ) -> Any:
-        """A convolution to ``channels``, padded by ``pad``, by default ``padding``."""
+        """A convolution to ``channels``, padded by ``padding``."""
         last, positions = self.axes(x)
-        ndim, pad = len(positions), padding(size) if pad is None else pad
+        ndim, pad = len(positions), padding(size, stride)
         kernel, *biases = self.parameters((*ndim * [size], x.shape[last] // groups, channels), bias)
-        space = "DHW"[3 - ndim :]
-        first = f"NC{space}", f"OI{space}", f"NC{space}"
-        numbers = first if self.first else (f"N{space}C", f"{space}IO", f"N{space}C")
+        numbers = None if self.first else lettered(x.ndim)
         strides, pads = ndim * [stride], ndim * [(pad, pad)]
         y = lax.conv_general_dilated(
             x, kernel, strides, pads, None, None, numbers, feature_group_count=groups
@@ -79,7 +69,7 @@ class Lax:
         """Of stride 2, padded by ``padding``."""
         window, strides, pads = [1] * x.ndim, [1] * x.ndim, [0] * x.ndim
         for axis in self.axes(x)[1]:
-            window[axis], strides[axis], pads[axis] = size, 2, padding(size)
+            window[axis], strides[axis], pads[axis] = size, 2, padding(size, 2)
         return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, [(p, p) for p in pads])
 
     def enlarged(self, x: Any, other: Any) -> Any:
@@ -102,8 +92,7 @@ def mobilenet_v2(net: Lax, x: Any) -> Any:
         (6, 160, 3, 2),
         (6, 320, 1, 1),
     ):
-        for block in range(blocks):
-            stride = first_stride if block == 0 else 1
+        for stride in (first_stride, *[1] * (blocks - 1)):
             hidden = entering * expansion
             y = net.relu6(net.conv(x, hidden, 1, bias=False)) if expansion > 1 else x
             y = net.relu6(net.conv(y, hidden, 3, stride, hidden, bias=False))
@@ -116,12 +105,11 @@ def resnet_50(net: Lax, x: Any) -> Any:
     """He et al. 2015."""
     x = net.max_pool(net.relu(net.conv(x, 64, 7, 2, bias=False)), 3)
     for channels, blocks, first_stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for block in range(blocks):
-            stride = first_stride if block == 0 else 1
+        for stride in (first_stride, *[1] * (blocks - 1)):
             y = net.relu(net.conv(x, channels, 1, bias=False))
             y = net.relu(net.conv(y, channels, 3, stride, bias=False))
             y = net.conv(y, 4 * channels, 1, bias=False)
-            shortcut = net.conv(x, 4 * channels, 1, stride, bias=False) if block == 0 else x
+            shortcut = x if x.shape == y.shape else net.conv(x, 4 * channels, 1, stride, bias=False)
             x = net.relu(shortcut + y)
     return net.logits(x)
 
@@ -149,18 +137,25 @@ def pooled(net: Lax, x: Any, blocks: tuple[tuple[int, int], ...]) -> Any:
 def resnet_20(net: Lax, x: Any) -> Any:
     """He et al. 2015, for CIFAR."""
     x = net.relu(net.conv(x, 16, 3, bias=False))
-    for channels in (16, 32, 64):
-        for block in range(3):
-            stride = 2 if block == 0 and channels > 16 else 1
+    for channels, first_stride in ((16, 1), (32, 2), (64, 2)):
+        for stride in (first_stride, 1, 1):
             y = net.relu(net.conv(x, channels, 3, stride, bias=False))
             y = net.conv(y, channels, 3, bias=False)
-            x = net.relu((net.conv(x, channels, 1, 2, bias=False) if stride == 2 else x) + y)
+            shortcut = net.conv(x, channels, 1, stride, bias=False) if stride > 1 else x
+            x = net.relu(shortcut + y)
     return net.logits(x)
 
 
 def strided(net: Lax, x: Any) -> Any:
     """Two 5×5 convolutions of stride 2."""
     return net.logits(net.relu(net.conv(net.relu(net.conv(x, 32, 5, 2)), 64, 5, 2)))
+
+
+def discriminator(net: Lax, x: Any) -> Any:
+    """Of a GAN, as Radford et al. 2015."""
+    for channels in (64, 128, 256):
+        x = net.leaky_relu(net.conv(x, channels, 4, 2))
+    return net.logits(x)
 
 
 def keyword_spotting(net: Lax, x: Any) -> Any:
@@ -174,8 +169,7 @@ def keyword_spotting(net: Lax, x: Any) -> Any:
 
 def separable(net: Lax, x: Any) -> Any:
     """Depthwise and 1×1 convolutions, as MobileNet's."""
-    x = net.relu(net.conv(x, 32, 3))
-    entering = 32
+    x, entering = net.relu(net.conv(x, 32, 3)), 32
     for channels, stride in ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1)):
         x = net.relu(net.conv(x, entering, 3, stride, entering))
         x, entering = net.relu(net.conv(x, channels, 1)), channels
@@ -189,13 +183,6 @@ def impala(net: Lax, x: Any) -> Any:
         for _ in range(2):
             x = x + net.conv(net.relu(net.conv(net.relu(x), channels, 3)), channels, 3)
     return net.logits(net.relu(x))
-
-
-def discriminator(net: Lax, x: Any) -> Any:
-    """Of a GAN, as Radford et al. 2015."""
-    for channels in (64, 128, 256):
-        x = net.leaky_relu(net.conv(x, channels, 4, 2, pad=1))
-    return net.logits(x)
 
 
 def unet(net: Lax, x: Any) -> Any:
@@ -262,32 +249,22 @@ class Network(NamedTuple):
         return value, jax.tree.map(lambda p, g: p - RATE * g, params, gradients)
 
 
-NETWORKS = tuple(
-    Network(kind, layers, batch, first)
-    for first in (False, True)
-    for kind, layers in (
-        ("MobileNetV2", mobilenet_v2),
-        ("ResNet-50", resnet_50),
-        ("ConvNeXt-T", convnext_t),
-    )
-    for batch in (1, 8)
-)
+LARGE = ("MobileNetV2", mobilenet_v2), ("ResNet-50", resnet_50), ("ConvNeXt-T", convnext_t)
 VGG_11 = ((64, 1), (128, 1), (256, 2), (512, 2), (512, 2))  # Simonyan and Zisserman 2014, A
-NETWORKS += (Network("VGG-11", partial(pooled, blocks=VGG_11), 8, shape=(96, 96, 3)),)
-SMALL: tuple[tuple[str, Callable[[Lax, Any], Any], tuple[int, ...]], ...] = (
-    ("ResNet-20", resnet_20, (32, 32, 3)),
-    ("CIFAR", partial(pooled, blocks=((32, 2), (64, 2), (128, 2))), (32, 32, 3)),
-    ("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), (28, 28, 1)),
-    ("MNIST, strides", strided, (28, 28, 1)),
-    ("separable", separable, (32, 32, 3)),
-    ("keyword spotting", keyword_spotting, (101, 40)),
-    ("volume", partial(pooled, blocks=((16, 1), (32, 1), (32, 1))), (32, 32, 32, 1)),
-    ("reinforcement", impala, (64, 64, 3)),
-    ("discriminator", discriminator, (32, 32, 3)),
-    ("U-Net, 1-D", unet, (1024, 1)),
+SMALL = (
+    ("VGG-11", partial(pooled, blocks=VGG_11), (96, 96, 3), [8]),
+    ("ResNet-20", resnet_20, (32, 32, 3), [1, 64]),
+    ("CIFAR", partial(pooled, blocks=((32, 2), (64, 2), (128, 2))), (32, 32, 3), [1, 64]),
+    ("MNIST", partial(pooled, blocks=((32, 1), (64, 1))), (28, 28, 1), [1, 64]),
+    ("MNIST, strides", strided, (28, 28, 1), [1, 64]),
+    ("separable", separable, (32, 32, 3), [1, 64]),
+    ("keyword spotting", keyword_spotting, (101, 40), [1, 64]),
+    ("volume", partial(pooled, blocks=((16, 1), (32, 1), (32, 1))), (32, 32, 32, 1), [1, 4]),
+    ("reinforcement", impala, (64, 64, 3), [1, 64]),
+    ("discriminator", discriminator, (32, 32, 3), [1, 64]),
+    ("U-Net, 1-D", unet, (1024, 1), [1, 64]),
 )
-NETWORKS += tuple(
-    Network(kind, layers, batch, shape=shape)
-    for kind, layers, shape in SMALL
-    for batch in (1, 4 if kind == "volume" else 64)
+NETWORKS = (
+    *(Network(*net, batch, first) for first in (False, True) for net in LARGE for batch in (1, 8)),
+    *(Network(kind, net, size, shape=shape) for kind, net, shape, sizes in SMALL for size in sizes),
 )

@@ -1,13 +1,16 @@
 """The suites of ``jaxconv bench``: layers, poolings, networks and random convolutions."""
 
 import dataclasses
+import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -15,15 +18,18 @@ import numpy as np
 from jax import lax
 
 import jaxconv
+from jaxconv.bench import draw
 from jaxconv.bench.cases import COUNT, LAYERS, POOLS, SEED, Layer, Pool, arguments, random_specs
-from jaxconv.bench.measure import Effort, Result, gemm_peak, measure, reference
+from jaxconv.bench.measure import Effort, Result, contents, gemm_peak, measure, reference, write
 from jaxconv.bench.networks import NETWORKS, Network
 from jaxconv.planning.choose import choose, worthwhile
 from jaxconv.planning.machine import processor, version
 from jaxconv.planning.timing import Call, Compiled
 from jaxconv.pooling.choose import choose as choose_pooling
 from jaxconv.spec import ConvSpec
+from jaxconv.tables import Table
 from jaxconv.tools.autotune import candidates, operands, timed
+from jaxconv.tools.progress import shown
 from jaxconv.transforms import jaxprs
 
 
@@ -61,21 +67,15 @@ def _by_torch(effort: Effort, kind: str, *args: Any) -> Call | None:
 
 
 def measure_layer(layer: Layer, direction: str, effort: Effort) -> Result:
-    args = layer.operands()
+    args, platform = layer.operands(), jax.default_backend()
     by_lax = layer.function(lax.conv_general_dilated, direction)
-    specs, platform = convolutions(by_lax, *args), jax.default_backend()
-    return measure(
-        effort,
-        Compiled(by_lax, *args),
-        Compiled(layer.function(jaxconv.conv_general_dilated, direction), *args),
-        _by_torch(effort, "layer", layer, direction, *args),
-        partial(reference, layer.spec, *args[:2]) if direction == "forward" else None,
-        flops=flops(specs),
-        name=layer.name,
-        direction=direction,
-        how=", ".join(choose(spec, platform)[0] for spec in specs),
-        tolerance=tolerance(layer.spec),
-    )
+    own = layer.function(jaxconv.conv_general_dilated, direction)
+    specs = convolutions(by_lax, *args)
+    facts = {"name": layer.name, "direction": direction, "tolerance": tolerance(layer.spec)}
+    facts |= {"how": ", ".join(choose(spec, platform)[0] for spec in specs), "flops": flops(specs)}
+    torch = _by_torch(effort, "layer", layer, direction, *args)
+    exact = partial(reference, layer.spec, *args[:2]) if direction == "forward" else None
+    return measure(effort, Compiled(by_lax, *args), Compiled(own, *args), torch, exact, **facts)
 
 
 def measure_pool(pool: Pool, direction: str, effort: Effort) -> Result:
@@ -92,26 +92,18 @@ def measure_network(network: Network, direction: str, effort: Effort) -> Result:
     args: tuple[Any, ...] = (network.init(), *network.data())
     if direction == "forward":
         function, args = network.forward, args[:-1]
-    return measure(
-        effort,
-        Compiled(function, *args),
-        Compiled(jaxconv.accelerate(function), *args),
-        _by_torch(effort, "network", network, *args),
-        name=network.name,
-        direction=direction,
-        how="accelerate",
-        flops=flops(convolutions(function, *args)),
-        # The smallest gradients of 50 layers suffer from cancellation.
-        tolerance=1e-4 if direction == "forward" else 1e-2,
-    )
+    by_lax, own = (Compiled(f, *args) for f in (function, jaxconv.accelerate(function)))
+    facts: dict[str, Any] = {"name": network.name, "direction": direction, "how": "accelerate"}
+    # The smallest gradients of 50 layers suffer from cancellation.
+    facts["tolerance"] = 1e-4 if direction == "forward" else 1e-2
+    facts["flops"] = flops(convolutions(function, *args))
+    return measure(effort, by_lax, own, _by_torch(effort, "network", network, *args), **facts)
 
 
 def measure_regret(spec: ConvSpec, effort: Effort) -> Result:
-    """The time of what "auto" chooses over that of the best algorithm.
-
-    Times every candidate to find the best, then "auto" and the best in turn: judged by the times
-    that chose it, the best would often be a lucky one, and its luck would count as regret.
-    """
+    """The time of what "auto" chooses over that of the best algorithm. Times every candidate to
+    find the best, then "auto" and the best in turn: judged by the times that chose it, the best
+    would often be a lucky one, and its luck would count as regret."""
     platform = jax.default_backend()
     chosen, _ = choose(spec, platform)
     seconds = timed(spec, candidates(spec, platform), platform, effort.seconds).seconds
@@ -210,3 +202,41 @@ def machine(torch: bool = False) -> dict[str, Any]:
         "numpy": np.__version__,
         "torch": version_of("torch") if torch else None,
     }
+
+
+def run(
+    cases: Mapping[str, Sequence[Case]],
+    selection: Selection,
+    file: Path | None,
+    folder: Path | None,
+) -> bool:
+    """Prints a table of each suite, writes everything to ``file`` and pictures into ``folder``, and
+    returns whether all results agree with lax's."""
+    start, here = time.perf_counter(), machine(selection.torch)
+    torch = f"PyTorch {here['torch']}, " if selection.torch else ""
+    versions = f"jaxconv {here['jaxconv']}, JAX {here['jax']}, {torch}{here['cpu']}"
+    peak = f"float32 GEMM {here['gemm'] / 1e9:.0f} GFLOP/s"
+    print(Table([f"{versions}, {here['cores']} cores, {peak}"]), flush=True)
+    results: dict[str, list[Result]] = {}
+    for suite, selected in cases.items():
+        try:
+            for result in shown(SUITES[suite].run(selected, selection), len(selected)):
+                results.setdefault(suite, []).append(result)
+                if file is not None:
+                    found = {name: [r.as_json() for r in rows] for name, rows in results.items()}
+                    document = {"machine": here, "results": found}
+                    write(file, json.dumps(document, indent=1, ensure_ascii=False).encode())
+        finally:  # also of those before an interrupt
+            if suite in results:
+                table = dataclasses.replace(contents(results[suite]), above=["", suite, ""])
+                print(table, flush=True)
+    written = [file] if file is not None else []
+    if folder is not None:
+        for suite, rows in results.items():
+            written.append(folder / f"{suite}.png")
+            draw.ratios(rows).savefig(written[-1], dpi=110)
+    wrong = [result.wrong for rows in results.values() for result in rows if result.wrong]
+    lines = [f"WRONG: {text}" for text in wrong]
+    lines += [f"Written: {', '.join(map(str, written))}"] if written else []
+    print(Table(["", *lines, f"{time.perf_counter() - start:.0f} s in all."]), flush=True)
+    return not wrong

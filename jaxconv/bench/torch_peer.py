@@ -1,12 +1,10 @@
-"""Layers and networks by PyTorch, in its channels-last format, on all cores.
-
-The only module that imports torch; imported only if it is installed.
-"""
+"""Layers and networks by PyTorch, channels last, on all cores; imported if torch is installed."""
 
 import os
 from functools import partial
 from typing import Any, cast
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -57,30 +55,19 @@ class Torch:
 
     def max_pool(self, x: torch.Tensor, size: int) -> torch.Tensor:
         pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.ndim - 3]
-        return pool(x, size, 2, padding(size))
+        return pool(x, size, 2, padding(size, 2))
 
     def enlarged(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         return torch.cat([F.interpolate(x, scale_factor=2), other], 1)
 
     def conv(
-        self,
-        x: Any,
-        channels: int,
-        kernel: int,
-        stride: int = 1,
-        groups: int = 1,
-        bias: bool = True,
-        pad: int | None = None,
+        self, x: Any, channels: int, size: int, stride: int = 1, groups: int = 1, bias: bool = True
     ) -> torch.Tensor:
-        weights, *biases = next(self._params)
-        pad = padding(kernel) if pad is None else pad
-        numbers = [[n] * (x.ndim - 2) for n in (stride, pad, 1)]
-        added, zeros = biases[0] if bias else None, [0] * (x.ndim - 2)
-        return torch.convolution(x, weights, added, *numbers, False, zeros, groups)
+        conv, pad = (F.conv1d, F.conv2d, F.conv3d)[x.ndim - 3], padding(size, stride)
+        return conv(x, *next(self._params), stride=stride, padding=pad, groups=groups)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        weights, bias = next(self._params)
-        return F.linear(x.mean(tuple(range(2, x.ndim))), weights, bias)
+        return F.linear(x.mean(tuple(range(2, x.ndim))), *next(self._params))
 
 
 def layer(layer: Layer, direction: str, *operands: Any) -> Call | None:
@@ -122,15 +109,14 @@ def network(network: Network, params: Any, x: Any, labels: Any = None) -> Call |
     if network.first:
         return None
     images, net = tensor(x), cast(Any, Torch)
-    weights = [
-        [kernel(x) if x.ndim > 2 else torch.tensor(np.array(x).T) for x in layer]
-        for layer in params
-    ]
+    weights = jax.tree.map(
+        lambda x: kernel(x) if x.ndim > 2 else torch.tensor(np.array(x).T), params
+    )
     if labels is None:
         forward = torch.no_grad()(lambda: network.layers(net(weights), images))
         return Call(forward, torch.Tensor.numpy)
     targets = torch.from_numpy(np.array(labels, np.int64))
-    leaves = [leaf.requires_grad_() for layer in weights for leaf in layer]
+    leaves = [leaf.requires_grad_() for leaf in jax.tree.leaves(weights)]
     optimizer = torch.optim.SGD(leaves, lr=0.0, foreach=True)
 
     def step() -> torch.Tensor:

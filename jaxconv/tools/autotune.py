@@ -188,8 +188,7 @@ def measured(
 
 
 def candidates(spec: ConvSpec, platform: str, most: int | None = None) -> list[str]:
-    """The algorithms worth measuring: the planned one, XLA's, and those that may be faster, at
-    ``most`` so many."""
+    """The algorithms worth measuring: the planned one, XLA's, and ``most`` that may be faster."""
     plan = plan_spec(spec, platform)
     times = sorted((c.seconds or 0.0, c.name) for c in plan.eligible)
     hopeless = HOPELESS_PREDICTED * min((time for time, _ in times if time), default=0.0)

@@ -118,7 +118,7 @@ def _table(
     known = any(row.seconds is not None for row in rows)
     lines = [HEADER, *map(_cells, rows), *last]
     bold = range(1 + len(rows), len(lines))
-    lines += map(_pooling_cells, poolings)
+    lines += map(_cells, poolings)
     below = [POOLED] if poolings else []
     below += [WITHIN] if any(row.within for row in (*rows, *poolings)) else []
     caution = "" if not rows else CAUTION if known else UNKNOWN
@@ -126,17 +126,14 @@ def _table(
     return tables.Table(above, lines, FIGURES, bold, below, SPARE, detail=True)
 
 
-def _pooling_cells(row: PoolingRow) -> tuple[str, ...]:
+def _cells(row: Row | PoolingRow) -> tuple[str, ...]:
     count = f"{row.count} {row.within}".rstrip()
-    figures = ["–"] * (len(HEADER) - 5)
-    return row.where, row.direction, row.algorithm, count, *figures, str(row.pooling)
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    count = f"{row.count} {row.within}".rstrip()
-    known = "–" if row.sigma is None else tables.factor(row.sigma)
-    figures = _figures(row, "measured" if row.measured else known)
-    what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
+    if isinstance(row, PoolingRow):
+        figures, what = ("–",) * (len(HEADER) - 5), str(row.pooling)
+    else:
+        known = "–" if row.sigma is None else tables.factor(row.sigma)
+        figures = _figures(row, "measured" if row.measured else known)
+        what = f"{row.spec}; {row.exchanged}" if row.exchanged else str(row.spec)
     return row.where, row.direction, row.algorithm, count, *figures, what
 
 
@@ -183,36 +180,29 @@ def explain(
       ['forward', 'weight gradient']
     """
     platform = checked_platform("explain", platform)
-    found = list(operations("explain", fn, args, kwargs))
-    lowered = _lowered(fn, args, kwargs)
-    parts = {
-        conv.part_of[0]: (conv.spec, conv.part_of[1])
-        for conv in lowered
-        if conv.part_of and isinstance(conv.spec, ConvSpec)
+    found, lowered = operations("explain", fn, args, kwargs), _lowered(fn, args, kwargs)
+    parts: dict[ConvSpec, Any] = {
+        conv.part_of[0]: (conv.spec, conv.part_of[1]) for conv in lowered if conv.part_of
     }
-    counts, poolings = Counter[Row](), Counter[PoolingRow]()
+    counts = Counter[Row | PoolingRow]()
     for each in found:
         where = source_line(each.eqn.source_info.traceback)
         if each.original.name in KINDS:
-            row = _pooling_row(each.pooling, platform, where, bool(lowered))
+            algorithm, why = choose(each.pooling, platform)
+            if lowered:
+                algorithm, why = "xla", "its part of an array is a device's, which XLA knows"
             direction = "gradient" if "transpose(" in each.stack else each.pooling.direction
-            changes = {"direction": direction, "within": each.within}
-            poolings[dataclasses.replace(row, **changes)] += each.times
-            continue
-        whole = each.spec("explain")
-        spec, exchanged = parts.get(whole, (whole, ""))
-        more = {"direction": _direction(each), "within": each.within, "exchanged": exchanged}
-        counts[_row(spec, each.algorithm, platform, where, **more)] += each.times
-    rows = (dataclasses.replace(row, count=count) for row, count in counts.items())
-    others = (dataclasses.replace(row, count=count) for row, count in poolings.items())
-    return Explanation(platform, tuple(rows), tuple(others))
-
-
-def _pooling_row(pooling: Pooling, platform: str, where: str, several_devices: bool) -> PoolingRow:
-    algorithm, why = choose(pooling, platform)
-    if several_devices:
-        algorithm, why = "xla", "its part of an array is a device's, which XLA knows"
-    return PoolingRow(pooling, where, algorithm, why)
+            row = PoolingRow(each.pooling, where, algorithm, why, direction, within=each.within)
+        else:
+            whole = each.spec("explain")
+            spec, exchanged = parts.get(whole, (whole, ""))
+            more = {"direction": _direction(each), "within": each.within, "exchanged": exchanged}
+            row = _row(spec, each.algorithm, platform, where, **more)
+        counts[row] += each.times
+    rows = [dataclasses.replace(row, count=count) for row, count in counts.items()]
+    convolutions = tuple(row for row in rows if isinstance(row, Row))
+    poolings = tuple(row for row in rows if isinstance(row, PoolingRow))
+    return Explanation(platform, convolutions, poolings)
 
 
 def _lowered(fn: Callable[..., Any], args: Any, kwargs: Any) -> list[Lowered]:
@@ -251,9 +241,8 @@ class Compiled:
             else:
                 row = PoolingRow(spec, lines[0], algorithm, "", spec.direction, len(lines))
                 poolings.append(row)
-        width = tables.terminal_width()
         found = [_table(f"Compiled for {where}.", *those) for where, those in rows.items()]
-        return "\n".join(table.text(width) for table in found) or "No convolution was compiled."
+        return "\n".join(map(str, found)) or "No convolution was compiled."
 
 
 def _row(spec: ConvSpec, algorithm: str, platform: str, where: str, **more: Any) -> Row:

@@ -1,5 +1,4 @@
-"""``accelerate``: a function like ``fn`` whose convolutions and poolings are jaxconv's, forward and
-backward.
+"""``accelerate``: a function like ``fn`` whose convolutions and poolings are jaxconv's.
 
 While ``fn`` runs, a trace on top of the current one (like ``vmap``'s) binds jaxconv's primitive in
 place of lax's, and forwards everything else, so that tracers, static arguments, effects and state
@@ -27,8 +26,7 @@ from jaxconv.transforms.primitive import conv_p
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# Primitives that run the jaxprs in their parameters as written, so that replacing a convolution in
-# one is safe.
+# Primitives that run the jaxprs in their parameters as written: convolutions can be replaced there.
 _TRANSPARENT = """call closed_call composite cond custom_jvp_call custom_lin custom_linear_solve
     custom_vjp_call custom_vmap_call eval_jaxpr jit linear_call remat2 remat_opt run_state scan
     shard_map while"""
@@ -39,8 +37,7 @@ THUNKS = ("fun_jaxpr_thunk", "fwd_jaxpr_thunk", "jvp_jaxpr_fun", "transpose_thun
 
 
 def accelerate(fn: Callable[P, R], *, algorithm: str = "auto") -> Callable[P, R]:
-    """A function like ``fn`` whose convolutions and poolings are planned by jaxconv, forward and
-    backward.
+    """A function like ``fn`` whose convolutions and poolings jaxconv plans, forward and backward.
 
     Every ``lax.conv_general_dilated`` that ``fn`` runs becomes jaxconv's, whichever library calls
     it, and under every transformation: ``jax.jit(accelerate(step))`` and

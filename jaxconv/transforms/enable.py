@@ -1,5 +1,4 @@
-"""``enable``: all of lax's convolutions and poolings in a process planned by jaxconv, without code
-changes."""
+"""``enable``: jaxconv plans all of lax's convolutions and poolings in a process."""
 
 import contextlib
 import threading
@@ -16,8 +15,7 @@ from jaxconv.transforms.planned import PLANNED, Planned
 
 _lock = threading.RLock()
 # The platforms on which jaxconv's rules are in place, and what restores lax's.
-_enabled: frozenset[str] = frozenset()
-_restore: list[Callable[[], None]] = []
+_enabled, _rules = frozenset[str](), contextlib.ExitStack()
 # The platforms of each call of ``enable`` and of each open ``enabled`` block.
 _wanted: dict[object, frozenset[str]] = {}
 
@@ -109,11 +107,10 @@ def _apply() -> None:
         wanted = frozenset().union(*list(_wanted.values()))
         if wanted == _enabled:
             return
-        while _restore:
-            _restore.pop()()
+        _rules.close()
         if wanted:
             for original, planned in PLANNED.items():
-                _restore.append(compat.replace_rule(original, _rule(original, planned, wanted)))
+                _rules.callback(compat.replace_rule(original, _rule(original, planned, wanted)))
         _enabled = wanted
         jax.clear_caches()
 

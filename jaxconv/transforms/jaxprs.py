@@ -47,8 +47,7 @@ class Found(NamedTuple):
     @property
     def original(self) -> Any:
         """lax's primitive, of which this one may be the planned form."""
-        primitive = self.eqn.primitive
-        return primitive.original if isinstance(primitive, Planned) else primitive
+        return getattr(self.eqn.primitive, "original", self.eqn.primitive)
 
     @property
     def pooling(self) -> Pooling:
@@ -83,11 +82,9 @@ def operations(function: str, fn: Any, args: Any, kwargs: Any) -> Iterator[Found
 def over_arrays(
     fn: Callable[..., Any], args: Any, kwargs: Any
 ) -> tuple[Callable[[list[Any]], list[Any]], list[Any]]:
-    """``fn(*args, **kwargs)`` as a function of the arrays among its arguments, and the arrays.
-
-    It works on copies of the arguments, which may be objects that ``fn`` changes, and returns every
-    array that ``fn`` returns or leaves in them. What ``fn`` is bound to counts as an argument.
-    """
+    """``fn(*args, **kwargs)`` as a function of the arrays among its arguments, and the arrays. It
+    works on copies of the arguments, as ``fn`` may change objects, and returns every array that
+    ``fn`` returns or leaves in them. What ``fn`` is bound to counts as an argument."""
     if isinstance(fn, MethodType):
         fn = Partial(fn.__func__, fn.__self__)
     elif isinstance(fn, partial) and not isinstance(fn, Partial):

@@ -1,8 +1,7 @@
 """Primitives that plan when they are lowered, each in place of one of lax's.
 
 Their parameters are those of lax's primitive, and ``algorithm``. Derivatives and batching reuse
-lax's rules: they are applied to lax's primitive, and all such primitives in the result get their
-planned form. Each derived operation is thus planned in turn.
+lax's rules: applied to lax's primitive, with all such primitives in the result in planned form.
 """
 
 from collections.abc import Callable
@@ -49,8 +48,7 @@ class Planned(Primitive):
         return self.original.abstract_eval(*avals, **params)
 
 
-# By lax's primitive.
-PLANNED: dict[Any, Planned] = {}
+PLANNED: dict[Any, Planned] = {}  # by lax's primitive
 
 
 def planned(primitive: Any, avals: Any, params: Params, algorithm: str) -> tuple[Any, Params]:
@@ -86,12 +84,11 @@ def _jaxpr(algorithm: str, rule: Any, params: Any, *avals: Any) -> tuple[Any, An
 
 
 def _in_planned_form(
-    algorithm: str, rule: Callable[..., Any], static: Params, params: Params, *args: Any
+    algorithm: str, rule: Callable[..., Any], *args: Any, **static: Any
 ) -> tuple[list[Array], Any]:
-    """``rule(*args, **static, **params)``, arrays and something static, with lax's operations in
-    planned form."""
-    avals = map(jax.typeof, args)
-    closed, result = _jaxpr(algorithm, rule, tuple((static | params).items()), *avals)
+    """``rule(*args, **static)``, arrays and something static, with lax's operations in planned
+    form."""
+    closed, result = _jaxpr(algorithm, rule, tuple(static.items()), *map(jax.typeof, args))
     return compat.eval_jaxpr(closed, *args), result
 
 
@@ -105,9 +102,8 @@ def _with_tangents(*arrays: Array, original: Any, zeros: Any, **params: Any) -> 
 def _jvp(original: Any, primals: Any, tangents: Any, *, algorithm: str, **params: Any) -> Any:
     zeros = tuple(t.aval if isinstance(t, ad.Zero) else None for t in tangents)
     given = [t for t in tangents if not isinstance(t, ad.Zero)]
-    static = {"original": original, "zeros": zeros}
-    args = *primals, *given
-    (out, *tangent), zero = _in_planned_form(algorithm, _with_tangents, static, params, *args)
+    params |= {"original": original, "zeros": zeros}
+    (out, *tangent), zero = _in_planned_form(algorithm, _with_tangents, *primals, *given, **params)
     return out, tangent[0] if tangent else zero
 
 
@@ -125,9 +121,9 @@ def _transpose(
     avals = tuple(x.aval if ad.is_undefined_primal(x) else None for x in operands)
     if isinstance(cotangent, ad.Zero) or 0 in cotangent.shape:
         return [None if aval is None else ad.Zero(aval) for aval in avals]
-    static = {"original": original, "avals": avals}
-    args = cotangent, *(x for x in operands if not ad.is_undefined_primal(x))
-    (out,), _ = _in_planned_form(algorithm, _transposed, static, params, *args)
+    params |= {"original": original, "avals": avals}
+    known = (x for x in operands if not ad.is_undefined_primal(x))
+    (out,), _ = _in_planned_form(algorithm, _transposed, cotangent, *known, **params)
     return [None if aval is None else out for aval in avals]
 
 
@@ -143,20 +139,15 @@ def _batched(*args: Array, original: Any, axis_data: Any, dims: Any, **params: A
 def _batch(
     original: Any, axis_data: Any, args: Any, dims: Any, *, algorithm: str, **params: Any
 ) -> Any:
-    static = {"original": original, "axis_data": axis_data, "dims": tuple(dims)}
-    (out,), dim = _in_planned_form(algorithm, _batched, static, params, *args)
+    params |= {"original": original, "axis_data": axis_data, "dims": tuple(dims)}
+    (out,), dim = _in_planned_form(algorithm, _batched, *args, **params)
     return out, dim
 
 
 def _partial_eval(
-    primitive: Planned,
-    policy: Callable[..., Any],
-    unknown: Any,
-    instantiated: Any,
-    eqn: Any,
+    primitive: Planned, policy: Callable[..., Any], unknown: Any, instantiated: Any, eqn: Any
 ) -> tuple[Any, Any, list[bool], list[bool], list[Any]]:
-    """``jax.checkpoint``'s default rule, except that ``policy`` is asked about lax's primitive, the
-    only one that policies know."""
+    """``jax.checkpoint``'s default rule, with ``policy`` asked about lax's primitive."""
     inputs = [x for x, instance in zip(eqn.invars, instantiated, strict=True) if not instance]
     if any(unknown):
         return None, eqn, [True], [True], inputs

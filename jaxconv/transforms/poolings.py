@@ -1,5 +1,4 @@
-"""Poolings that choose how they are computed when they are lowered: lax's window reductions and
-their derivatives."""
+"""lax's window reductions and their derivatives, planned when they are lowered."""
 
 from collections.abc import Collection
 from functools import partial
@@ -86,22 +85,14 @@ for _platform in EVERYWHERE:
     mlir.register_lowering(pooled_p, partial(_lower_on, _platform), platform=_where)
 
 
-def _lower(
-    original: Any,
-    ctx: Any,
-    *operands: Any,
-    algorithm: str,
-    wanted: Collection[str] = EVERYWHERE,
-    **params: Any,
-) -> Any:
-    params |= {"original": original, "wanted": wanted}
+def _lower(ctx: Any, *operands: Any, algorithm: str, **params: Any) -> Any:
     platform, *others = compat.platforms_of(ctx)
     if not others:
         return _lower_on(platform, ctx, *operands, **params)
     return mlir.lower_fun(pooled_p.bind, multiple_results=False)(ctx, *operands, **params)
 
 
-POOLINGS = {
-    original.name: Planned(f"jaxconv_{original.name}", original, _params, partial(_lower, original))
-    for original in ORIGINALS
-}
+POOLINGS: dict[str, Planned] = {}
+for _original in ORIGINALS:
+    _rule = partial(_lower, original=_original, wanted=EVERYWHERE)
+    POOLINGS[_original.name] = Planned(f"jaxconv_{_original.name}", _original, _params, _rule)

@@ -22,8 +22,7 @@ from jaxconv.transforms.planned import Planned
 
 
 def _params(avals: Any, params: dict[str, Any], algorithm: str) -> dict[str, Any] | None:
-    """The planned parameters of lax's convolution, "auto" in place of an algorithm that does not
-    support it."""
+    """The planned parameters of lax's convolution, by "auto" where ``algorithm`` can't do it."""
     lhs, rhs = avals
     if not plannable(lhs, rhs, params):
         return None
@@ -65,35 +64,31 @@ observers: list[Callable[[Lowered], None]] = [_remember]
 # A second primitive, whose rule JAX calls once for equal convolutions. That of the first looks at
 # where operands come from, and is called for each.
 lowered_p = Primitive("jaxconv_lowered")
-Both = tuple[bool, bool]  # of both operands
+
+
+class Known(NamedTuple):
+    """What is known about a convolution where it is lowered."""
+
+    moved: bool  # ``is_moved(lhs)``
+    remade: tuple[bool, bool]  # ``is_remade`` of both operands
+    wanted: Collection[str] = EVERYWHERE  # the platforms that it is planned on
+    part_of: PartOf | None = None  # as in ``Lowered``
 
 
 @lowered_p.def_effectful_abstract_eval
-def _(
-    lhs: Any, rhs: Any, *, moved: Any, remade: Any, wanted: Any, part_of: Any = None, **params: Any
-) -> Any:
+def _(lhs: Any, rhs: Any, *, known: Known, **params: Any) -> Any:
     return conv_p.evaluated(lhs, rhs, **params)
 
 
 def _run(
-    platform: str,
-    lhs: Array,
-    rhs: Array,
-    *,
-    algorithm: str,
-    moved: bool,
-    remade: Both,
-    wanted: Collection[str],
-    **params: Any,
+    platform: str, lhs: Array, rhs: Array, *, algorithm: str, known: Known, **params: Any
 ) -> Array:
-    """``moved``: ``is_moved(lhs)``; ``remade``: ``is_remade`` of both operands; XLA's own on
-    platforms that are not ``wanted``."""
-    algorithm = algorithm if platform in wanted else "xla"
-    spec = ConvSpec.from_params(lhs, rhs, params)
+    algorithm = algorithm if platform in known.wanted else "xla"
+    spec, numbers = ConvSpec.from_params(lhs, rhs, params), params["dimension_numbers"]
     for observe in observers:
-        observe(Lowered(spec, algorithm, platform, params.get("part_of")))
-    numbers = params["dimension_numbers"]
-    out = run(*layout.to_canonical(lhs, rhs, numbers), spec, algorithm, platform, moved, remade)
+        observe(Lowered(spec, algorithm, platform, known.part_of))
+    lhs, rhs = layout.to_canonical(lhs, rhs, numbers)
+    out = run(lhs, rhs, spec, algorithm, platform, known.moved, known.remade)
     return layout.from_canonical(out, numbers)
 
 
@@ -120,7 +115,7 @@ def _lower(
         moved = False
         if params["algorithm"] == "auto":
             params = params | {"algorithm": "xla"}
-    bind = partial(lowered_p.bind, moved=moved, remade=remade, wanted=wanted)
+    bind = partial(lowered_p.bind, known=Known(moved, remade, wanted))
     lower = mlir.lower_fun(bind, multiple_results=False)
     if not compat.has_explicit_sharding(*ctx.avals_in, *ctx.avals_out):
         return lower(ctx, lhs, rhs, **params)
@@ -134,8 +129,8 @@ def _part(lhs: Array, rhs: Array, *, algorithm: str, part_of: PartOf, **params: 
     """What a device computes. An algorithm that can't do its part is replaced by "auto"."""
     planned = _params((jax.typeof(lhs), jax.typeof(rhs)), params, algorithm)
     planned = planned or params | {"algorithm": "xla"}
-    seen = {"moved": False, "remade": (True, True), "wanted": EVERYWHERE}
-    return lowered_p.bind(lhs, rhs, **planned, **seen, part_of=part_of)
+    known = Known(False, (True, True), part_of=part_of)
+    return lowered_p.bind(lhs, rhs, **planned, known=known)
 
 
 conv_p = Planned("jaxconv", conv_general_dilated_p, _params, _lower)
