@@ -34,8 +34,7 @@ if jax.__version_info__[:2] > NEWEST:
     )
 
 
-# What is looked up when it is used: its module, and what needs it. Those of ``jax.extend`` are not
-# private, but importing that takes 30 to 60 ms.
+# Looked up when used: its module, and what needs it. ``jax.extend`` takes 30 to 60 ms to import.
 NAMES = {
     "canonicalize_precision": ("jax._src.lax.lax", "precision"),
     "check_and_canonicalize_user_dtype": ("jax._src.dtypes", "preferred_element_type"),
@@ -146,8 +145,7 @@ def remat_rules() -> dict[Any, Any]:
         return {}
 
 
-# The tables of rules for lax's primitives in JAX's other transformations, by module. Importing
-# these modules takes 430 ms.
+# Rules for lax's primitives in JAX's other transformations, by modules that take 430 ms to import.
 _TABLES = {
     "jax._src.checkify": "error_checks",
     "jax.experimental.jet": "jet_rules",
@@ -263,8 +261,7 @@ def places(sharding: Any, ndim: int, devices: int) -> list[tuple[int, ...]]:
     """For each dimension the place of each device, of XLA's sharding; None is replicated."""
     if sharding is None or not sharding.is_tiled():
         return [(0,) * devices] * ndim
-    if hasattr(sharding, "v3_to_v2_sharding"):
-        sharding = _jaxs("xla_client").HloSharding.v3_to_v2_sharding(sharding)
+    sharding = _jaxs("xla_client").HloSharding.v3_to_v2_sharding(sharding)
     shape = sharding.tile_assignment_dimensions()
     order = np.argsort(sharding.tile_assignment_devices())
     return [tuple(i.ravel()[order].tolist()) for i in np.indices(shape)[:ndim]]

@@ -78,12 +78,12 @@ def avg_pool(
     window = params["window_dimensions"]
     if count_include_pad:
         return sums / np.prod(window).astype(sums.dtype)
-    counts = np.ones((1,) * x.ndim)
-    axes = zip(x.shape, window, params["window_strides"], params["padding"], strict=True)
-    for d, (size, taps, stride, (low, _)) in enumerate(axes):
-        first = np.arange(sums.shape[d]) * stride - low
+    counts, pads = np.ones(()), params["padding"]
+    axes = zip(sums.shape, x.shape, window, params["window_strides"], pads, strict=True)
+    for out, size, taps, stride, (low, _) in axes:
+        first = np.arange(out) * stride - low
         inside = np.maximum(np.minimum(first + taps, size) - np.maximum(first, 0), 0)
-        counts = counts * inside.reshape([-1 if e == d else 1 for e in range(x.ndim)])
+        counts = np.multiply.outer(counts, inside)
     return sums / counts.astype(sums.dtype)
 
 
@@ -96,9 +96,8 @@ def _pool(
     call = Call(function, {"x": x.shape}, paddings=PADDINGS)
     if x.ndim < ndim + 1 or ndim < 1:
         must = f"x must have {max(ndim, 1)} spatial dimension{'s' * (ndim > 1)} and channels last"
-        call.fail(
-            must, None, "add the missing axes, such as x[..., None] for one channel", TypeError
-        )
+        remedy = "add the missing axes, such as x[..., None] for one channel"
+        call.fail(must, None, remedy, TypeError)
     window = positive(call, "window_shape", window_shape, ndim, or_one=True)
     strides = positive(call, "strides", strides, ndim, or_one=True)
     outer = x.ndim - ndim - 1

@@ -106,12 +106,10 @@ class ConvSpec:
     feature_group_count: int = 1
     batch_group_count: int = 1
     precision: Any = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
-    # In memory: whether the batch of ``lhs`` was the channel axis, as in the weight gradients that
-    # JAX derives (``layout.as_forward``); whether image and output are (N, C, spatial…); the order
-    # of the kernel's axes, one of ``KERNEL_ORDERS``, or of a weight gradient's result.
-    weight_gradient: bool = False
-    channels_first: bool = False
-    kernel_order: str = "xIO"
+    # In memory:
+    weight_gradient: bool = False  # the batch of ``lhs`` was the channel axis, as JAX derives them
+    channels_first: bool = False  # image and output are (N, C, spatial…)
+    kernel_order: str = "xIO"  # of ``KERNEL_ORDERS``; of a weight gradient's result
 
     @classmethod
     def from_params(cls, lhs: Any, rhs: Any, params: Mapping[str, Any]) -> "ConvSpec":

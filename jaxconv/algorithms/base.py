@@ -23,10 +23,8 @@ class Cost(NamedTuple):
 
     flops: int  # floating-point operations, a multiply and an add counted as two
     traffic: int  # bytes read and written, intermediate arrays included
-    # Peak bytes of intermediate arrays, besides operands, output and what delegated parts take.
-    workspace: int
-    # (count, m, n, k) of the matrix products, of the largest where they differ.
-    gemm: tuple[int, int, int, int] | None
+    workspace: int  # peak bytes of intermediate arrays, without those of delegated parts
+    gemm: tuple[int, int, int, int] | None  # (count, m, n, k) of its products, or of the largest
     steps: int = 1  # of a loop that can't run in parallel
 
 
@@ -120,12 +118,10 @@ def unsupported(algorithm: Algorithm, spec: ConvSpec) -> str | None:
     if spec.is_empty:
         return None
     spec = prepared(spec)
-    if reason := algorithm.unsupported(spec):
-        return reason
-    largest = algorithm.largest_index(spec)
-    if largest > loops.MAX_INDEX:
-        return f"it computes indices up to {largest}, which int32 does not hold"
-    return None
+    reason = algorithm.unsupported(spec)
+    if reason is None and (largest := algorithm.largest_index(spec)) > loops.MAX_INDEX:
+        reason = f"it computes indices up to {largest}, which int32 does not hold"
+    return reason
 
 
 def prepared(spec: ConvSpec) -> ConvSpec:
@@ -163,11 +159,9 @@ def is_narrow(dtype: np.dtype) -> bool:
 
 def repaired(out: Array, groups: int, spread: Sequence[int], direct: Callable[[], Array]) -> Array:
     """``out`` where no operand had NaN or infinity, else what ``direct`` computes.
-
     They are looked for in one channel of each group at every ``spread``-th and the last position,
     and in one position: all outputs would be read from memory again. A loop of no step or of one is
-    run in place by XLA; the branches of a conditional are copied.
-    """
+    run in place by XLA; the branches of a conditional are copied."""
     first = out[..., :: out.shape[-1] // groups]
     every = (slice(None, None, s) for s in spread)
     seen = [out[(0,) * (out.ndim - 1)], first[(slice(None), *every)]]

@@ -108,10 +108,8 @@ def blocks_of(spec: ConvSpec) -> Blocks:
     candidates = [axis_candidates(spec, d) for d in range(spec.spatial_ndim)]
     works = {axes: work(axes) for axes in itertools.product(*candidates)}
     enough = SHORTER * min(works.values())
-    axes = min(
-        (axes for axes in works if works[axes] <= enough),
-        key=lambda axes: (math.prod(axis.length for axis in axes), works[axes]),
-    )
+    near = (axes for axes in works if works[axes] <= enough)
+    axes = min(near, key=lambda axes: (math.prod(axis.length for axis in axes), works[axes]))
     tile = math.prod(axis.length for axis in axes) * (g * c + o)
     tile *= spec.accumulator_dtype.itemsize * math.prod(axis.count for axis in axes[1:])
     most = max(1, STEP_BYTES // tile)

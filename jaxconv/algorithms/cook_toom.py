@@ -4,7 +4,7 @@ Algorithms for Signal Processing", 2010, chapter 5)."""
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,8 @@ def transforms(m: int, r: int) -> tuple[Matrix, Matrix, Matrix]:
 
 def _product_of(roots: Sequence[Fraction]) -> list[Fraction]:
     """Coefficients of Π (x - root), the constant first."""
-    coefficients: Any = [Fraction(1)]
-    for root in roots:
-        coefficients = np.convolve(coefficients, [-root, Fraction(1)])
-    return list(coefficients)
+    factors: list[Any] = [[Fraction(1)], *([-root, Fraction(1)] for root in roots)]
+    return list(reduce(np.convolve, factors))
 
 
 def combinations(matrix: Matrix, terms: Sequence[Array]) -> list[Array]:

@@ -146,8 +146,8 @@ class Im2colTiled(Algorithm):
             x, y = (a.reshape(g, -1, n) for a, n in zip((x, y), columns, strict=True))
             return gemm.gradient(x, y, spec)
 
-        zeros = loops.zeros((g, *columns), spec.accumulator_dtype, image)
-        total = product(0) if blocks.steps == 1 else loops.sum_over(blocks.steps, zeros, product)
+        shape, dtype = (g, *columns), spec.accumulator_dtype
+        total = loops.sum_of_blocks(blocks.steps, shape, dtype, image, product)
         # The cotangent's rows come in the reverse order of the taps that they belong to.
         total = total.reshape(g, columns[0], shared, -1)[:, :, ::-1].swapaxes(1, 2)
         return gemm.kernel_of(total.reshape(g, -1, total.shape[-1]), spec)

@@ -1,5 +1,5 @@
-"""GEMM without a patch matrix: a product for each kernel tap, of a shifted view of the image. The
-forward pass sums the products; in a weight gradient each is the gradient of its tap."""
+"""GEMM without a patch matrix: a product for each kernel tap, of a shifted view of the image, all
+summed; in a weight gradient each is the gradient of its tap."""
 
 from typing import Any
 
@@ -10,8 +10,7 @@ from jaxconv.algorithms import gemm, pointwise
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost
 from jaxconv.spec import ConvSpec
 
-# Most products to unroll; beyond that, a loop. XLA:CPU keeps all their results: 49 of them took
-# 785 MiB for a network stem with 16 MiB of output.
+# Most products to unroll: XLA:CPU keeps them all, 49 took 785 MiB for a stem with 16 MiB of output.
 UNROLL = 9
 # Bytes of all views from which a weight gradient takes its taps in a loop: XLA keeps what is not in
 # one. 3×3×3 on 32×32×32×32 takes 44 to 64 ms and 9 MiB instead of 91 to 98 ms and 109 MiB, and

@@ -124,10 +124,8 @@ def run_at_once(lhs: Array, rhs: Array, spec: ConvSpec) -> Array:
 
 def blocks_of(spec: ConvSpec) -> tuple[int, list[tuple[int, int, tuple[int, ...]]]]:
     """The axis that is cut into blocks of taps, and (first tap, blocks, taps of a block) along it.
-
     A block has all taps of the axes behind. Its taps lie at fixed positions from a computed first:
-    with each computed, 15×15 took 3 s to compile; so it takes 0.2 to 0.4, and runs as fast.
-    """
+    with each computed, 15×15 took 3 s to compile; so it takes 0.2 to 0.4, and runs as fast."""
     axis, inner = spec.spatial_ndim - 1, spec.rhs_shape[-2]
     while inner * spec.kernel_shape[axis] <= TERMS_OF_BLOCK:
         inner *= spec.kernel_shape[axis]
@@ -214,11 +212,10 @@ class Shift(Algorithm):
     summary = "multiply-add of shifted views, no GEMM"
 
     def unsupported(self, spec: ConvSpec) -> str | None:
-        forward, terms = spec.forward, "input channels per group"
-        channels = spec.rhs_shape[-2]
+        channels, terms = spec.rhs_shape[-2], "input channels per group"
         if spec.weight_gradient:
-            terms = "products per group and tap"
-            channels = math.prod(forward.rhs_shape[-2:]) // forward.groups
+            *_, c, o = spec.forward.rhs_shape
+            channels, terms = c * o // spec.groups, "products per group and tap"
         if channels > MAX_CHANNELS:
             return f"{channels} {terms}; it sums at most {MAX_CHANNELS}"
         if spec.weight_gradient and not spec.spatial_ndim:
@@ -287,17 +284,12 @@ class Shift(Algorithm):
             y = lax.dynamic_slice_in_dim(y, row, rows, 1)
             return sums_of(x.astype(spec.accumulator_dtype), y.astype(spec.accumulator_dtype), part)
 
-        steps = len(image) // images * blocks
-        if steps == 1:
-            total = sums(0, 0, rows)
-        else:
-            lanes = (g,) if c == o == 1 else (g, c, o)
-            shape = (spec.taps // spec.kernel_shape[0], spec.kernel_shape[0], *lanes)
-            total = loops.sum_over(
-                steps,
-                loops.zeros(shape, spec.accumulator_dtype, image),
-                lambda i: sums(i // blocks * images, i % blocks * rows, rows),
-            )
+        def of_block(i: Any) -> Array:
+            return sums(i // blocks * images, i % blocks * rows, rows)
+
+        steps, lanes = len(image) // images * blocks, (g,) if c == o == 1 else (g, c, o)
+        shape = (spec.taps // spec.kernel_shape[0], spec.kernel_shape[0], *lanes)
+        total = loops.sum_of_blocks(steps, shape, spec.accumulator_dtype, image, of_block)
         if left:  # apart, since filling a block with rows of zeros would turn Inf into NaN
             total = loops.sum_over(len(image), total, lambda i: sums(i, blocks * rows, left))
         # total: (columns of taps, kernel rows, lanes…)

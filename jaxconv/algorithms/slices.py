@@ -24,8 +24,7 @@ def part(spec: ConvSpec) -> ConvSpec:
 
 
 def slices_of(lhs: Array, spec: ConvSpec) -> tuple[Callable[[int], Array], ConvSpec]:
-    """For a tap of the first axis, the slices of an image that it multiplies, as a batch; and
-    ``part(spec)``."""
+    """The slices that a tap of the first axis multiplies, as a batch, and ``part(spec)``."""
     one, others = part(spec), spec.spatial_ndim - 1
     ones, zeros = (1,) * others, (0,) * others
     padding = spec.padding[0], *((0, 0),) * others

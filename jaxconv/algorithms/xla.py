@@ -68,11 +68,8 @@ def lower_on_cpu(ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
 
 mlir.register_lowering(xla_conv_p, lower_on_cpu, platform="cpu")
 
-
-FAST = ("float32", "float16")  # dtypes whose groups XLA:CPU convolves separately
-
-# Channels from which a product is as fast as XLA's convolution: with 3 to 5 at 98×98 it takes three
-# times as long.
+# Channels from which a product is as fast as XLA's convolution: 3 to 5, 98×98, take it three times
+# as long.
 PRODUCT_CHANNELS = 16
 # Bytes of the output up to which the product is preferred. An activation of a larger one takes an
 # array of its own, where it overwrites a convolution's output: MobileNetV2 forward, batch 8, took
@@ -124,11 +121,11 @@ class Xla(Algorithm):
             return "XLA convolves integers of more than 8 bits in a scalar loop"
         if is_product(spec):
             # Alone the product takes 0.67 to 0.86 times as long (medians of the rows of five
-            # machines). XLA fuses it with more, and it takes kernels in two orders: with all of its
-            # 1×1 kernels so ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, those of
-            # others 2 to 8.
+            # machines). XLA fuses it with more, and it takes kernels in two orders: with all 1×1
+            # kernels so, ConvNeXt-T's forward pass gained 10 to 17 % on JAX 0.12, others' 2 to 8.
             return "a kernel of one tap is a matrix product, which XLA fuses with what surrounds it"
-        if spec.groups > 1 and spec.dtype.name not in FAST:  # non-finite values become NaN, too
+        if spec.groups > 1 and spec.dtype.name not in ("float32", "float16"):
+            # Non-finite values become NaN, too.
             return "in groups of this dtype XLA multiplies all channels by a kernel full of zeros"
         if spec.groups > 1 and spec.taps > spec.positions:
             # As in gradients: 1,400 ms instead of 5 (32 groups, 4×28×28×256).

@@ -12,16 +12,14 @@ import numpy as np
 from jaxconv.algorithms import pointwise
 from jaxconv.spec import ConvSpec
 
-Choice = tuple[str, str]  # an algorithm, and the reason that a plan states
-
 
 def refused(spec: ConvSpec) -> bool:
     """XLA:GPU has no convolution of this dtype."""
     return jnp.issubdtype(spec.dtype, np.integer) or spec.dtype == jnp.float8_e8m0fnu
 
 
-def choices(spec: ConvSpec, platform: str) -> Iterator[Choice]:
-    """What "auto" takes for a prepared ``spec`` rather than XLA's own: the first possible."""
+def choices(spec: ConvSpec, platform: str) -> Iterator[tuple[str, str]]:
+    """What "auto" takes for a prepared ``spec`` rather than XLA's own, if possible; and why."""
     if platform == "gpu":
         if refused(spec):
             for name in ("pointwise", "implicit"):
@@ -30,7 +28,7 @@ def choices(spec: ConvSpec, platform: str) -> Iterator[Choice]:
             yield from _blind_spots(spec)
 
 
-def _blind_spots(spec: ConvSpec) -> Iterator[Choice]:
+def _blind_spots(spec: ConvSpec) -> Iterator[tuple[str, str]]:
     forward = spec.forward
     ndim, kernel, strides = forward.spatial_ndim, forward.kernel_shape, forward.window_strides
     gaps, zeros = max(forward.rhs_dilation, default=1), max(forward.lhs_dilation, default=1)

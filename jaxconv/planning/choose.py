@@ -27,7 +27,8 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     spec = prepared(spec)
     if spec.is_empty:
         return "im2col" if "xla" in without else "xla", "there is nothing to compute"
-    possible = [name for name, a in ALGORITHMS.items() if name not in without and _can(a, spec)]
+    others = (a for name, a in ALGORITHMS.items() if name not in without)
+    possible = [a.name for a in others if not (unsupported(a, spec) or a.excluded(spec))]
     row = own_rows(platform).get(spec)
     names = [name for name in possible if row is not None and name in row.seconds]
     if measured := _fastest(names, spec, platform):
@@ -35,13 +36,8 @@ def choose(spec: ConvSpec, platform: str, without: frozenset[str] = frozenset())
     if platform != "cpu":
         return _on_accelerator(spec, platform, possible)
     names = [name for name in possible if ALGORITHMS[name].doubted(spec) is None]
-    return (
-        _fastest(names, spec, platform) or _fastest(possible, spec, platform) or _last_resort(spec)
-    )
-
-
-def _can(algorithm: Algorithm, spec: ConvSpec) -> bool:
-    return unsupported(algorithm, spec) is None and algorithm.excluded(spec) is None
+    fastest = _fastest(names, spec, platform) or _fastest(possible, spec, platform)
+    return fastest or _last_resort(spec)
 
 
 def _fastest(names: Sequence[str], spec: ConvSpec, platform: str) -> tuple[str, str] | None:
@@ -217,13 +213,9 @@ def check_algorithm(function: str, algorithm: str, spec: ConvSpec) -> None:
     reason = None if algorithm == "auto" else unsupported(ALGORITHMS[algorithm], spec)
     if reason is not None:
         others = ", ".join(n for n, other in ALGORITHMS.items() if unsupported(other, spec) is None)
-        fail(
-            function,
-            f"algorithm {algorithm!r} can't do this convolution ({reason})",
-            spec,
-            f"use algorithm='auto', or one that can: {others}",
-            UnsupportedConvError,
-        )
+        constraint = f"algorithm {algorithm!r} can't do this convolution ({reason})"
+        remedy = f"use algorithm='auto', or one that can: {others}"
+        fail(function, constraint, spec, remedy, UnsupportedConvError)
 
 
 def checked_platform(function: str, platform: str | None) -> str:

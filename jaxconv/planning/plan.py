@@ -52,10 +52,6 @@ class Candidate:
     gemm: tuple[int, int, int, int] | None = None
 
 
-HEADER = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "time", "what it does")
-SPARE = (2, 3, 4)
-
-
 @dataclasses.dataclass(frozen=True, repr=False)
 class Plan(tables.Report):
     """The algorithm chosen for a convolution, and the alternatives.
@@ -91,12 +87,13 @@ class Plan(tables.Report):
         product = f"{m}×{k} · {k}×{n}" + (f", {groups} times" if groups > 1 else "")
         above = [str(self.spec), f"as a GEMM: {product}; {self.spec.flops / 1e6:,.1f} MFLOP"]
         above.append(f"on {self.platform}, {self.algorithm}: {self.why}")
-        rows = [HEADER, *map(_cells, self.candidates)]
+        header = ("", "algorithm", "GEMMs × m×n×k", "MFLOP", "workspace", "time", "what it does")
+        rows = [header, *map(_cells, self.candidates)]
         bold = [i for i, row in enumerate(rows) if row[0]]
         below = [f"No times: nothing was measured on {self.platform}; jaxconv.autotune measures."]
         if self.spec.is_empty or any(c.seconds is not None for c in self.candidates):
             below = []
-        return tables.Table(above, rows, range(2, 6), bold, below, spare=SPARE, detail=True)
+        return tables.Table(above, rows, range(2, 6), bold, below, spare=(2, 3, 4), detail=True)
 
 
 def _cells(c: Candidate) -> tuple[str, ...]:
@@ -199,10 +196,9 @@ def _candidate(algorithm: Algorithm, spec: ConvSpec, platform: str, chosen: str)
         status = "excluded"
     elif name != chosen and platform == "cpu":
         reason = algorithm.doubted(spec)
-    time, cost = time_of(name, spec, platform), algorithm.cost(spec)
-    times = (time.seconds, time.sigma, time.measured) if time else (None, None, False)
-    memory = workspace(algorithm, spec, platform)
-    return Candidate(name, status, reason, *times, cost.flops, memory, cost.gemm)
+    time = time_of(name, spec, platform) or (None, None, False)
+    cost, memory = algorithm.cost(spec), workspace(algorithm, spec, platform)
+    return Candidate(name, status, reason, *time, cost.flops, memory, cost.gemm)
 
 
 listeners.append(plan_spec.cache_clear)

@@ -56,7 +56,8 @@ def position(spec: ConvSpec) -> tuple[float, ...]:
         # Vectors that are not full.
         0.7 * (_log(-(-n // layout.LANES) * layout.LANES) - _log(n)),
         0.9 * (_log(-(-c // 8) * 8) - _log(c)),
-        0.35 * _padding(forward),
+        # The share of the padded image that is image.
+        0.35 * sum(_log(a.padded) - _log(dilate(a.size, a.spacing)) for a in forward.axes),
         0.3 * _step(forward.window_strides),
         0.65 * _step(forward.lhs_dilation),
         0.2 * _step(forward.rhs_dilation),
@@ -81,12 +82,6 @@ def _step(steps: Sequence[int]) -> float:
     """1 more than the logarithm of the largest of strides or dilations, 0 where they are 1."""
     largest = max(steps, default=1)
     return (largest > 1) + _log(largest)
-
-
-def _padding(spec: ConvSpec) -> float:
-    """Logarithm of the share of the padded image that is image."""
-    sizes = map(dilate, spec.lhs_spatial, spec.lhs_dilation)
-    return sum(_log(p) - _log(size) for p, size in zip(spec.padded_spatial, sizes, strict=True))
 
 
 def xla_path(spec: ConvSpec) -> str:
@@ -120,21 +115,16 @@ def xla_path(spec: ConvSpec) -> str:
 
 def swapped(spec: ConvSpec) -> bool:
     """Whether XLA exchanges image and kernel: if the kernel has more taps than the image positions.
-
-    31×31, stride 2, 8×48×16×2 to 128 channels, takes 1.1 s on one core; with 24 columns instead of
-    16 it isn't swapped and takes 0.12 s.
-    https://github.com/openxla/xla: hlo/transforms/simplifiers/conv_operand_swapper.cc
-    """
+    31×31, stride 2, 8×48×16×2→128, takes 1.1 s on one core; 24 columns are not swapped: 0.12 s.
+    https://github.com/openxla/xla: hlo/transforms/simplifiers/conv_operand_swapper.cc"""
     if spec.groups > 1:
         return False
     taps = positions = 1
-    for axis, (size, k) in enumerate(zip(spec.lhs_spatial, spec.kernel_shape, strict=True)):
-        stride, pads = spec.window_strides[axis], spec.padding[axis]
-        hole, dilation = spec.lhs_dilation[axis], spec.rhs_dilation[axis]
-        alone = dilation == 1 and pads == (0, 0)
-        if alone and ((k == size and hole == stride == 1) or hole == k == stride + 1):
+    for size, k, stride, low, high, spacing, dilation in spec.axes:
+        alone = dilation == 1 and low == high == 0
+        if alone and ((k == size and spacing == stride == 1) or spacing == k == stride + 1):
             continue  # a sum over the axis, or a group
         taps *= k
-        whole = size == stride == dilation == 1 and pads == (k - 1, k - 1)
+        whole = size == stride == dilation == 1 and low == high == k - 1
         positions *= k if whole else size
     return taps > positions

@@ -47,8 +47,7 @@ from jaxconv.spec import ConvSpec
 SMOOTH, ALONE, DISTANCE, NOISE = 1.5, 0.27, 5.0, 0.1
 # Shares of the variance between machines. The package's rows can't tell OWN's. With 0.08 a user's
 # machine of a measured class was so unsure that XLA's own was kept where the same convolution had
-# been measured: of 993 convolutions on JAX 0.10 (Zen 3), the 59 choices that differ are 1.37 times
-# as fast with 0.01.
+# been measured; with 0.01, 59 of 993 choices (JAX 0.10, Zen 3) differ and are 1.37 times as fast.
 SHARED, PROCESSOR, VERSION, OWN, CORES = 0.87, 0.08, 0.04, 0.01, 0.1
 NEAREST, OWN_NEAREST = 128, 32  # rows that a prediction takes into account, the user's besides
 OUTLIER = 3.0  # corrections further than this from an algorithm's median are cut
@@ -57,12 +56,11 @@ REPEATED = 0.03  # sigma of a measurement that is repeated
 
 
 class Time(NamedTuple):
-    """The time of an algorithm: the median, the standard deviation of its logarithm, and whether
-    exactly this convolution was measured on this machine."""
+    """The time of an algorithm for a convolution."""
 
-    seconds: float
-    sigma: float
-    measured: bool = False
+    seconds: float  # the median
+    sigma: float  # standard deviation of its logarithm
+    measured: bool = False  # on this machine, exactly this convolution
 
     def __str__(self) -> str:
         """ "0.300 ms, measured" or "0.300 ms ×/÷ 1.4"."""
@@ -81,9 +79,6 @@ def relation(one: Machine, other: Machine) -> float:
 def release(text: str) -> tuple[int, ...]:
     """The first two numbers of a version."""
     return tuple(int(part) for part in text.split(".")[:2])
-
-
-Weights = dict[bytes, np.ndarray]
 
 
 class Model:
@@ -125,17 +120,16 @@ class Model:
             solved[key] = _solution(covariance[np.ix_(known, known)], towards[known])
         weights = solved[key]
         correction = self.levels[name] + float(weights @ corrections[known])
-        variance = self._here * VARIANCE - float(weights @ towards[known]) + NOISE**2
+        before = self._here * (SMOOTH**2 + ALONE**2)  # the variance without rows
+        variance = before - float(weights @ towards[known]) + NOISE**2
         floor = floors(spec, [name])[name]
         return Time(math.exp(floor + correction), math.sqrt(variance))
 
 
 def _solution(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """As ``np.linalg.solve`` of a positive definite matrix, by halves.
-
-    From 100 rows on OpenBLAS would take several threads: on busy cores 50 ms instead of 0.3, and
-    2.7 MB of stack. JAX 0.10.2 plans a program for several devices on 2 MB: memory was overwritten.
-    """
+    """As ``np.linalg.solve`` of a positive definite matrix, by halves."""
+    # From 100 rows on OpenBLAS would take several threads: on busy cores 50 ms instead of 0.3, and
+    # 2.7 MB of stack, where JAX 0.10.2 plans programs for several devices on 2 MB.
     half = len(vector) // 2
     upper, lower = matrix[:half, half:], matrix[half:, half:]
     solved = np.linalg.solve(matrix[:half, :half], np.column_stack([upper, vector[:half]]))
@@ -156,11 +150,10 @@ def _alike(squares: np.ndarray) -> np.ndarray:
     return SMOOTH**2 * (1 + reach) * np.exp(-reach) + ALONE**2 * (squares < 1e-6)
 
 
-VARIANCE = SMOOTH**2 + ALONE**2  # of a correction, before there are rows
-
-
 @lru_cache(maxsize=64)
-def _around(model: Model, spec: ConvSpec) -> tuple[np.ndarray, np.ndarray, np.ndarray, Weights]:
+def _around(
+    model: Model, spec: ConvSpec
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[bytes, np.ndarray]]:
     """For all algorithms: the nearest rows, the covariances between them and with ``spec``, and a
     place for the weights of those in which an algorithm was measured."""
     x = np.array(position(spec))

@@ -87,7 +87,7 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
     lhs_shape, rhs_shape = tuple(fields["lhs_shape"]), tuple(fields["rhs_shape"])
     ones = (1,) * (len(lhs_shape) - 2)
     dtype = _dtype(fields.get("dtype", "float32"))
-    precision = fields.get("precision")
+    precision, usual = fields.get("precision"), ConvSpec.precision
     return ConvSpec(
         lhs_shape,
         rhs_shape,
@@ -97,14 +97,13 @@ def spec_of(fields: Mapping[str, Any]) -> ConvSpec:
         tuple(fields.get("rhs_dilation", ones)),
         dtype,
         _dtype(fields["out_dtype"]) if "out_dtype" in fields else dtype,
-        precision=tuple(lax.Precision[name] for name in precision) if precision else DEFAULT,
+        precision=tuple(lax.Precision[name] for name in precision) if precision else usual,
         **{name: fields[name] for name in AS_THEY_ARE if name in fields},
     )
 
 
 AS_THEY_ARE = "feature_group_count", "batch_group_count", "weight_gradient"
 AS_THEY_ARE += "channels_first", "kernel_order"
-DEFAULT = (lax.Precision.DEFAULT, lax.Precision.DEFAULT)
 _text = partial(json.dumps, default=operator.attrgetter("name"))  # of dtypes and precisions
 _dtype = cache(lambda name: np.dtype(getattr(jnp, name)))  # NumPy alone does not know bfloat16
 

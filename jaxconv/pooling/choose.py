@@ -1,5 +1,4 @@
-"""Which way each pooling is computed. A few rules do: there are three ways, and each wins by much
-where it wins."""
+"""Which way each pooling is computed: by a few rules, since each way wins by much where it wins."""
 
 import math
 
@@ -22,10 +21,9 @@ def choose(pooling: Pooling, platform: str) -> tuple[str, str]:
     """How a pooling is computed, "xla", "taps" or "axes", and why."""
     if reason := _left(pooling, platform):
         return "xla", reason
-    if pooling.taps > TOGETHER:
-        return "axes", f"a window of {pooling.taps} taps"
-    if pooling.direction != "forward":
-        return "taps", f"a window of {pooling.taps} taps"
+    if pooling.taps > TOGETHER or pooling.direction != "forward":
+        way = "axes" if pooling.taps > TOGETHER else "taps"
+        return way, f"a window of {pooling.taps} taps"
     sizes, by_axes = list(pooling.shape), -STORE * math.prod(pooling.out_shape)
     for d in reversed(pooling.pooled):
         sizes[d] = 1
@@ -63,10 +61,6 @@ def run(pooling: Pooling, algorithm: str, *operands: Array, remade: bool = False
     *others, x = operands
     if pooling.overlaps and (remade or not OLD_XLA):
         x = stored(x)
-    if pooling.direction == "forward":
-        out = reduced(x, pooling, algorithm)
-    else:
-        (source,) = others  # cotangents or tangents
-        derivative = gradient if pooling.direction == "gradient" else tangent
-        out = derivative(source, x, pooling, algorithm)
+    compute = {"forward": reduced, "gradient": gradient, "tangent": tangent}[pooling.direction]
+    out = compute(*others, x, pooling, algorithm)  # the others: cotangents or tangents
     return out if OLD_XLA else stored(out)

@@ -20,8 +20,7 @@ def placed(g: Array, axes: Sequence[Axis], taps: Array | None = None) -> Array:
     """
     counts = [-(-axis.size // axis.stride) for axis in axes]
     reach = [-(-axis.taps // axis.stride) for axis in axes]
-    each = zip(axes, counts, reach, strict=True)
-    edges = [(r - 1, count - axis.out, 0) for axis, count, r in each]
+    edges = [(r - 1, count - a.out, 0) for a, count, r in zip(axes, counts, reach, strict=True)]
     g = lax.pad(g, np.zeros((), g.dtype), edges)
     if taps is not None:
         taps = lax.pad(taps, np.array(-1, taps.dtype), edges)
@@ -29,8 +28,7 @@ def placed(g: Array, axes: Sequence[Axis], taps: Array | None = None) -> Array:
     for phase in itertools.product(*(range(axis.stride) for axis in axes)):
         terms = []
         for windows in itertools.product(*map(range, reach)):
-            each = zip(phase, axes, windows, strict=True)
-            at = [p + axis.stride * i for p, axis, i in each]
+            at = [p + a.stride * i for p, a, i in zip(phase, axes, windows, strict=True)]
             if any(t >= axis.taps for t, axis in zip(at, axes, strict=True)):
                 continue
             starts = [r - 1 - i for r, i in zip(reach, windows, strict=True)]

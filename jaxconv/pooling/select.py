@@ -16,8 +16,6 @@ from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.pooling.windows import padded, views
 from jaxconv.spec import Axis
 
-NO = np.array(False)
-
 
 class Selected(NamedTuple):
     """The element of each window along some axes."""
@@ -37,7 +35,7 @@ def select(x: Array, pooling: Pooling, algorithm: str) -> list[Selected]:
     for those in dims:
         own = along(axes, those, x.shape)
         elements = list(views(x, own, pooling.identity))
-        forget = None if nan is None else list(views(nan, own, NO))
+        forget = None if nan is None else list(views(nan, own, np.array(False)))
         dtype = np.int8 if len(elements) <= np.iinfo(np.int8).max else np.int32
         value, tap = elements[0], jnp.full_like(elements[0], 0, dtype)
         from_nothing = pooling.direction == "tangent"  # lax starts from the identity, no tangent

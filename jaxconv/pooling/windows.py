@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax import Array, lax
 
-from jaxconv.loops import UNROLL, Operation, combined, stored
+from jaxconv.loops import UNROLL, combined, stored
 from jaxconv.pooling.place import placed
 from jaxconv.pooling.spec import Pooling, along, is_narrow
 from jaxconv.spec import Axis
@@ -15,7 +15,7 @@ from jaxconv.spec import Axis
 # An array that is stored costs as much as so many taps.
 STORE = 1.5
 
-OPERATIONS: dict[str, Operation] = {"max": lax.max, "min": lax.min, "sum": lax.add}
+OPERATIONS = {"max": lax.max, "min": lax.min, "sum": lax.add}
 
 
 def padded(x: Array, axes: Sequence[Axis], value: np.ndarray) -> tuple[Array, tuple[Axis, ...]]:

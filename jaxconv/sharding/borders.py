@@ -8,7 +8,7 @@ convolution is an ordinary one.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +36,7 @@ class MeshLine:
         return lax.ppermute(x, self.names, pairs)
 
 
-@dataclasses.dataclass(frozen=True)
-class AxisCut:
+class AxisCut(NamedTuple):
     """How one spatial axis of a convolution is cut over devices."""
 
     devices: int

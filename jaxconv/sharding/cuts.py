@@ -8,11 +8,10 @@ Where a letter is cut is a tuple with each device's place along it: it needs no 
 XLA may have split.
 """
 
-import dataclasses
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxconv.sharding.borders import AxisCut, cut_axis
 from jaxconv.spec import ConvSpec
@@ -21,16 +20,13 @@ Letters = tuple[str, ...]
 Places = tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Dimensions:
+class Dimensions(NamedTuple):
     """What the dimensions of a convolution are, in the user's order."""
 
     spec: ConvSpec
     sizes: Mapping[str, int]  # of each letter but the "t"
-    # The letters of each dimension of lhs, rhs and output, the outer one first.
-    arrays: tuple[tuple[Letters, ...], ...]
-    # For each spatial axis, which dimension of lhs, rhs and output it is.
-    spatial: tuple[tuple[int, int, int], ...]
+    arrays: tuple[tuple[Letters, ...], ...]  # of each dimension of lhs, rhs, output, outer first
+    spatial: tuple[tuple[int, int, int], ...]  # for each axis its dimension of lhs, rhs, output
 
     def sums(self, d: int) -> bool:
         """Whether an axis of the image is cut along with the kernel's, over which is summed."""
@@ -57,11 +53,10 @@ def dimensions(lhs: Any, rhs: Any, params: Mapping[str, Any]) -> Dimensions:
         arrays[0][axes[0]] = arrays[along][axes[along]] = (f"x{d}",)
         arrays[other][axes[other]] = (f"t{d}",)
         sizes[f"x{d}"] = spec.lhs_spatial[d]
-    return dataclasses.replace(found, arrays=tuple(map(tuple, arrays)))
+    return found._replace(arrays=tuple(map(tuple, arrays)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """How a convolution is cut."""
 
     devices: int
