@@ -36,6 +36,14 @@ def _size(result: str) -> int:
     return size
 
 
+def excess(program: Any, by_lax: Any) -> str:
+    """What ``program`` moves where that is more than lax's moves; empty where it is not."""
+    moved, allowed = (collectives(each.as_text()) for each in (program, by_lax))
+    size, limit = (sum(size for _, size in each) for each in (moved, allowed))
+    # As many bytes in no more collectives, or fewer: where lax gathers.
+    return "" if (size, len(moved)) <= (limit, len(allowed)) else f"{moved} instead of {allowed}"
+
+
 # A mesh of two axes: along both, or each along another dimension.
 MESH = {"a": 4, "b": 2}
 ALL = tuple(MESH)
@@ -97,8 +105,6 @@ def problem(layer: Layer, layout: str, direction: str) -> str:
 
     operands = layer.operands()
     by_lax, ours = map(compiled, (lax.conv_general_dilated, jaxconv.conv_general_dilated))
-    moved, allowed = (collectives(program.as_text()) for program in (ours, by_lax))
-    size, limit = (sum(size for _, size in each) for each in (moved, allowed))
     expected = jax.jit(layer.function(lax.conv_general_dilated, direction))(*operands)
     off = difference(expected, ours(*operands))
     terms = math.prod(layer.spec.rhs_shape[:-1]) * math.prod(layer.spec.lhs_shape[:-1])
@@ -106,8 +112,7 @@ def problem(layer: Layer, layout: str, direction: str) -> str:
     tolerance = 4 * (np.finfo(np.float32).eps * terms**0.5 + rounding)
     if not off <= tolerance:
         return f"off by {off:.1e}"
-    # As many bytes in no more collectives, or fewer: where lax gathers.
-    return "" if (size, len(moved)) <= (limit, len(allowed)) else f"{moved} instead of {allowed}"
+    return excess(ours, by_lax)
 
 
 def problems() -> Iterator[str]:

@@ -1,5 +1,6 @@
 """A network in Equinox: a residual network, channels first, under ``vmap``."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -11,46 +12,33 @@ from jax import Array
 from networks import Training, images
 
 
-class ResidualBlock(eqx.Module):
-    """Two 3×3 convolutions with batch normalisation, added to a 1×1 shortcut."""
+class Residual(eqx.Module):
+    """Two 3×3 convolutions with batch normalisation, added to a 1×1 shortcut, after another."""
 
+    stem: nn.Conv2d
     conv1: nn.Conv2d
     conv2: nn.Conv2d
     shortcut: nn.Conv2d
-    norm1: nn.BatchNorm
-    norm2: nn.BatchNorm
-
-    def __init__(self, inputs: int, outputs: int, *, key: Array) -> None:
-        keys = jax.random.split(key, 3)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, 2, padding=1, use_bias=False, key=keys[0])
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding="SAME", use_bias=False, key=keys[1])
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, 2, use_bias=False, key=keys[2])
-        self.norm1 = nn.BatchNorm(outputs, axis_name="batch", momentum=0.9, mode="batch")
-        self.norm2 = nn.BatchNorm(outputs, axis_name="batch", momentum=0.9, mode="batch")
-
-    def __call__(self, x: Array, state: nn.State) -> tuple[Array, nn.State]:
-        y, state = self.norm1(self.conv1(x), state)
-        y, state = self.norm2(self.conv2(jax.nn.relu(y)), state)
-        return jax.nn.relu(y + self.shortcut(x)), state
-
-
-class Residual(eqx.Module):
-    stem: nn.Conv2d
-    blocks: list[ResidualBlock]
+    norms: list[nn.BatchNorm]
     dropout: nn.Dropout
     head: nn.Linear
 
     def __init__(self, key: Array) -> None:
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 5)
         self.stem = nn.Conv2d(3, 12, 3, padding="SAME", key=keys[0])
-        self.blocks = [ResidualBlock(12, 12, key=keys[1]), ResidualBlock(12, 16, key=keys[2])]
+        self.conv1 = nn.Conv2d(12, 16, 3, 2, padding=1, use_bias=False, key=keys[1])
+        self.conv2 = nn.Conv2d(16, 16, 3, padding="SAME", use_bias=False, key=keys[2])
+        self.shortcut = nn.Conv2d(12, 16, 1, 2, use_bias=False, key=keys[3])
+        norm = functools.partial(nn.BatchNorm, axis_name="batch", momentum=0.9, mode="batch")
+        self.norms = [norm(16), norm(16)]
         self.dropout = nn.Dropout(0.25)
-        self.head = nn.Linear(16, 5, key=keys[3])
+        self.head = nn.Linear(16, 5, key=keys[4])
 
     def __call__(self, x: Array, state: nn.State, key: Array) -> tuple[Array, nn.State]:
         x = self.stem(x)
-        for block in self.blocks:
-            x, state = block(x, state)
+        y, state = self.norms[0](self.conv1(x), state)
+        y, state = self.norms[1](self.conv2(jax.nn.relu(y)), state)
+        x = jax.nn.relu(y + self.shortcut(x))
         return self.head(self.dropout(jnp.mean(x, axis=(1, 2)), key=key)), state
 
 

@@ -1,4 +1,4 @@
-"""A network in Haiku: a WaveNet, channels last and channels first."""
+"""A network in Haiku: a WaveNet, channels first."""
 
 from typing import Any
 
@@ -12,31 +12,29 @@ from networks import Training, signals
 LEVELS = 8
 
 
-def wavenet_network(samples: Array, data_format: str, train: bool) -> Array:
+def wavenet_network(samples: Array, train: bool) -> Array:
     """Causal dilated convolutions with gates, residual and skip connections."""
 
     def conv(x: Array, channels: int, kernel: int = 1, rate: int = 1) -> Array:
-        causal = hk.pad.causal
-        return hk.Conv1D(channels, kernel, rate=rate, padding=causal, data_format=data_format)(x)
+        options = {"rate": rate, "padding": hk.pad.causal, "data_format": "NCW"}
+        return hk.Conv1D(channels, kernel, **options)(x)
 
-    axis = data_format.index("C")
-    x = y = conv(jax.nn.one_hot(samples, LEVELS, dtype=jnp.float64, axis=axis), 8)
+    x = y = conv(jax.nn.one_hot(samples, LEVELS, dtype=jnp.float64, axis=1), 8)
     skips = []
     for rate in (1, 2, 4):
         if skips:
             x = x + conv(y, 8)
-        signal, gate = jnp.split(conv(x, 16, kernel=2, rate=rate), 2, axis)
+        signal, gate = jnp.split(conv(x, 16, kernel=2, rate=rate), 2, axis=1)
         y = jnp.tanh(signal) * jax.nn.sigmoid(gate)
         if train:
             y = hk.dropout(hk.next_rng_key(), 0.1, y)
         skips.append(conv(y, 12))
-    logits = conv(jax.nn.relu(sum(skips)), LEVELS)
-    return jnp.moveaxis(logits, axis, -1)
+    return jnp.moveaxis(conv(jax.nn.relu(sum(skips)), LEVELS), 1, -1)
 
 
-def wavenet(data_format: str) -> Training:
+def wavenet() -> Training:
     batches, optimizer = signals(2, 24, LEVELS), optax.adam(1e-2)
-    model = hk.transform_with_state(lambda x, train: wavenet_network(x, data_format, train))
+    model = hk.transform_with_state(wavenet_network)
 
     def start() -> Any:
         params, state = model.init(jax.random.key(0), batches[0][0], train=True)

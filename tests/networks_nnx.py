@@ -7,17 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from networks import Training, images
-
-Conv = Callable[..., Array]
 
 
 class ResidualBlock(nnx.Module):
     """Two 3×3 convolutions with batch normalisation, added to a 1×1 shortcut."""
 
-    def __init__(self, inputs: int, outputs: int, conv: Conv, rngs: nnx.Rngs) -> None:
-        options = {"use_bias": False, "param_dtype": jnp.float64, "conv_general_dilated": conv}
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> None:
+        options = {"use_bias": False, "param_dtype": jnp.float64}
         self.conv1 = nnx.Conv(inputs, outputs, (3, 3), 2, **options, rngs=rngs)
         self.norm1 = nnx.BatchNorm(outputs, momentum=0.9, param_dtype=jnp.float64, rngs=rngs)
         self.conv2 = nnx.Conv(outputs, outputs, (3, 3), **options, rngs=rngs)
@@ -30,17 +28,15 @@ class ResidualBlock(nnx.Module):
 
 
 class Residual(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, conv: Conv = lax.conv_general_dilated) -> None:
+    def __init__(self, rngs: nnx.Rngs) -> None:
         options = {"param_dtype": jnp.float64, "rngs": rngs}
-        self.stem = nnx.Conv(3, 12, (3, 3), conv_general_dilated=conv, **options)
-        self.first = ResidualBlock(12, 12, conv, rngs)
-        self.second = ResidualBlock(12, 16, conv, rngs)
+        self.stem = nnx.Conv(3, 12, (3, 3), **options)
+        self.block = ResidualBlock(12, 16, rngs)
         self.dropout = nnx.Dropout(0.25, rngs=rngs)
         self.head = nnx.Linear(16, 5, **options)
 
     def __call__(self, x: Array) -> Array:
-        x = self.first(self.stem(x))
-        x = nnx.remat(ResidualBlock.__call__)(self.second, x)
+        x = nnx.remat(ResidualBlock.__call__)(self.block, self.stem(x))
         return self.head(self.dropout(jnp.mean(x, axis=(1, 2))))
 
 
@@ -55,11 +51,11 @@ def step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array, labels: Array) -
     return value, logits, gradients
 
 
-def residual(conv: Conv = lax.conv_general_dilated) -> Training:
+def residual() -> Training:
     optimizer = optax.sgd(0.05, momentum=0.9)
 
     def start() -> Any:
-        model = Residual(nnx.Rngs(0, dropout=1), conv)
+        model = Residual(nnx.Rngs(0, dropout=1))
         # Flax starts these in float32 whatever the parameters are.
         statistics = nnx.state(model, nnx.BatchStat)
         nnx.update(model, jax.tree.map(lambda x: x.astype(jnp.float64), statistics))

@@ -84,6 +84,7 @@ def claim(lowered: Lowered) -> None:
 
 
 def main(address: str, process: int, report: Path) -> None:
+    jaxconv.config.update("cache_dir", report.with_suffix(""))
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # they run three times
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from cases import Case, case_of
-from collectives import collectives
+from collectives import collectives, excess
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -165,21 +165,13 @@ def under_jit(layout: str, algorithm: str, name: str) -> None:
     ]
     by_us, by_lax = (fun.lower(*operands).compile() for fun in funs)
     assert_close(by_us(*operands), expected(name))
-    ours, allowed = (collectives(by.as_text()) for by in (by_us, by_lax))
-    size, limit = (sum(size for _, size in each) for each in (ours, allowed))
-    # As many bytes in no more collectives, or fewer: where lax gathers.
-    assert (size, len(ours)) <= (limit, len(allowed)), (ours, allowed)
-
-
-def by(way: str, case: Case) -> Conv:
-    """Convolutions by one of the ways to jaxconv."""
-    if way == "accelerate":
-        return jaxconv.accelerate(case.lax)
-    return case.lax if way == "enabled" else conv_by(case, "auto")
+    assert not (more := excess(by_us, by_lax)), more
 
 
 def under_vmap_and_scan(way: str) -> None:
     case, (images, rhs) = CASES["3x3"], images_and_kernel()
+    ways = {"accelerate": jaxconv.accelerate(case.lax), "enabled": case.lax}
+    subject = ways.get(way) or conv_by(case, "auto")
 
     def fun(conv: Conv, images: Array, rhs: Array) -> Array:
         batched, each = by_vmap_and_scan(conv, images, rhs)
@@ -189,9 +181,7 @@ def under_vmap_and_scan(way: str) -> None:
     gradients = jax.jit(jax.grad(partial(fun, case.lax), (0, 1)))
     by_lax = gradients.lower(placed, rhs).compile()
     with jaxconv.enabled() if way == "enabled" else contextlib.nullcontext():
-        compiled = (
-            jax.jit(jax.grad(partial(fun, by(way, case)), (0, 1))).lower(placed, rhs).compile()
-        )
+        compiled = jax.jit(jax.grad(partial(fun, subject), (0, 1))).lower(placed, rhs).compile()
     assert_close(compiled(placed, rhs), by_lax(placed, rhs))
     assert kinds(compiled.as_text()) <= kinds(by_lax.as_text())
 
@@ -229,19 +219,6 @@ def in_explicit_mode(algorithm: str, out_sharding: bool) -> None:
             assert types[0] == types[1], types
             assert_close(outs, values)
             assert kinds(by_us.as_text()) == kinds(by_lax.as_text())
-
-
-def on_an_explicit_mesh_of_one() -> None:
-    """There the algorithm's own operations have types without shardings."""
-    case = CASES["3x3 stride 1"]
-    alone = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
-    with jax.set_mesh(alone):
-        placed = [jax.device_put(x, P("a")) for x in case.operands()[:1]]
-        placed.append(jax.device_put(case.operands()[1], P()))
-        outs = jax.jit(value_and_gradients(conv_by(case, "winograd")))(*placed)
-        values = jax.jit(value_and_gradients(case.lax))(*placed)
-        assert jax.tree.map(jax.typeof, outs) == jax.tree.map(jax.typeof, values)
-        assert_close(outs, values)
 
 
 def with_automatic_axes_beside_manual_ones() -> None:
@@ -305,42 +282,31 @@ def explained() -> None:
     assert (row.spec.lhs_shape, row.exchanged) == ((2, 10, 6, 3), "borders 1 + 1 of axis 0")
 
 
-def checks() -> Iterator[tuple[str, Callable[[], None]]]:
+def checks() -> Iterator[Any]:
     for algorithm in ("auto", *jaxconv.ALGORITHMS):
         cases = CASES_OF.get(algorithm, ("3x3",))
-        layouts = [layout for layout in LAYOUTS if algorithm in ("auto", "winograd")][1:]
-        for layout, case in (*(("batch", c) for c in cases), *((key, cases[0]) for key in layouts)):
-            check = partial(in_shard_map, layout, algorithm, case)
-            yield f"shard_map, {layout}: {algorithm}, {case}", check
+        yield from (partial(in_shard_map, "batch", algorithm, case) for case in cases)
+        if algorithm in ("auto", "winograd"):
+            for layout in ("outputs", "batch and outputs"):
+                yield partial(in_shard_map, layout, algorithm, cases[0])
     for algorithm in ("auto", "im2col_tiled", "naive"):
-        check = partial(in_shard_map_with_vmap_and_scan, algorithm)
-        yield f"shard_map, vmap and scan: {algorithm}", check
+        yield partial(in_shard_map_with_vmap_and_scan, algorithm)
     for algorithm, case, layouts in UNDER_JIT:
-        for layout in layouts:
-            check = partial(under_jit, layout, algorithm, case)
-            yield f"NamedSharding, {layout}: {algorithm}, {case}", check
+        yield from (partial(under_jit, layout, algorithm, case) for layout in layouts)
     for way in ("conv_general_dilated", "accelerate", "enabled"):
-        yield f"vmap and scan: {way}", partial(under_vmap_and_scan, way)
-    for names, arguments in (
-        (("a", "b"), {}),
-        (("b", None), {"strides": 2}),
-        (((("a", "b")), None), {}),
-        (("b", "a"), {"padding": ((3, 1), (0, 2))}),
-    ):
-        check = partial(spatial_axes, (2, 16, 12, 3), (5, 3, 3, 4), names, **arguments)
-        yield f"spatial_axes={names}, {arguments}", check
+        yield partial(under_vmap_and_scan, way)
+    shapes = (2, 16, 12, 3), (5, 3, 3, 4)
+    yield partial(spatial_axes, *shapes, ("a", "b"))
+    yield partial(spatial_axes, *shapes, ("b", None), strides=2)
+    yield partial(spatial_axes, *shapes, (("a", "b"), None))
+    yield partial(spatial_axes, *shapes, ("b", "a"), padding=((3, 1), (0, 2)))
     # A causal padding: from the left only, here from two neighbours.
-    check = partial(spatial_axes, (2, 16, 3), (3, 3, 4), padding="CAUSAL", dilation=3)
-    yield "spatial_axes of text", partial(check, (("a", "b"),))
+    text = (2, 16, 3), (3, 3, 4), (("a", "b"),)
+    yield partial(spatial_axes, *text, padding="CAUSAL", dilation=3)
     for algorithm in ("auto", "im2col"):
-        check = partial(in_explicit_mode, algorithm)
-        yield f"explicit mode, typed operands: {algorithm}", partial(check, False)
-        yield f"explicit mode, out_sharding: {algorithm}", partial(check, True)
-    yield "explicit mode, one device", on_an_explicit_mesh_of_one
-    yield "automatic axes beside manual ones", with_automatic_axes_beside_manual_ones
-    yield "while enabled", while_enabled
-    yield "planned for a part", planned_for_a_part
-    yield "explain", explained
+        yield from (partial(in_explicit_mode, algorithm, out) for out in (False, True))
+    others = with_automatic_axes_beside_manual_ones, while_enabled, planned_for_a_part, explained
+    yield from map(partial, others)
 
 
 def main(part: int, parts: int) -> None:
@@ -349,11 +315,12 @@ def main(part: int, parts: int) -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
     assert len(jax.devices()) == DEVICES
-    for name, check in islice(checks(), part, None, parts):
+    for check in islice(checks(), part, None, parts):
         try:
             check()
         except Exception as error:
             message = f"{type(error).__name__}: {error}".splitlines()
+            name = f"{check.func.__name__}{check.args} {check.keywords}"
             print(f"{name}: {' '.join(message)[:800]}", flush=True)
     print("done")
 

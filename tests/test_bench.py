@@ -32,6 +32,7 @@ from jaxconv.planning.timing import Call, Compiled, alternate
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
+Patch = pytest.MonkeyPatch
 HAS_TORCH = find_spec("torch") is not None
 ONCE = Effort(1, 0.0, torch=HAS_TORCH)
 TINY = layer_of("tiny", 2, 6, (4, 4), 3, 1, 4)
@@ -57,13 +58,13 @@ def each_of(*names: str) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _products_are_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def _products_are_quick(monkeypatch: Patch) -> None:
     monkeypatch.setattr(measure, "gemm_peak", lambda: 1e11)
     monkeypatch.setattr(programs, "gemm_peak", lambda: 1e11)
 
 
 @pytest.fixture
-def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def wrong(monkeypatch: Patch) -> None:
     """Convolutions that are off by a thousandth."""
     right = jaxconv.conv_general_dilated
     monkeypatch.setattr(jaxconv, "conv_general_dilated", lambda *a, **k: right(*a, **k) * 1.001)
@@ -72,13 +73,23 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 # Timing
 
 
-def test_calls_alternate_and_time_is_bounded() -> None:
-    calls = []
+def noting(calls: list[str], seconds: float = 0.0) -> Any:
+    """By name, what notes that it is called, and takes this long."""
 
     def subject(name: str) -> Any:
-        return SimpleNamespace(call=lambda: calls.append(name) or 1.0, output=None)
+        def call() -> float:
+            calls.append(name)
+            time.sleep(seconds)
+            return 1.0
 
-    subjects = list(map(subject, "abc"))
+        return SimpleNamespace(call=call, output=None)
+
+    return subject
+
+
+def test_calls_alternate_and_time_is_bounded() -> None:
+    calls: list[str] = []
+    subjects = list(map(noting(calls), "abc"))
     assert [len(times) for times in alternate(subjects, 2)] == [3, 3]
     assert "".join(calls) == "abc" + "abcabc"
     assert len(alternate(subjects, 100, seconds=0.0)) == 1
@@ -86,17 +97,8 @@ def test_calls_alternate_and_time_is_bounded() -> None:
 
 
 def test_each_settles_before_it_is_timed() -> None:
-    calls = []
-
-    def subject(name: str) -> Any:
-        def call() -> float:
-            calls.append(name)
-            time.sleep(0.001)
-            return 1.0
-
-        return SimpleNamespace(call=call, output=None)
-
-    alternate((subject("a"), subject("b")), 1, settle=0.01)
+    calls: list[str] = []
+    alternate(tuple(map(noting(calls, 0.001), "ab")), 1, settle=0.01)
     first, *rest = (len(list(group)) for _, group in itertools.groupby(calls))
     assert first == 1
     assert all(1 < length <= 12 for length in rest[1:])
@@ -145,7 +147,7 @@ def test_errors_are_those_of_the_outputs(layer: Layer) -> None:
 
 
 @pytest.mark.usefixtures("wrong")
-def test_what_is_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_is_told(monkeypatch: Patch) -> None:
     result = programs.measure_layer(TINY, "forward", ONCE)
     where = r"tiny: 3×3 .*, forward"
     assert re.match(where + r": jaxconv is off by 1.*e-03 of the larg.*1e-04", result.wrong)
@@ -188,11 +190,9 @@ def test_poolings_are_compared_with_lax(kind: str, pool: Any) -> None:
     function, (x,) = pooling.case("forward")
     np.testing.assert_allclose(function(x), pool(x, 3, 2, "SAME"), rtol=1e-6)
     found = [programs.measure_pool(pooling, direction, ONCE) for direction in pooling.directions]
-    assert [result.label for result in found] == [
-        f"{kind} pool: 3×3 stride 2, 1×5×6×2, forward",
-        f"{kind} pool: 3×3 stride 2, 1×5×6×2, gradient",
-    ]
-    assert all(result.wrong is None for result in found)
+    for result, direction in zip(found, ("forward", "gradient"), strict=True):
+        assert result.label == f"{kind} pool: 3×3 stride 2, 1×5×6×2, {direction}"
+        assert result.wrong is None
     assert {result.how for result in found} <= {"taps", "axes", "xla"}
 
 
@@ -234,14 +234,15 @@ def _layers(net: networks.Lax, x: Any) -> Any:
 SMALL = networks.Network("small", _layers, 2, shape=(9, 8, 2))
 
 
-def test_networks_are_timed_forward_and_in_training() -> None:
+def test_networks_are_timed_in_training() -> None:
+    """And forward: see ``test_bench_runs_all_suites``."""
+    assert SMALL.directions == ("forward", "training step")
     with jax.numpy_rank_promotion("allow"):
-        found = [programs.measure_network(SMALL, d, ONCE) for d in SMALL.directions]
-    assert [result.label for result in found] == [
-        "small, batch 2, forward",
-        "small, batch 2, training step",
-    ]
-    assert [(result.wrong, len(result.torch)) for result in found] == [(None, HAS_TORCH)] * 2
+        result = programs.measure_network(SMALL, "training step", ONCE)
+        forward = programs.convolutions(SMALL.forward, SMALL.init(), SMALL.data()[0])
+    assert (result.wrong, len(result.torch)) == (None, HAS_TORCH)
+    assert result.label == "small, batch 2, training step"
+    assert result.flops > 2 * programs.flops(forward)
 
 
 def test_channels_first_a_network_computes_the_same() -> None:
@@ -297,7 +298,7 @@ def test_weight_gradients_are_those_that_jax_derives(layer: Layer) -> None:
 
 
 @pytest.mark.parametrize("best", ["shift", "im2col"])
-def test_regret_is_over_the_best_candidate(monkeypatch: pytest.MonkeyPatch, best: str) -> None:
+def test_regret_is_over_the_best_candidate(monkeypatch: Patch, best: str) -> None:
     def timed(spec: ConvSpec, names: Sequence[str], *_: Any) -> Any:
         return SimpleNamespace(seconds={name: 1.0 + (name != best) for name in names})
 
@@ -316,7 +317,7 @@ def test_regret_is_over_the_best_candidate(monkeypatch: pytest.MonkeyPatch, best
 
 
 @pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny(monkeypatch: Patch) -> None:
     """Suites of a moment each."""
     tiny = {
         "layers": [
@@ -353,22 +354,22 @@ def test_bench_runs_all_suites(tmp_path: Path, run: Any) -> None:
     lines = out.splitlines()
     for name in SUITES:
         head, *rows = lines[lines.index(name) + 2 :]
+        first, *_ = results = document["results"][name]
         assert head.startswith("what  ")
-        assert rows[0].startswith(document["results"][name][0]["name"])
+        assert rows[0].startswith(first["name"])
+        assert [row["wrong"] for row in results] == [None] * len(results)
     assert document["machine"]["gemm"] == 1e11
     assert list(document["results"]) == list(SUITES)
     (*_, row) = document["results"]["layers"]
     assert row["ratios"]["lax"][1] > 0
-    assert row["wrong"] is None
+    assert [row["direction"] for row in document["results"]["models"]] == ["forward"]
     assert {path.name for path in plots.iterdir()} == {f"{name}.png" for name in SUITES}
     assert "below 0.95" in out
     assert "regret of 2: " in out
 
 
 @pytest.mark.usefixtures("tiny")
-def test_bench_fits_a_terminal_and_shows_how_many_of_how_many(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bench_fits_a_terminal_and_shows_how_many_of_how_many(run: Any, monkeypatch: Patch) -> None:
     monkeypatch.setenv("COLUMNS", "80")  # of other widths, see test_tables.py
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -415,11 +416,7 @@ def test_bench_tells_what_is_wrong(run: Any) -> None:
     ],
 )
 def test_bench_refuses(
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    arguments: tuple[str, ...],
-    message: str,
+    run: Any, monkeypatch: Patch, tmp_path: Path, arguments: Any, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(app, "find_spec", lambda name: None)
@@ -430,7 +427,7 @@ def test_bench_refuses(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_an_interrupted_suite_is_reported(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_suite_is_reported(run: Any, monkeypatch: Patch) -> None:
     def interrupted(effort: Effort) -> Result:
         raise KeyboardInterrupt
 
@@ -452,27 +449,18 @@ def result(**changes: Any) -> Result:
 def test_a_table_leaves_out_what_is_unknown_and_what_is_too_wide() -> None:
     table = measure.table([result()])
     whole = table.text().splitlines()
-    assert "PyTorch" not in whole[0]
-    assert "regret" not in whole[0]
-    assert "compile" in whole[0]
+    assert [title in whole[0] for title in ("PyTorch", "regret", "compile")] == [False, False, True]
     assert "0.0 MiB → 1.0 MiB" in whole[1]
     head, *_ = table.text(max(map(len, whole)) - 10).splitlines()
-    assert "compile" not in head
-    assert "workspace" in head
+    assert [title in head for title in ("compile", "workspace")] == [False, True]
 
 
 def test_summary_ranks() -> None:
-    rows = [
-        result(
-            name=name,
-            lax=((ratio, 1.0),),
-            torch=((ratio / 2, 1.0),),
-            errors=(1.0, 3.0),
-            regret=1 / ratio,
-            best="shift",
-        )
-        for name, ratio in (("slow", 0.5), ("fast", 2.0))
-    ]
+    def row(name: str, ratio: float) -> Result:
+        pairs = {"lax": ((ratio, 1.0),), "torch": ((ratio / 2, 1.0),), "errors": (1.0, 3.0)}
+        return result(name=name, **pairs, regret=1 / ratio, best="shift")
+
+    rows = [row("slow", 0.5), row("fast", 2.0)]
     assert summary(rows) == [
         "against lax: 1 times as fast in the geometric mean of 2, 0.5 at worst; 1 below 0.95",
         "  0.5: slow, forward (im2col)",
@@ -496,7 +484,7 @@ def test_quick_is_a_few() -> None:
         assert 2 <= len(suite.selected(quick)) < 10, name
 
 
-def test_machine_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_is_described(monkeypatch: Patch) -> None:
     monkeypatch.setattr(programs, "version_of", lambda name: f"version of {name}")
     found = programs.machine(torch=True)
     assert found["torch"] == "version of torch"

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 from jax import Array, lax
 
-from jaxconv.sharding.borders import (
-    AxisCut,
-    MeshLine,
-    cut_axis,
-    only_valid,
-    sliced,
-    window,
-)
+from jaxconv.sharding.borders import AxisCut, MeshLine, cut_axis, only_valid, sliced, window
 from jaxconv.spec import ConvSpec, dilate
 
 
@@ -45,15 +38,9 @@ def parts_of(x: np.ndarray, devices: int) -> np.ndarray:
 
 def convolved(x: Any, w: Any, stride: int, pads: Any, holes: int, dilation: int) -> Array:
     """x: (size,), w: (taps,)."""
-    return lax.conv_general_dilated(
-        x[None, :, None],
-        w[:, None, None],
-        (stride,),
-        [pads],
-        (holes,),
-        (dilation,),
-        ("NHC", "HIO", "NHC"),
-    )[0, :, 0]
+    axis = (stride,), [pads], (holes,), (dilation,)
+    image, kernel, numbers = x[None, :, None], w[:, None, None], ("NHC", "HIO", "NHC")
+    return lax.conv_general_dilated(image, kernel, *axis, numbers)[0, :, 0]
 
 
 def cut_of(
@@ -71,31 +58,20 @@ def cut_of(
     return cut_axis(ConvSpec((1, size, 1), (taps, 1, 1), *axis, double, double), 0, devices, sums)
 
 
-SIZES = (8, 13, 16, 21)
+PADS = (0, 0), (1, 1), (2, 0), (-1, 3)
 AXES = [
     (devices, size, taps, stride, pads, holes, dilation)
     for devices, size, taps, stride, pads, holes, dilation in itertools.product(
-        (2, 3, 4),
-        SIZES,
-        (1, 2, 3, 7),
-        (1, 2, 3),
-        ((0, 0), (1, 1), (2, 0), (-1, 3)),
-        (1, 2, 3),
-        (1, 3),
+        (2, 3, 4), (8, 13, 16, 21), (1, 2, 3, 7), (1, 2, 3), PADS, (1, 2, 3), (1, 3)
     )
     if dilate(size, holes) + sum(pads) >= dilate(taps, dilation)
 ]
-SAMPLE = [AXES[i] for i in np.random.default_rng(0).permutation(len(AXES))[:32]]
+sampled = pytest.mark.parametrize(
+    "case", [AXES[i] for i in np.random.default_rng(0).permutation(len(AXES))[:32]], ids=str
+)
 
 
-def sampled(number: int) -> Any:
-    """Some cases; most of them are left to the exhaustive sweep."""
-    often, others = SAMPLE[: number // 3], SAMPLE[number // 3 : number]
-    marked = [pytest.param(case, marks=pytest.mark.exhaustive) for case in others]
-    return pytest.mark.parametrize("case", [*often, *marked], ids=str)
-
-
-@sampled(32)
+@sampled
 def test_outputs_of_each_device(case: Any) -> None:
     devices, size, taps, stride, pads, holes, dilation = case
     rng = np.random.default_rng(size)
@@ -107,9 +83,8 @@ def test_outputs_of_each_device(case: Any) -> None:
         return
 
     def part(x: Array) -> Array:
-        out = convolved(
-            window(x, 0, cut, LINE), jnp.asarray(w), stride, cut.padding, holes, dilation
-        )
+        given = window(x, 0, cut, LINE), jnp.asarray(w)
+        out = convolved(*given, stride, cut.padding, holes, dilation)
         return sliced(out, 0, cut.surplus, cut.outputs, LINE)
 
     outs = np.asarray(jax.vmap(part, axis_name="line")(parts_of(x, devices)))
@@ -117,7 +92,7 @@ def test_outputs_of_each_device(case: Any) -> None:
     np.testing.assert_allclose(outs.ravel()[: len(expected)], expected, rtol=1e-12, atol=1e-12)
 
 
-@sampled(20)
+@sampled
 def test_taps_of_each_device(case: Any) -> None:
     """As in a kernel's gradient: the taps are the cotangent's positions."""
     devices, size, out, dilation, pads, holes, stride = case

@@ -1,7 +1,7 @@
 """How the package's rows are made, and what ``jaxconv tune`` measures and teaches."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jaxconv.planning.rows import Timed
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
+Patch, Capture = pytest.MonkeyPatch, pytest.CaptureFixture[str]
 PLATFORM = jax.default_backend()
 SPECS = [
     spec
@@ -47,22 +48,27 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 # The package's rows
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
-    """What was measured: in this order, and at once."""
+def timing(monkeypatch: Patch, seconds: Callable[..., dict[str, float]]) -> list[Any]:
+    """Measures as ``seconds`` says, of names, a spec and a platform: what is measured, in order."""
     specs: list[ConvSpec] = []
 
-    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Timed:
+    def timed(spec: ConvSpec, names: list[str], platform: str, _: float) -> Timed:
         specs.append(spec)
-        times = {name: 0.001 * i for i, name in enumerate(names, 1)}
+        times = seconds(names, spec, platform)
         return Timed(spec, here(platform), times, dict.fromkeys(times, 0.5))
 
     monkeypatch.setattr(autotuning, "timed", timed)
-    monkeypatch.setattr(calibrate, "in_order", lambda: SPECS[:6])
     return specs
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, asked: list[ConvSpec], count: int) -> None:
+@pytest.fixture
+def asked(monkeypatch: Patch) -> list[ConvSpec]:
+    """What was measured: in this order, and at once."""
+    monkeypatch.setattr(calibrate, "in_order", lambda: SPECS[:6])
+    return timing(monkeypatch, lambda names, *_: {name: i for i, name in enumerate(names, 1)})
+
+
+def interrupt(monkeypatch: Patch, asked: list[ConvSpec], count: int) -> None:
     """Once so many were measured."""
     measuring = autotuning.timed
 
@@ -75,9 +81,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, asked: list[ConvSpec], count: int
 
 
 def test_a_file_goes_on_where_it_ended(
-    asked: list[ConvSpec],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    asked: list[ConvSpec], tmp_path: Path, monkeypatch: Patch
 ) -> None:
     file = tmp_path / "measured.jsonl"
     with monkeypatch.context() as patched:
@@ -102,7 +106,7 @@ def test_a_file_goes_on_where_it_ended(
     assert asked == SPECS[:6]
 
 
-def test_files_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_merged(tmp_path: Path, capsys: Capture) -> None:
     here_, other = calibrate.origin(), Machine("cpu", "Z80", 1, "0.1")
 
     def row(spec: ConvSpec, machine: Machine, seconds: float) -> Timed:
@@ -118,7 +122,7 @@ def test_files_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == f"{into}: 2 rows\n{into}: 3 rows\n"
 
 
-def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: Patch) -> None:
     drawn, rows = random_specs(calibrate.SEED, 7), [Timed(spec, here("cpu"), {}) for spec in SPECS]
     monkeypatch.setattr(calibrate, "package_rows", lambda: rows)
     monkeypatch.setattr(calibrate, "LAYERS", LAYERS[:1])
@@ -136,26 +140,20 @@ def test_an_interrupted_calibration_is_a_fair_sample(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> list[ConvSpec]:
+def slow(monkeypatch: Patch) -> list[ConvSpec]:
     """A machine on which everything takes three times as long as predicted; what was measured."""
     if PLATFORM != "cpu":
         pytest.skip("the package has no rows to learn from")
-    specs: list[ConvSpec] = []
 
-    def timed(spec: ConvSpec, names: list[str], platform: str, seconds: float) -> Timed:
-        specs.append(spec)
+    def slowly(names: list[str], spec: ConvSpec, platform: str) -> dict[str, float]:
         with jaxconv.config.set(use_cache=False):
-            times = {name: 3 * predicted(name, prepared(spec), platform).seconds for name in names}
-        return Timed(spec, here(platform), times, {})
+            return {name: 3 * predicted(name, prepared(spec), platform).seconds for name in names}
 
-    monkeypatch.setattr(autotuning, "timed", timed)
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:3]))
-    return specs
+    return timing(monkeypatch, slowly)
 
 
-def test_tuning_teaches_predictions(
-    slow: list[ConvSpec], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_teaches_predictions(slow: list[ConvSpec], folder: Path, monkeypatch: Patch) -> None:
     base = CASES["3x3"].spec("float32").replace(rhs_shape=(3, 3, 32, 32))
     alike = [base.replace(lhs_shape=(2, size, size, 32)) for size in range(26, 31)]
     near = alike.pop(2)
@@ -177,7 +175,7 @@ def test_tuning_teaches_predictions(
         assert predicted("xla", near, PLATFORM) == before
 
 
-def test_tuned_again_it_times_others(slow: list[ConvSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuned_again_it_times_others(slow: list[ConvSpec], monkeypatch: Patch) -> None:
     calibrate.tune(60)
     slow.clear()
     monkeypatch.setattr(calibrate, "_sample", lambda: iter(SPECS[:4]))
@@ -201,9 +199,7 @@ def test_the_sample_never_ends_and_is_small() -> None:
     assert len(names) == len(set(names)) <= calibrate.FASTEST + 2
 
 
-def test_an_interrupted_tuning_keeps_what_it_has(
-    slow: list[ConvSpec], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_tuning_keeps_what_it_has(slow: list[ConvSpec], monkeypatch: Patch) -> None:
     interrupt(monkeypatch, slow, 2)
     with pytest.raises(KeyboardInterrupt):
         calibrate.tune(60)
@@ -225,11 +221,9 @@ def test_the_report_prints_medians_and_quartiles(tmp_path: Path) -> None:
     assert "Kept in this process only." in str(calibrate.Tuned("cpu", 0, {}, {}, None))
 
 
+@pytest.mark.usefixtures("slow")
 def test_the_command_line_tunes_and_forgets(
-    slow: list[ConvSpec],
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     code, out, err = children.command(capsys, "tune", "--seconds", 60)
@@ -242,19 +236,16 @@ def test_the_command_line_tunes_and_forgets(
         assert code == 0
         assert out.startswith(f"Dropped {count} convolutions")
         assert not file.exists()
-    assert len(slow) == 3
 
 
-def test_the_command_line_says_where_it_can_not_tune(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_says_where_it_can_not_tune(monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.setattr(calibrate, "package_machines", lambda: [])
     code, _, err = children.command(capsys, "tune", "--seconds", 1)
     assert code == 2
     assert err.startswith("jaxconv: tune: it takes a platform with measured predictions")
 
 
-def test_tuning_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuning_measures(monkeypatch: Patch) -> None:
     if PLATFORM != "cpu":
         pytest.skip("the package has no rows to learn from")
     monkeypatch.setattr(calibrate, "EACH", 0.0)

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,40 +29,27 @@ import jaxconv
 from jaxconv import loops
 from jaxconv.tools import autotune
 
+# The first alone is trained in the default run.
 NETWORKS: dict[str, Callable[[], Training]] = {
     "nnx residual": networks_nnx.residual,
     "linen 3-D U-Net": networks_linen.unet,
     "equinox residual": networks_equinox.residual,
-    "haiku WaveNet NWC": functools.partial(networks_haiku.wavenet, "NWC"),
-    "haiku WaveNet NCW": functools.partial(networks_haiku.wavenet, "NCW"),
-    # Its layers are given jaxconv's function.
-    "nnx by argument": functools.partial(networks_nnx.residual, jaxconv.conv_general_dilated),
+    "haiku WaveNet": networks_haiku.wavenet,
 }
+every_network = pytest.mark.parametrize("network", NETWORKS)
 WAYS: dict[str, Callable[[Training], Any]] = {
     "lax": lambda training: training.jit(training.step),
     "inside jit": lambda training: training.jit(jaxconv.accelerate(training.step)),
     "outside jit": lambda training: jaxconv.accelerate(training.jit(training.step)),
 }
-# For each framework, by its name in the README, a network that compiles quickly.
+# For each framework, by its name in the README, a network.
 FRAMEWORKS = {
-    "JAX": "haiku WaveNet NCW",
+    "JAX": "haiku WaveNet",
     "Flax NNX": "nnx residual",
     "Flax Linen": "linen 3-D U-Net",
     "Equinox": "equinox residual",
-    "Haiku": "haiku WaveNet NWC",
+    "Haiku": "haiku WaveNet",
 }
-
-
-def often(network: str, chosen: Collection[str]) -> Any:
-    """A parameter that is left to the exhaustive sweep unless it is among those chosen."""
-    return pytest.param(network, marks=[pytest.mark.exhaustive] * (network not in chosen))
-
-
-# Compiling a training step takes five seconds and more.
-TRAINED = {*FRAMEWORKS.values()} - {FRAMEWORKS["JAX"]}
-trained_networks = pytest.mark.parametrize(
-    "network", [often(n, TRAINED) for n in NETWORKS if n != "nnx by argument"]
-)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -84,8 +71,23 @@ class Run(NamedTuple):
 
 @functools.cache
 def started(network: str) -> tuple[Training, Any, Any]:
+    """A training; of the state before it what is static, and the arrays."""
     training = NETWORKS[network]()
     return training, *training.split(training.start())
+
+
+@functools.cache
+def shapes(network: str) -> tuple[Training, Any, Any]:
+    """As ``started``, with the arrays' shapes alone: nothing is compiled."""
+    training, statics = NETWORKS[network](), []
+
+    def start() -> Any:
+        static, arrays = training.split(training.start())
+        statics.append(static)
+        return arrays
+
+    arrays = jax.eval_shape(start)
+    return training, *statics, arrays
 
 
 def train(network: str, step: Any) -> Run:
@@ -104,7 +106,7 @@ def trained_by_lax(network: str) -> Run:
 
 def on_arrays(network: str, step: Any) -> tuple[Callable[..., Any], Any, Any]:
     """A step as a function of arrays alone, and arguments for it."""
-    training, static, arrays = started(network)
+    training, static, arrays = shapes(network)
 
     def fn(arrays: Any, batch: Any) -> Any:
         state, report = training.advance(step, training.merge(static, arrays), batch)
@@ -113,31 +115,24 @@ def on_arrays(network: str, step: Any) -> tuple[Callable[..., Any], Any, Any]:
     return fn, arrays, training.batches[0]
 
 
-def convolutions_in(jaxpr: Any) -> list[Any]:
-    """The equations that convolve, by lax or by jaxconv, in a jaxpr and in all it carries."""
+def convolutions_in(fn: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """The equations that convolve, by lax or by jaxconv, in ``fn`` and in all it calls."""
     kinds = "conv_general_dilated", "jaxconv"
-    return [eqn for eqn in equations(jaxpr) if eqn.primitive.name in kinds]
-
-
-def convolutions(network: str, step: Any) -> list[Any]:
-    fn, *arguments = on_arrays(network, step)
-    return convolutions_in(jax.make_jaxpr(fn)(*arguments))
+    found = equations(jax.make_jaxpr(fn)(*arguments))
+    return [eqn for eqn in found if eqn.primitive.name in kinds]
 
 
 @functools.cache
 def convolutions_of_lax(network: str) -> list[Any]:
-    return convolutions(network, started(network)[0].step)
-
-
-def names(eqns: list[Any]) -> list[str]:
-    return [eqn.primitive.name for eqn in eqns]
+    return convolutions_in(*on_arrays(network, shapes(network)[0].step))
 
 
 def assert_all_are_jaxconvs(network: str, step: Any) -> None:
     by_lax = convolutions_of_lax(network)
     assert len(by_lax) >= 9
-    assert set(names(by_lax)) == {"conv_general_dilated"}
-    assert names(convolutions(network, step)) == ["jaxconv"] * len(by_lax)
+    assert {eqn.primitive.name for eqn in by_lax} == {"conv_general_dilated"}
+    found = convolutions_in(*on_arrays(network, step))
+    assert [eqn.primitive.name for eqn in found] == ["jaxconv"] * len(by_lax)
 
 
 def tolerance(network: str) -> float:
@@ -162,12 +157,8 @@ def assert_close(
     largest = max((np.max(np.abs(x)) for x in floats), default=0.0)
     for path, x in expected.items():
         assert (actual[path].dtype, actual[path].shape) == (x.dtype, x.shape), path
-        if x.dtype == np.float64:
-            np.testing.assert_allclose(
-                actual[path], x, rtol=0, atol=tolerance * largest, err_msg=path
-            )
-        else:  # counters and random keys
-            np.testing.assert_array_equal(actual[path], x, err_msg=path)
+        atol = tolerance * largest if x.dtype == np.float64 else 0  # counters and random keys
+        np.testing.assert_allclose(actual[path], x, rtol=0, atol=atol, err_msg=path)
 
 
 def assert_trained_alike(actual: Run, expected: Run, tolerance: float) -> None:
@@ -181,7 +172,7 @@ def assert_trained_alike(actual: Run, expected: Run, tolerance: float) -> None:
 # The trainings
 
 
-@trained_networks
+@every_network
 def test_lax_trains_all_of_it(network: str) -> None:
     training, _, arrays = started(network)
     assert len(training.batches) == STEPS
@@ -198,7 +189,7 @@ def test_lax_trains_all_of_it(network: str) -> None:
         assert all(np.any(gradient) for gradient in gradients.values())
 
 
-@trained_networks
+@every_network
 @pytest.mark.parametrize("way", ["inside jit", "outside jit"])
 def test_accelerated_training(network: str, way: str) -> None:
     step = WAYS[way](started(network)[0])
@@ -206,15 +197,7 @@ def test_accelerated_training(network: str, way: str) -> None:
     assert_trained_alike(train(network, step), trained_by_lax(network), tolerance(network))
 
 
-@pytest.mark.exhaustive
-def test_training_of_layers_that_take_a_convolution() -> None:
-    network, with_lax = "nnx by argument", "nnx residual"
-    step = WAYS["lax"](started(network)[0])
-    assert names(convolutions(network, step)) == ["jaxconv"] * len(convolutions_of_lax(with_lax))
-    assert_trained_alike(train(network, step), trained_by_lax(with_lax), tolerance(with_lax))
-
-
-@trained_networks
+@every_network
 @pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="elsewhere auto leaves convolutions to XLA"
 )
@@ -242,7 +225,7 @@ def test_both_ways_compile_the_same(network: str, monkeypatch: pytest.MonkeyPatc
 # The convolutions that explain and autotune find
 
 
-@trained_networks
+@every_network
 def test_explain_lists_what_accelerate_plans(network: str) -> None:
     training, static, arrays = started(network)
     step = WAYS["lax"](training)
@@ -253,7 +236,8 @@ def test_explain_lists_what_accelerate_plans(network: str) -> None:
 
     state = training.merge(static, arrays)
     found = jaxconv.explain(without_gradients, state, training.batches[0])
-    assert found.count == len(convolutions(network, WAYS["inside jit"](training)))
+    assert_all_are_jaxconvs(network, WAYS["outside jit"](training))
+    assert found.count == len(convolutions_of_lax(network))
 
 
 def nnx_step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array) -> Array:
@@ -262,7 +246,7 @@ def nnx_step(model: nnx.Module, optimizer: nnx.Optimizer, x: Array) -> Array:
     return loss
 
 
-@pytest.mark.parametrize("jit", [lambda f: f, nnx.jit], ids=["plain", "jit"])
+@pytest.mark.parametrize("jit", [nnx.jit, lambda f: f], ids=["jit", "plain"])
 def test_nnx_objects_are_left_alone(jit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         autotune, "_compiled", lambda *_: SimpleNamespace(call=lambda: 1.0, compile_seconds=0.1)
@@ -282,19 +266,6 @@ def test_nnx_objects_are_left_alone(jit: Any, monkeypatch: pytest.MonkeyPatch) -
         jaxconv.explain(lambda x: step(*state, x), x)
 
 
-def test_nnx_variables_of_refs() -> None:
-    with nnx.var_defaults(ref=True):
-        layer = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
-    static, params = nnx.split(nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0)))
-
-    def step(layer: nnx.Conv, x: Array) -> None:
-        gradients = jax.grad(lambda params: jnp.sum(nnx.merge(static, params)(x) ** 2))(params)
-        layer.kernel[...] -= gradients["kernel"][...]
-
-    for fn in (step, nnx.jit(step)):
-        assert jaxconv.explain(fn, layer, IMAGE.astype(np.float32)).count == 2
-
-
 # A part of a network
 
 IMAGE = np.random.default_rng(3).normal(size=(2, 4, 5, 3))
@@ -309,6 +280,14 @@ def nnx_layers(wrap: Wrap) -> Any:
     static, params, rest = nnx.split(nnx.Sequential(conv, norm), nnx.Param, ...)
     rest = jax.tree.map(lambda x: x.astype(jnp.float64), rest)
     return params, lambda params, x: wrap(nnx.merge(static, params, rest, copy=True))(x)
+
+
+def nnx_by_argument(wrap: Wrap) -> Any:
+    """The layer takes a function that convolves: jaxconv's own."""
+    of = jaxconv if wrap is jaxconv.accelerate else jax.lax
+    options = {"param_dtype": jnp.float64, "conv_general_dilated": of.conv_general_dilated}
+    static, params = nnx.split(nnx.Conv(3, 8, (3, 3), **options, rngs=nnx.Rngs(0)))
+    return params, lambda params, x: nnx.merge(static, params)(x)
 
 
 def linen_layer(wrap: Wrap) -> Any:
@@ -331,16 +310,19 @@ def haiku_layer(wrap: Wrap) -> Any:
     return layers.init(jax.random.key(0), IMAGE), layers.apply
 
 
-@pytest.mark.parametrize("layer", [nnx_layers, linen_layer, equinox_layer, haiku_layer])
+LAYERS = [nnx_layers, linen_layer, nnx_by_argument, equinox_layer, haiku_layer]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
 def test_a_layer_alone(layer: Callable[[Wrap], Any]) -> None:
     def gradient(wrap: Wrap) -> Any:
         params, apply = layer(wrap)
-        return jax.grad(lambda params: jnp.sum(jnp.sin(apply(params, IMAGE)))), params
+        return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(apply(params, IMAGE))))), params
 
     by_lax, params = gradient(lambda layer: layer)
     accelerated, _ = gradient(jaxconv.accelerate)
-    eqns = convolutions_in(jax.make_jaxpr(accelerated)(params))
-    assert set(names(eqns)) == {"jaxconv"}
+    eqns = convolutions_in(accelerated, params)
+    assert {eqn.primitive.name for eqn in eqns} == {"jaxconv"}
     tolerance = IMAGE.size * float(jnp.finfo(jnp.float64).eps)
     assert_close(numbers(accelerated(params)), numbers(by_lax(params)), tolerance)
 
@@ -356,7 +338,7 @@ LINES = [(framework, line) for frameworks, line in ROWS for framework in framewo
 def test_the_lines_of_the_readme(framework: str, line: str) -> None:
     network = FRAMEWORKS[framework]
     namespace = {"jax": jax, "nnx": nnx, "eqx": eqx, "jaxconv": jaxconv}
-    namespace["step"] = started(network)[0].step
+    namespace["step"] = shapes(network)[0].step
     exec(line, namespace)
     assert_all_are_jaxconvs(network, namespace["step"])
 

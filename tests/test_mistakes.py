@@ -25,6 +25,8 @@ WIDE = np.zeros((2, 32, 32, 64), np.float32)
 PATCHES = np.zeros((2, 30, 30, 27), np.float32)
 LAST = ("NHWC", "HWIO", "NHWC")
 SAME, NHWC = ((1, 1), "SAME"), {"dimension_numbers": LAST}
+NWC, NCDHW = ("NWC", "WIO", "NWC"), ("NCDHW", "OIDHW", "NCDHW")
+NCHW = {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}
 
 
 def kernel(*shape: int, dtype: str = "float32") -> np.ndarray:
@@ -47,23 +49,8 @@ class Mistake(NamedTuple):
     error: type[Exception]
     message: str
 
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message:.50}"
-
     def __call__(self) -> Any:
         return function(self.name)(*self.args, **self.kwargs)
-
-
-def at(name: str, *args: Any, **kwargs: Any) -> Callable[[type[Exception], str], Mistake]:
-    return lambda error, message: Mistake(name, args, kwargs, error, message)
-
-
-def type_error(name: str, *args: Any, **kwargs: Any) -> Callable[[str], Mistake]:
-    return partial(at(name, *args, **kwargs), TypeError)
-
-
-def value_error(name: str, *args: Any, **kwargs: Any) -> Callable[[str], Mistake]:
-    return partial(at(name, *args, **kwargs), ValueError)
 
 
 RANKS = "TypeError: w must be (kernel…, C / groups, O) and x (N, spatial…, C) or (spatial…, C), got"
@@ -84,6 +71,8 @@ OF_COL2IM = f"{SIZES.format('x_shape')} patches of shape (2, 30, 30, 27), x_shap
 NUMBERS = "must be a positive integer or 2 of them, got {given!r} for {shapes}"
 NUMBER = "must be a positive integer, got {given!r} for {shapes}"
 EACH, PAIR, SIZE = (f"pass one{what} for each spatial dimension" for what in ("", " pair", " size"))
+LACKING = f"{EACH}, or add the axes that the operands lack"
+NO_CHANNELS = "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
 OTHERS = "leave out batch and channels"
 STATIC = "pass static Python integers; under jax.jit, name the argument in static_argnums"
 PADDINGS = "'SAME', 'SAME_LOWER', 'VALID', 'CAUSAL' (1-D), an integer, or (low, high) pairs"
@@ -95,6 +84,7 @@ DEPTHWISE = "the kernel looks depthwise: use"
 SWAPPED = "look swapped: the image comes first"
 ADD_FIRST = "add the two axes, lhs[None, None] and rhs[None, None]"
 ADD_LAST = "add the two axes, lhs[None, ..., None] and rhs[..., None, None]"
+LETTERS = "use {}, or give lhs and rhs an axis for each letter"
 NAME_ALL = "name 'N' and 'C', in the kernel 'O' and 'I', and in all three the same other letters"
 PASS_FN = "pass the function itself, not what it returns"
 
@@ -128,9 +118,7 @@ TABLE: dict[str, dict[str, str]] = {
         "conv(WIDE, kernel(3, 3, 16, 64), groups=2)": "use groups=4",
         "conv(WIDE, kernel(3, 3, 24, 64), groups=5)": "groups must divide the channels of x",
         "conv(kernel(8, 28, 28), kernel(3, 3, 1, 8))": "x has no channel axis: pass x[..., None]",
-        "conv(kernel(28, 28), kernel(3, 3))": (
-            "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
-        ),
+        "conv(kernel(28, 28), kernel(3, 3))": NO_CHANNELS,
     },
     f"{RANKS} {{shapes}}": {
         "conv(X, kernel(3, 3))": (
@@ -138,19 +126,15 @@ TABLE: dict[str, dict[str, str]] = {
             " on each"
         ),
         "conv(X[..., :1], kernel(3, 3))": "w has no channel axes: pass w[..., None, None]",
-        "conv(X[None], W)": ("make the leading axes of x one batch, or add the missing axes of w"),
+        "conv(X[None], W)": "make the leading axes of x one batch, or add the missing axes of w",
         "conv(X[0, ..., 0], kernel(3, 3, 1, 8))": (
             "add the missing axes, such as x[..., None] for one channel"
         ),
-        "conv(X[0, 0, :, 0], W[0, 0, :, 0])": (
-            "x and w have no channel axes: pass x[..., None] and w[..., None, None]"
-        ),
+        "conv(X[0, 0, :, 0], W[0, 0, :, 0])": NO_CHANNELS,
         "conv(W, X[0])": f"x and w {SWAPPED}",
     },
     "ValueError: strides must be a positive integer or 0 of them, got (1, 1) for {shapes}": {
-        "conv(X[0, ..., 0], W[..., 0, 0], (1, 1))": (
-            f"{EACH}, or add the axes that the operands lack"
-        )
+        "conv(X[0, ..., 0], W[..., 0, 0], (1, 1))": LACKING
     },
     # Dtypes
     "TypeError: x and w must have the same dtype, got float32 and float64 for {shapes}": {
@@ -213,7 +197,7 @@ TABLE: dict[str, dict[str, str]] = {
                 (0, 1): "use 1",
                 (2,): f"{EACH}: (2, 2)",
                 (1, 2, 2, 1): f"{OTHERS}: (2, 2)",
-                (1, 2, 3): f"{EACH}, or add the axes that the operands lack",
+                (1, 2, 3): LACKING,
             },
         }.items()
     },
@@ -272,16 +256,12 @@ TABLE: dict[str, dict[str, str]] = {
             "use dimension_numbers=('NHWC', 'HWOI', 'NHWC')"
         ),
     },
-    letters(3, ("NWC", "WIO", "NWC")): {
-        "conv_general_dilated(X[0], W[0], (1,), 'SAME', **NHWC)": (
-            "use ('NWC', 'WIO', 'NWC'), or give lhs and rhs an axis for each letter"
-        )
+    letters(3, NWC): {
+        "conv_general_dilated(X[0], W[0], (1,), 'SAME', **NHWC)": LETTERS.format(NWC)
     },
-    letters(5, ("NCDHW", "OIDHW", "NCDHW")): {
+    letters(5, NCDHW): {
         "conv_general_dilated(FIRST[..., None], OIHW[..., None], (1,) * 3, 'SAME',"
-        " dimension_numbers=('NCHW', 'OIHW', 'NCHW'))": (
-            "use ('NCDHW', 'OIDHW', 'NCDHW'), or give lhs and rhs an axis for each letter"
-        )
+        " **NCHW)": LETTERS.format(NCDHW)
     },
     letters(2, ("NC", "IO", "NC")): {
         "conv_general_dilated(X[0, ..., 0], W[..., 0, 0], (), 'SAME', **NHWC)": (
@@ -554,9 +534,9 @@ def test_remedy_for_transposes_of_pytorch_is_its_convolution() -> None:
     def forward(image: jax.Array) -> jax.Array:
         return jaxconv.conv(image, jnp.asarray(w).transpose(2, 3, 1, 0), 2)
 
-    _, gradient = jax.vjp(forward, np.zeros((2, 10, 10, 3)))
+    (expected,) = jax.jit(jax.linear_transpose(forward, np.zeros((2, 10, 10, 3))))(x)
     out = jaxconv.conv_transpose(x, w.transpose(2, 3, 1, 0), (2, 2), "SAME", transpose_kernel=True)
-    np.testing.assert_allclose(out, gradient(jnp.asarray(x))[0], 1e-12, 1e-12)
+    np.testing.assert_allclose(out, expected, 1e-12, 1e-12)
 
 
 def test_remedy_for_kernels_of_tensorflow_keeps_each_channel() -> None:

@@ -16,6 +16,7 @@ from nbformat import NotebookNode, v4
 
 import jaxconv
 
+Patch = pytest.MonkeyPatch
 NOTEBOOKS = refresh.paths()
 INNER = {"5": {"algorithms", "planning"}}  # notebooks that look inside, and where
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -53,7 +54,7 @@ def test_names_that_exist_and_are_public(path: Path) -> None:
 
 @pytest.mark.exhaustive
 @every_notebook
-def test_runs_and_agrees(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_and_agrees(path: Path, monkeypatch: Patch) -> None:
     if jax.config.jax_platforms:  # pytest --backend=…
         monkeypatch.setenv("JAX_PLATFORMS", jax.config.jax_platforms)
     fresh = refresh.run(refresh.read(path), path.parent)
@@ -124,9 +125,7 @@ def test_times_must_agree_in_kind() -> None:
     assert found == "cell has [['stdout'], ['image/png', 'text/plain']], a run [['stdout']]"
 
 
-def test_refresh_fills_in_outputs_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refresh_fills_in_outputs_and_nothing_else(tmp_path: Path, monkeypatch: Patch) -> None:
     sources = (
         "import os\nprint(1)\nprint(2, end='')",
         "os.path.basename(os.environ['JAXCONV_CACHE_DIR'])",
@@ -150,11 +149,12 @@ def test_refresh_fills_in_outputs_and_nothing_else(
 
 
 def test_refresh_leaves_a_notebook_with_problems_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     path = tmp_path / "1-plain.ipynb"
-    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1", id="cell")]), path)
+    nbformat.write(notebook(printed("1")), path)
     before = path.read_text()
+    monkeypatch.setattr(refresh, "run", lambda *_: notebook(printed("2")))
     monkeypatch.setattr(refresh, "FOLDER", tmp_path)
     with pytest.raises(SystemExit, match=r"1-plain\.ipynb is not stored:\nit has no picture"):
         refresh.main()

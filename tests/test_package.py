@@ -2,18 +2,17 @@
 
 import ast
 import copy
+import functools
 import graphlib
 import inspect
 import itertools
-import os
+import json
 import pickle
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import children
 import pytest
 import reference
 
@@ -23,25 +22,6 @@ from jaxconv.config import SETTINGS, Config
 PACKAGE = Path(jaxconv.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
 PUBLIC = sorted(itertools.chain.from_iterable(reference.GROUPS.values()))
-
-
-def run(code: str, *arguments: str, cwd: Path | None = None) -> str:
-    """What ``code`` prints in a Python of its own, on CPU.
-
-    With a ``cwd``, jaxconv's cache is there too.
-    """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    root = str(PACKAGE.parent)
-    environment |= {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg", "PYTHONPATH": root}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiled quickly, for one run each
-    if cwd is not None:
-        environment["JAXCONV_CACHE_DIR"] = str(cwd / "cache")
-    command = [sys.executable, "-X", "utf8", "-W", "error", "-c", code, *arguments]
-    done = subprocess.run(
-        command, env=environment, cwd=cwd, capture_output=True, encoding="utf-8", timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 # What it exports
@@ -126,7 +106,7 @@ print(*sorted(name for name in sys.modules if name.startswith("jaxconv")))
 
 
 def test_import_needs_jax_and_numpy_only() -> None:
-    packages, modules = run(IMPORTED).splitlines()
+    packages, modules = children.output(1, "-c", IMPORTED).splitlines()
     assert packages == "jaxconv"
     assert {"jaxconv.api", "jaxconv.planning.rows"} <= set(modules.split())
     assert not re.search(r"jaxconv\.(app|bench)", modules)
@@ -165,17 +145,19 @@ def floor(module: str) -> int:
     return next(i for i, names in enumerate(FLOORS) if name in names)
 
 
-def imports(module: str) -> Iterator[str]:
+@functools.cache
+def imports(module: str) -> set[str]:
     """The modules of this package that ``module`` imports, anywhere in its text."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in MODULES)
+            found |= {alias.name for alias in node.names} & MODULES.keys()
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
             if (node.module or "").partition(".")[0] == "jaxconv":
-                for alias in node.names:
-                    name = f"{node.module}.{alias.name}"
-                    yield name if name in MODULES else str(node.module)
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found |= {name if name in MODULES else str(node.module) for name in names}
+    return found
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -185,7 +167,7 @@ def test_arrows_point_down(module: str) -> None:
 
 
 def test_there_is_no_circle_of_imports() -> None:
-    sorter = graphlib.TopologicalSorter({module: set(imports(module)) for module in MODULES})
+    sorter = graphlib.TopologicalSorter({module: imports(module) for module in MODULES})
     order = list(sorter.static_order())  # raises CycleError, which names the circle
     assert order.index("jaxconv.spec") < order.index("jaxconv.planning.plan")
 
@@ -203,37 +185,38 @@ def test_what_depends_on_the_version_of_jax_is_in_compat(module: str) -> None:
 
 # Its examples
 
-DOCTEST = """
-import doctest, importlib, sys
+EXAMPLES = """
+import doctest, importlib, json, sys
+
+modules, blocks = map(json.loads, sys.argv[1:])
 tried = 0
-for name in sys.argv[1:]:
+for name in modules:
     results = doctest.testmod(importlib.import_module(name))
     if results.failed:
         sys.exit(1)
     tried += results.attempted
 print(tried)
-"""
-
-
-def test_docstring_examples_run(tmp_path: Path) -> None:
-    modules = {"jaxconv.config", *(getattr(jaxconv, name).__module__ for name in FUNCTIONS)}
-    first = "jaxconv.tools.memory"  # before JAX computes anything
-    # Each function's example has an import and at least one line more.
-    assert int(run(DOCTEST, first, *sorted(modules - {first}), cwd=tmp_path)) >= 2 * len(FUNCTIONS)
-
-
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SNIPPETS = """
-import sys
 namespace = {"__name__": "__main__"}
-for i, block in enumerate(sys.argv[1:]):
+for i, block in enumerate(blocks):
     exec(compile(block, f"python block {i + 1} of the README", "exec"), namespace)
 """
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def test_readme_snippets_run(tmp_path: Path) -> None:
+def test_examples_of_docstrings_and_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other in a process of their own."""
     text = README.read_text(encoding="utf-8")
     assert text.count("\n") <= 200, "the README is no longer one of one reading"
     blocks = BLOCK.findall(text)
     assert blocks, "the README has no python block"
-    run(SNIPPETS, *blocks, cwd=tmp_path)
+    modules = {"jaxconv.config", *(getattr(jaxconv, name).__module__ for name in FUNCTIONS)}
+    first = "jaxconv.tools.memory"  # before JAX computes anything
+    ordered = [first, *sorted(modules - {first})]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXCONV_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    printed = children.output(1, "-c", EXAMPLES, json.dumps(ordered), json.dumps(blocks))
+    # Each function's example has an import and at least one line more.
+    assert int(printed.partition("\n")[0]) >= 2 * len(FUNCTIONS)

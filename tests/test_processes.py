@@ -1,19 +1,14 @@
 """A program of two processes, ``processes.py``, that talk to each other on this machine."""
 
 import json
-import signal
 import socket
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import children
 import pytest
-from children import environment
 from processes import DEVICES, PROCESSES
-
-SECONDS = 120.0  # after which they are taken to wait for each other for ever
 
 
 def free_port() -> int:
@@ -22,46 +17,21 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def run(folder: Path) -> list[dict[str, Any]]:
-    """What each process reports. If one fails or hangs, all are killed, and their output shown."""
-    address = f"127.0.0.1:{free_port()}"
-    files = [(folder / f"{i}.json", folder / f"{i}.txt") for i in range(PROCESSES)]
-    running: list[subprocess.Popen[bytes]] = []
-    for i, (report, output) in enumerate(files):
-        options = "-X", "faulthandler", "-W", "error", Path(__file__).parent / "processes.py"
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, *options, address, str(i), report],
-                env=environment(DEVICES) | {"JAXCONV_CACHE_DIR": str(folder / f"cache {i}")},
-                cwd=folder,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-            running.append(process)
-    end = time.monotonic() + SECONDS
-    try:
-        # One that failed leaves the other waiting.
-        while any(p.poll() is None for p in running) and not any(p.poll() for p in running):
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGABRT)  # it prints where it is, and ends
-            process.wait()
-    codes = [process.returncode for process in running]
-    texts = (output.read_text(errors="replace") for _, output in files)
-    assert codes == [0] * PROCESSES, "\n".join([f"exit codes {codes}", *texts])
-    return [json.loads(report.read_text()) for report, _ in files]
-
-
 pytestmark = pytest.mark.exhaustive  # four processes that compile: 20 seconds
 
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process reports."""
-    return run(tmp_path_factory.mktemp("processes"))
+    address, script = f"127.0.0.1:{free_port()}", Path(__file__).parent / "processes.py"
+    reports = [tmp_path_factory.mktemp("process") / f"{i}.json" for i in range(PROCESSES)]
+
+    def run(process: int) -> Any:
+        children.output(DEVICES, script, address, str(process), reports[process])
+        return json.loads(reports[process].read_text())
+
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        return list(pool.map(run, range(PROCESSES)))
 
 
 def test_training_is_as_in_one_process(reports: list[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ from jaxconv.tools.explain import Compiled, Explanation
 from jaxconv.tools.progress import shown
 from jaxconv.transforms.primitive import Lowered
 
+Patch = pytest.MonkeyPatch
 FIT = pytest.mark.parametrize("width", [80, 100, 120])
 NUMBERS = np.random.default_rng(0)
 
@@ -165,16 +166,14 @@ def test_suites_fit(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_is_displayed_as_its_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_is_displayed_as_its_table(name: str, monkeypatch: Patch) -> None:
     monkeypatch.setenv("COLUMNS", "90")
     found = reported(name)
     assert repr(found) == str(found) == f"{found}" == found.table(90)
     assert found == REPORTS[name]()
 
 
-def test_without_a_terminal_there_are_80_columns(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_terminal_there_are_80_columns(monkeypatch: Patch, tmp_path: Path) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setattr(sys, "__stdout__", file)
@@ -198,7 +197,7 @@ def test_the_whole_table_has_all_and_so_has_html(name: str) -> None:
 
 @FIT
 def test_what_was_compiled_and_the_settings_fit(
-    width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    width: int, monkeypatch: Patch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     compiled = Compiled()
@@ -279,7 +278,7 @@ def test_html_is_escaped() -> None:
 
 
 def test_progress_shows_how_many_of_how_many(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
     pytest.importorskip("rich")
     for variable, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80")):
