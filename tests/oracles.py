@@ -188,3 +188,17 @@ def check(
     error = np.abs(out.astype(expected.dtype) - expected)
     worst = np.max(error - bound, initial=-1.0)
     assert worst <= 0, f"off by {np.max(error)}, {worst} more than {dtype} may be"
+
+
+def assert_close(outs: Any, expected: Any, roundings: float = 64) -> None:
+    """Asserts trees of arrays of equal types, with values up to roundings of the largest."""
+    assert jax.tree.structure(outs) == jax.tree.structure(expected)
+    for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(expected), strict=True):
+        assert isinstance(out, jax.Array)
+        types = ((x.shape, x.dtype, x.weak_type) for x in map(jax.typeof, (out, value)))
+        assert len(set(types)) == 1, f"{jax.typeof(out)} instead of {jax.typeof(value)}"
+        inexact = jnp.issubdtype(out.dtype, jnp.inexact)
+        tolerance = roundings * float(jnp.finfo(out.dtype).eps) if inexact else 0
+        out, value = (np.asarray(x).astype(wide(x.dtype)) for x in (out, value))
+        scale = np.max(np.abs(value), initial=1)
+        np.testing.assert_allclose(out, value, tolerance, tolerance * scale)

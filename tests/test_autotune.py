@@ -1,20 +1,22 @@
 """``autotune``: what it finds, measures, chooses and keeps; never how long anything takes."""
 
 import dataclasses
-import math
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
 import pytest
+from carriers import conv as lax_conv
 from cases import CASES
 from jax import lax
 from test_plan import struct
+from test_prediction import NOT_EMPTY
 
 import jaxconv
 from jaxconv.algorithms.base import prepared
@@ -48,9 +50,7 @@ def loss(x: Any, w: Any) -> Any:
     return (jaxconv.conv(x, w) ** 2).sum()
 
 
-def lax_conv(x: Any, w: Any) -> Any:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers)
+gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
 
 
 def autotuned() -> Measurement:
@@ -93,25 +93,23 @@ def faster(times: Times) -> tuple[ConvSpec, str]:
     return spec, other
 
 
-class Watched:
-    """``timed``, that keeps what it was asked for, and is interrupted after so many."""
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """``timed``, that keeps what it was asked for."""
+    mock = Mock(side_effect=timed)
+    monkeypatch.setattr(autotuning, "timed", mock)
+    return mock
 
-    def __init__(self, most: float = math.inf) -> None:
-        self.asked, self.most = list[ConvSpec](), most
 
-    def __call__(self, spec: ConvSpec, *args: Any) -> Timed:
-        if len(self.asked) == self.most:
-            raise KeyboardInterrupt
-        self.asked.append(spec)
-        return timed(spec, *args)
+def asked(watched: Mock) -> list[ConvSpec]:
+    return [call.args[0] for call in watched.call_args_list]
 
 
 # What it finds
 
 
 def test_forward_and_backward_are_found_once_each(times: Times) -> None:
-    tuning = jaxconv.autotune(jax.jit(jax.grad(loss, argnums=(0, 1))), X, W)
-    found = jaxconv.explain(jax.grad(loss, argnums=(0, 1)), X, W)
+    tuning, found = jaxconv.autotune(gradient, X, W), jaxconv.explain(gradient, X, W)
     assert [row.spec for row in tuning.rows] == list(dict.fromkeys(r.spec for r in found.rows))
     assert any(row.spec.weight_gradient for row in tuning.rows)
     assert tuning.platform == PLATFORM
@@ -124,7 +122,6 @@ def test_what_was_compiled_is_found(
     monkeypatch: pytest.MonkeyPatch, times: Times, folder: Path
 ) -> None:
     """Without a function: through jaxconv, by "auto", each once, in any thread."""
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
     monkeypatch.setattr(primitive, "_planned_here", deque())
     x, w = (jnp.ones(a.shape, a.dtype) for a in (X, W))
     jax.clear_caches()
@@ -133,9 +130,8 @@ def test_what_was_compiled_is_found(
     lax.conv(x, x, (1, 1), "SAME")
     assert planned_here(PLATFORM) == []
 
-    thread = threading.Thread(target=gradient, args=(x, w))
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gradient, x, w).result()
     expected = {row.spec for row in jaxconv.explain(gradient, X, W).rows}
     assert set(planned_here(PLATFORM)) == expected
     assert planned_here("tpu") == [] != planned_here(PLATFORM)
@@ -195,12 +191,8 @@ def test_those_with_a_name_and_empty_ones_are_left_alone(folder: Path) -> None:
 # What it measures
 
 
-SPECS = {name: case.spec("float32") for name, case in CASES.items()}
-
-
-@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if not spec.is_empty])
-def test_candidates(name: str) -> None:
-    spec = SPECS[name]
+@pytest.mark.parametrize("spec", NOT_EMPTY.values(), ids=NOT_EMPTY)
+def test_candidates(spec: ConvSpec) -> None:
     plan = plan_spec(spec, "cpu")
     names = candidates(spec, "cpu")
     assert names[0] == plan.algorithm
@@ -227,17 +219,12 @@ def test_dtypes(dtype: str) -> None:
 
 def test_wide_numbers_stay_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """They were compiled in a block of ``jax.enable_x64``, which has ended."""
-    dtypes = []
-    compiled = autotuning._compiled
-
-    def watched(spec: ConvSpec, name: str, platform: str, arrays: Any) -> Any:
-        dtypes.extend(array.dtype for array in arrays)
-        return compiled(spec, name, platform, arrays)
-
-    monkeypatch.setattr(autotuning, "_compiled", watched)
+    compiled = Mock(wraps=autotuning._compiled)
+    monkeypatch.setattr(autotuning, "_compiled", compiled)
     with jax.enable_x64(False):
         timed(CASES["3x3"].spec("float64"), ["im2col"], PLATFORM)
-    assert set(dtypes) == {jnp.dtype("float64")}
+    *_, arrays = compiled.call_args.args
+    assert [array.dtype for array in arrays] == ["float64"] * 2
 
 
 @pytest.mark.parametrize("groups", [1, 4])
@@ -245,18 +232,15 @@ def test_a_weight_gradient_is_run_as_it_arrives(groups: int) -> None:
     """Its operands are the image and the cotangent in their own layouts, so is its result."""
     w = struct(3, 3, 4 // groups, 8)
 
-    def gradient(x: Any, w: Any) -> Any:
-        return jax.grad(lambda w: (jaxconv.conv(x, w, 2, groups=groups) ** 2).sum())(w)
+    def gradient(x: Any, w: Any, cotangent: Any) -> Any:
+        return jax.vjp(lambda w: jaxconv.conv(x, w, 2, groups=groups), w)[1](cotangent)[0]
 
-    specs = [row.spec for row in jaxconv.explain(gradient, X, w).rows]
-    (spec,) = [spec for spec in specs if spec.weight_gradient]
+    rows = jaxconv.explain(gradient, X, w, struct(2, 3, 3, 8)).rows
+    (spec,) = [row.spec for row in rows if row.spec.weight_gradient]
     image, cotangent = autotuning.operands(spec)
     assert image.shape == X.shape
     assert cotangent.shape == (2, 3, 3, 8)
-    _, pullback = jax.vjp(
-        lambda w: jaxconv.conv(image, w, 2, groups=groups), jnp.zeros(w.shape, "float32")
-    )
-    (expected,) = pullback(cotangent)
+    expected = gradient(image, jnp.zeros(w.shape, "float32"), cotangent)
     for name in candidates(spec, PLATFORM)[:4]:
         compiled = autotuning._compiled(spec, name, PLATFORM, (image, cotangent)).compiled
         out = compiled(image, cotangent)
@@ -293,9 +277,7 @@ def test_what_the_backend_refuses_is_left_out(
 def test_laxs_own_stays_unless_clearly_beaten(times: Times, seconds: float, wins: bool) -> None:
     spec = jaxconv.explain(loss, X, W).rows[0].spec
     planned, *others = candidates(spec, PLATFORM)
-    times |= {"xla": 1.0, "im2col": seconds} | dict.fromkeys(
-        {planned, *others} - {"xla", "im2col"}, 3.0
-    )
+    times |= dict.fromkeys([planned, *others], 3.0) | {"xla": 1.0, "im2col": seconds}
     row = autotuned()
     assert (row.planned, row.chosen) == (planned, "im2col" if wins else "xla")
     assert dict(row.seconds)["im2col"] == seconds
@@ -357,26 +339,25 @@ def test_plans_take_what_it_chose(faster: tuple[ConvSpec, str], folder: Path) ->
 
 
 def test_what_is_known_is_not_measured_again(
-    faster: tuple[ConvSpec, str], times: Times, monkeypatch: pytest.MonkeyPatch
+    faster: tuple[ConvSpec, str], times: Times, watched: Mock
 ) -> None:
-    (spec, other), first, watched = faster, autotuned(), Watched()
-    asked = watched.asked
-    monkeypatch.setattr(autotuning, "timed", watched)
+    (spec, other), first = faster, autotuned()
+    watched.reset_mock()
     again = autotuned()
     assert again == dataclasses.replace(first, planned=other, known=True)
-    assert asked == []
+    assert asked(watched) == []
     # Others of the same function are.
-    tuning = jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W)
+    tuning = jaxconv.autotune(gradient, X, W)
     assert [row.known for row in tuning.rows] == [row.spec == spec for row in tuning.rows]
-    assert asked == [row.spec for row in tuning.rows if not row.known]
-    assert len(asked) > 1
+    assert asked(watched) == [row.spec for row in tuning.rows if not row.known]
+    assert len(asked(watched)) > 1
     assert " 1 were known before; force=True measures them again" in tuning.table()
     # On demand all are measured again; what was measured last counts.
-    asked.clear()
+    watched.reset_mock()
     times.clear()
     times[again.planned], times["xla"] = 2.0, 0.1
     (forced,) = jaxconv.autotune(loss, X, W, force=True).rows
-    assert asked == [spec]
+    assert asked(watched) == [spec]
     assert (forced.planned, forced.chosen, forced.known) == (other, "xla", False)
     # And where the cache is not used, each time.
     with config.set(use_cache=False):
@@ -421,27 +402,14 @@ def test_what_is_compiled_next_runs_it(times: Times) -> None:
                 assert ("stablehlo.convolution" in text) == (name == "xla")
 
 
-def test_an_interrupt_keeps_what_is_measured(
-    faster: tuple[ConvSpec, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (spec, other), watched = faster, Watched(most=1)
-    monkeypatch.setattr(autotuning, "timed", watched)
-    with pytest.raises(KeyboardInterrupt):
-        jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W)
-    assert watched.asked == [spec]
-    assert plan_spec(spec, PLATFORM).algorithm == other
-
-
-def test_without_a_cache_it_holds_for_the_process(
-    faster: tuple[ConvSpec, str], tmp_path: Path
-) -> None:
+def test_an_interrupt_keeps_what_is_measured(faster: tuple[ConvSpec, str], watched: Mock) -> None:
     spec, other = faster
-    (tmp_path / "file").write_text("")
-    with config.set(cache_dir=tmp_path / "file" / "cache"):
-        with pytest.warns(UserWarning, match="known to this process only"):
-            jaxconv.autotune(loss, X, W)
-        assert plan_spec(spec, PLATFORM).algorithm == other
-    assert plan_spec(spec, PLATFORM).algorithm != other
+    first = timed(spec, candidates(spec, PLATFORM), PLATFORM)
+    watched.side_effect = [first, KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        jaxconv.autotune(gradient, X, W)
+    assert asked(watched)[0] == spec
+    assert plan_spec(spec, PLATFORM).algorithm == other
 
 
 # How it prints
@@ -482,7 +450,7 @@ def test_progress_counts_what_is_left_to_measure(
     jaxconv.autotune(loss, X, W)
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "120")):
         monkeypatch.setenv(name, value)
-    jaxconv.autotune(jax.grad(loss, argnums=(0, 1)), X, W, progress=True)
+    jaxconv.autotune(gradient, X, W, progress=True)
     out, err = capsys.readouterr()
     assert out == ""
     for text in ("0 of 2", "1 of 2", "float32["):

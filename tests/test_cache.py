@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import pytest
+from cases import case_of
 from children import environment
 
 from jaxconv.algorithms import ALGORITHMS
@@ -29,19 +30,11 @@ from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
 
 DEFAULT, HIGHEST = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
-SPEC = ConvSpec(
-    (1, 8, 8, 3),
-    (3, 3, 3, 4),
-    (1, 1),
-    ((1, 1), (0, -1)),
-    (1, 1),
-    (1, 2),
-    jax.numpy.dtype("bfloat16"),
-    jax.numpy.dtype("float32"),
-    precision=(HIGHEST, DEFAULT),
-)
-SIZES = {"lhs_shape": (1, 9, 9, 3), "padding": ((0, 0), (0, 0)), "rhs_dilation": (1, 1)}
-PLAIN = SPEC.replace(**SIZES, dtype=SPEC.out_dtype, precision=(DEFAULT, DEFAULT))
+UNUSUAL = {"precision": (HIGHEST, DEFAULT), "preferred_element_type": "float32"}
+SPEC = case_of(
+    (1, 8, 8, 3), (3, 3, 3, 4), padding=((1, 1), (0, -1)), rhs_dilation=(1, 2), **UNUSUAL
+).spec("bfloat16")
+PLAIN = case_of((1, 9, 9, 3), (3, 3, 3, 4), padding="VALID").spec("float32")
 
 
 @pytest.fixture(autouse=True)
@@ -116,16 +109,18 @@ def test_a_row_of_what_can_not_run_is_ignored() -> None:
 
 
 HIGH = {"precision": (HIGHEST, HIGHEST)}
-INACCURATE: list[tuple[str, dict[str, Any]]] = [
-    ("fft", {"lhs_shape": (1, 64, 64, 1), "rhs_shape": (21, 21, 1, 1)}),
-    ("winograd", {"lhs_shape": (1, 28, 28, 64), "rhs_shape": (5, 5, 64, 64)}),
-    ("winograd4", {}),
-    ("fft", HIGH),
-    ("winograd", HIGH),
-]
 
 
-@pytest.mark.parametrize(("algorithm", "changes"), INACCURATE)
+@pytest.mark.parametrize(
+    ("algorithm", "changes"),
+    [
+        ("fft", {"lhs_shape": (1, 64, 64, 1), "rhs_shape": (21, 21, 1, 1)}),
+        ("winograd", {"lhs_shape": (1, 28, 28, 64), "rhs_shape": (5, 5, 64, 64)}),
+        ("winograd4", {}),
+        ("fft", HIGH),
+        ("winograd", HIGH),
+    ],
+)
 def test_a_row_of_what_rounds_too_much_is_ignored(algorithm: str, changes: dict[str, Any]) -> None:
     spec = SPEC.replace(**{"precision": (DEFAULT, DEFAULT), "rhs_dilation": (1, 1)} | changes)
     assert (unsupported(ALGORITHMS[algorithm], spec) is None) == (changes is not HIGH)

@@ -1,6 +1,5 @@
 """enable and disable: what lax's convolutions compile to, and that all is as it was afterwards."""
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,8 @@ from carriers import PROGRAMS, grad, operands
 from cases import CASES, case_of
 from jax import Array, export
 from jax.interpreters import mlir
-from test_transformations import TRANSFORMATIONS, assert_same
+from oracles import assert_close
+from test_transformations import TRANSFORMATIONS, conv_by
 
 import jaxconv
 from jaxconv import compat
@@ -24,15 +24,10 @@ from jaxconv.planning.plan import plan_spec
 from jaxconv.transforms import primitive
 from jaxconv.transforms.planned import PLANNED
 
-pytestmark = [
-    pytest.mark.skipif(
-        jax.default_backend() != "cpu", reason="the default platform of enable is the CPU"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="the default platform of enable is the CPU"
+)
 CASE = CASES["depthwise"]
-
-
-PLATFORMS = ("cpu", "gpu", "tpu")
 
 
 def rules() -> dict[Any, Any]:
@@ -70,18 +65,6 @@ def convolutions(fun: Callable, *args: Any) -> int:
     return text.count("stablehlo.convolution")
 
 
-def assert_close(outs: Any, expected: Any) -> None:
-    chex.assert_trees_all_equal_shapes_and_dtypes(outs, expected)
-    for out, value in zip(jax.tree.leaves(outs), jax.tree.leaves(expected), strict=True):
-        wide = np.complex128 if jnp.issubdtype(out.dtype, np.complexfloating) else np.float64
-        inexact = jnp.issubdtype(out.dtype, np.inexact)
-        rtol = 64 * float(jnp.finfo(out.dtype).eps) if inexact else 0
-        scale = float(np.max(np.abs(np.asarray(value, wide)), initial=1.0))
-        np.testing.assert_allclose(
-            np.asarray(out, wide), np.asarray(value, wide), rtol=rtol, atol=rtol * scale
-        )
-
-
 # ---- what is compiled ----
 
 
@@ -101,49 +84,37 @@ def test_the_convolution_is_replaced_and_comes_back() -> None:
 
 @pytest.mark.parametrize("jit", [True, False])
 def test_what_was_compiled_before_takes_part(jit: bool, lowered: list[str]) -> None:
+    """But a compiled object stays what it is."""
     fun = jax.jit(CASE.lax) if jit else CASE.lax
     args = [jnp.asarray(x) for x in CASE.operands()]
     expected = fun(*args)
-    assert lowered == []
+    compiled = jax.jit(CASE.lax).lower(*args).compile()
     with jaxconv.enabled():
-        assert_close(fun(*args), expected)
-        assert lowered == ["auto"]
-        fun(*args)
-        assert lowered == ["auto"]
+        assert_close(compiled(*args), expected)
+        assert lowered == []
+        for _ in range(2):
+            assert_close(fun(*args), expected)
+            assert lowered == ["auto"]
     assert_close(fun(*args), expected)
     assert lowered == ["auto"]
 
 
-def test_a_compiled_object_stays_what_it_is(lowered: list[str]) -> None:
-    args = CASE.operands()
-    compiled = jax.jit(CASE.lax).lower(*args).compile()
-    with jaxconv.enabled():
-        assert_close(compiled(*args), CASE.lax(*args))
-        assert lowered == ["auto"]  # lax's, called beside it
-
-
 # Of which lax's convolution comes out in different ways.
-TRIED: dict[str, Callable] = {
-    "second derivatives": TRANSFORMATIONS["second derivatives"],
-    "accelerate": jaxconv.accelerate,
+CARRIED: dict[str, tuple[Callable, Any]] = {
+    "second derivatives": (TRANSFORMATIONS["second derivatives"](CASE.lax), CASE.operands()),
+    "accelerate": (jaxconv.accelerate(CASE.lax), CASE.operands()),
+    "grad of scan, cond, remat and custom_vjp": (grad(PROGRAMS["deep"]), operands()),
 }
 
 
-@pytest.mark.parametrize(
-    ("fun", "args"),
-    [
-        *((transform(CASE.lax), CASE.operands()) for transform in TRIED.values()),
-        (grad(PROGRAMS["deep"]), operands()),
-    ],
-    ids=[*TRIED, "grad of scan, cond, remat and custom_vjp"],
-)
-def test_transformations(fun: Callable, args: Any, lowered: list[str]) -> None:
+@pytest.mark.parametrize("name", CARRIED)
+def test_transformations(name: str, lowered: list[str]) -> None:
+    fun, args = CARRIED[name]
     expected = jax.jit(fun)(*args)
     del lowered[:]
     with jaxconv.enabled():
-        out = jax.jit(fun)(*args)
+        assert_close(jax.jit(fun)(*args), expected, roundings=2**16)
     assert lowered
-    assert_same(lambda: out, lambda: expected)
 
 
 @pytest.mark.parametrize(
@@ -179,19 +150,14 @@ def test_shapes_and_dtypes(name: str, dtype: Any, lowered: list[str]) -> None:
 def test_an_algorithm_by_name_stays_that_one() -> None:
     """XLA's is XLA's, and not the one that stands in for it."""
     args = CASE.operands()
-    named = {
-        name: functools.partial(jaxconv.conv_general_dilated, **CASE.arguments, algorithm=name)
-        for name in ("xla", "im2col", "shift")
-    }
     with jaxconv.enabled():
-        for name, fun in named.items():
-            assert convolutions(fun, *args) == (name == "xla")
-            assert_close(fun(*args), CASE.lax(*args))
-            assert convolutions(TRANSFORMATIONS["value and grad"](fun), *args) == (
-                3 if name == "xla" else 0
-            )
+        for name in ("xla", "im2col", "shift"):
+            fun = conv_by(CASE, name)
             accelerated = jaxconv.accelerate(CASE.lax, algorithm=name)
-            assert convolutions(accelerated, *args) == (name == "xla")
+            by_xla = int(name == "xla")
+            assert_close(fun(*args), CASE.lax(*args))
+            assert convolutions(fun, *args) == convolutions(accelerated, *args) == by_xla
+            assert convolutions(TRANSFORMATIONS["value and grad"](fun), *args) == 3 * by_xla
 
 
 def test_auto_may_still_choose_xla() -> None:
@@ -309,14 +275,14 @@ def test_blocks_of_threads_overlap() -> None:
             started.set()
             assert end_first.wait(60)
 
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert started.wait(60)
-    assert is_enabled()  # for the whole process
-    with jaxconv.enabled():
-        end_first.set()
-        thread.join()
-        assert is_enabled()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(other)
+        assert started.wait(60)
+        assert is_enabled()  # for the whole process
+        with jaxconv.enabled():
+            end_first.set()
+            ended.result()
+            assert is_enabled()
     assert not is_enabled()
 
 

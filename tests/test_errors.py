@@ -2,6 +2,7 @@
 
 import ast
 import re
+import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from jax import lax
-from test_mistakes import LAST, MISTAKES, Mistake, at, type_error, value_error
+from test_mistakes import LAST, MISTAKES, Mistake
 from test_mistakes import kernel as zeros
 
 import jaxconv
@@ -29,6 +30,18 @@ GOOD: dict[str, Any] = {
     "window_strides": (1, 1),
     "padding": ((1, 1), (1, 1)),
 }
+
+
+def at(name: str, *args: Any, **kwargs: Any) -> Callable[[type[Exception], str], Mistake]:
+    return lambda error, message: Mistake(name, args, kwargs, error, message)
+
+
+def type_error(name: str, *args: Any, **kwargs: Any) -> Callable[[str], Mistake]:
+    return partial(at(name, *args, **kwargs), TypeError)
+
+
+def value_error(name: str, *args: Any, **kwargs: Any) -> Callable[[str], Mistake]:
+    return partial(at(name, *args, **kwargs), ValueError)
 
 
 def at_lax(error: type[Exception], match: str, **change: Any) -> Mistake:
@@ -204,10 +217,12 @@ def test_what_the_table_changes_is_good(change: dict[str, Any]) -> None:
     assert out.shape == lax.conv_general_dilated(**GOOD | change).shape
 
 
+SYMBOLIC = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 4, 6, 6"), np.float32)
+
+
 def symbolic(algorithm: str) -> Any:
-    (batch,) = jax.export.symbolic_shape("b")
     fun = jax.jit(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}, algorithm=algorithm))
-    return jax.export.export(fun)(jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32))
+    return jax.export.export(fun)(SYMBOLIC)
 
 
 X, W = zeros(2, 6, 6, 4), zeros(3, 3, 4, 5)
@@ -327,17 +342,6 @@ def test_refuses(row: Mistake) -> None:
     checked(row.name, row, row.error, row.message)
 
 
-def explain_symbolic() -> None:
-    (batch,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((batch, 4, 6, 6), np.float32)
-    jaxconv.explain(lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}), x)
-
-
-def explain_malformed() -> None:
-    lhs, rhs = GOOD["lhs"], GOOD["rhs"]
-    jaxconv.explain(lambda x: lax.conv_general_dilated(x, rhs, (0, 1), "VALID"), lhs)
-
-
 def where(target: Any, name: str, value: Any, call: Callable[[], Any]) -> Callable[[], Any]:
     """``call`` while an attribute has this value."""
 
@@ -351,21 +355,22 @@ def where(target: Any, name: str, value: Any, call: Callable[[], Any]) -> Callab
 
 def conv_of_parts() -> None:
     """Two devices for five rows of output."""
-
-    def part(x: jax.Array) -> jax.Array:
-        return jaxconv.conv(x, np.ones((3, 3, 1, 1)), 2, "VALID", spatial_axes=("rows", None))
-
-    jax.vmap(part, axis_name="rows")(np.ones((2, 1, 6, 12, 1)))
+    arguments = {"strides": 2, "padding": "VALID", "spatial_axes": ("rows", None)}
+    part = partial(jaxconv.conv, w=zeros(3, 3, 1, 1), **arguments)
+    jax.vmap(part, axis_name="rows")(zeros(2, 1, 6, 12, 1))
 
 
+malformed = partial(lax.conv_general_dilated, window_strides=(0, 1), padding="VALID")
 ONE_PROCESS = r"measurements are for .* one process, .*, got 2 processes; omit the call there"
 # By the function and what the message says.
 OTHERS: dict[tuple[str, str], Callable[[], Any]] = {
     ("explain", r"sizes that are numbers, .*, got float32\[b,4,6,6\] by .*; pass the sizes"): (
-        explain_symbolic
+        lambda: jaxconv.explain(
+            lambda x: jaxconv.conv_general_dilated(**GOOD | {"lhs": x}), SYMBOLIC
+        )
     ),
     ("explain", r"positive strides .* by float32\[4,4,3,3\] with .*'window_strides': \(0, 1\)"): (
-        explain_malformed
+        partial(jaxconv.explain, malformed, GOOD["lhs"], GOOD["rhs"])
     ),
     (
         "tune",
@@ -391,43 +396,35 @@ def test_refusals_in_special_places(function: str, match: str) -> None:
     checked(function, OTHERS[function, match], ValueError, match)
 
 
-SYMBOLIC = "symbolic shapes are for algorithm 'auto' or 'xla', got 'im2col'; use one of these"
-
-
 def test_symbolic_shapes_are_for_xla() -> None:
-    checked(
-        "conv_general_dilated", lambda: symbolic("im2col"), UnsupportedConvError, f"{SYMBOLIC}\\."
-    )
+    match = "symbolic shapes are for algorithm 'auto' or 'xla', got 'im2col'; use one of these\\."
+    checked("conv_general_dilated", partial(symbolic, "im2col"), UnsupportedConvError, match)
     assert symbolic("xla").out_avals[0].shape[1:] == (4, 6, 6)
 
 
 def apply_unsupported() -> None:
-    spec = CASES["3x3"].spec()
     lhs, rhs = map(jnp.asarray, CASES["3x3"].operands())
-    apply(ALGORITHMS["phase"], lhs, rhs, spec, lambda lhs, rhs, part: lhs)
-
-
-APPLY = "jaxconv: algorithm 'phase' can't do float64.*: lhs is not dilated.*; algorithm='auto' ta"
+    apply(ALGORITHMS["phase"], lhs, rhs, CASES["3x3"].spec(), lambda lhs, rhs, part: lhs)
 
 
 def test_apply_refuses_what_the_algorithm_does_not_support() -> None:
     assert issubclass(UnsupportedConvError, ValueError)
-    with pytest.raises(UnsupportedConvError, match=APPLY):
+    match = "jaxconv: algorithm 'phase' can't do float64.*: lhs is not dilated.*; algorithm='auto' "
+    with pytest.raises(UnsupportedConvError, match=match):
         apply_unsupported()
 
 
 def test_refuses_while_tracing() -> None:
     """Under jit, grad and vmap the same error comes out, and at tracing time."""
-    w = jnp.zeros((3, 3, 3, 5), np.float32)
 
-    def total(x: jax.Array) -> jax.Array:
-        return jaxconv.conv(x, w).sum()
+    def total(x: Any) -> jax.Array:
+        return jaxconv.conv(x, zeros(3, 3, 3, 5)).sum()
 
-    for transformed in (jax.jit(total), jax.grad(total)):
+    for transformed in (jax.jit(total), jax.grad(total), jax.vmap(total)):
         with pytest.raises(ValueError, match=r"jaxconv\.conv: the channels of x "):
-            transformed(jnp.asarray(X))
-    with pytest.raises(ValueError, match=r"jaxconv\.conv: the channels of x "):
-        jax.vmap(total)(jnp.asarray(X))
+            transformed(X)
+    with pytest.raises(TypeError, match="pass static Python integers; under"):
+        jax.jit(lambda stride: jaxconv.conv(X, W, (stride, 1)))(2)
 
 
 # Whose errors have tests of their own.
@@ -449,11 +446,8 @@ def raised(call: Callable[[], Any]) -> set[tuple[str, int]]:
     try:
         call()
     except Exception as error:
-        lines, traceback = set(), error.__traceback__
-        while traceback is not None:
-            lines.add((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
-            traceback = traceback.tb_next
-        return lines
+        frames = traceback.walk_tb(error.__traceback__)
+        return {(frame.f_code.co_filename, line) for frame, line in frames}
     return set()
 
 

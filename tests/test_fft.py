@@ -4,18 +4,15 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from cases import Case, case_of
+from test_algorithms import conv_by
 
 import jaxconv
 from jaxconv.algorithms import blocks, fft
 
-
-def by_fft(conv: Case, lhs: Any, rhs: Any) -> Any:
-    return jaxconv.conv_general_dilated(lhs, rhs, **conv.arguments, algorithm="fft")
+by_fft = partial(conv_by, "fft")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -36,16 +33,13 @@ def test_only_the_wrap_around_that_is_needed() -> None:
     assert whole.length == blocks.good_length(512 + 15)
 
 
-ONLY_PADDING = [((5, -3),), ((-5, 6),), ((-3, 9),)]
-
-
-@pytest.mark.parametrize("padding", ONLY_PADDING, ids=str)
+@pytest.mark.parametrize("padding", [((5, -3),), ((-5, 6),), ((-3, 9),)], ids=str)
 def test_windows_in_the_padding_only(padding: Any) -> None:
     """Values and both gradients are zeros."""
     conv = case_of((2, 3, 1), (3, 1, 1), padding=padding)
     lhs, rhs = (np.ones_like(x) for x in conv.operands())
     cotangent = np.ones(conv.spec().out_shape)
-    for zeros in value_and_gradients(partial(by_fft, conv), lhs, rhs, cotangent):
+    for zeros in value_and_gradients(by_fft(conv), lhs, rhs, cotangent):
         np.testing.assert_array_equal(zeros, 0)
 
 
@@ -66,7 +60,7 @@ BLOCKED = [
     case_of((1, 90, 2), (5, 2, 2), padding=((-3, 40),), lhs_dilation=(2,)),
     case_of((2, 50, 61, 1), (7, 9, 1, 2)),
     case_of((1, 64, 40, 4), (5, 3, 2, 4), padding="VALID", feature_group_count=2, strides=(2, 1)),
-    case_of((1, 60, 20, 40, 1), (5, 3, 7, 1, 1)),
+    case_of((1, 40, 12, 20, 1), (5, 3, 7, 1, 1)),
 ]
 # Sizes around what a block holds.
 BLOCKED += [
@@ -83,7 +77,7 @@ def test_blocks_equal_the_whole(conv: Case, monkeypatch: pytest.MonkeyPatch) -> 
 
     cotangent = np.random.default_rng(1).standard_normal(conv.spec().out_shape)
     ours, by_lax = (
-        value_and_gradients(fun, lhs, rhs, cotangent) for fun in (partial(by_fft, conv), conv.lax)
+        value_and_gradients(fun, lhs, rhs, cotangent) for fun in (by_fft(conv), conv.lax)
     )
     for got, want in zip(ours, by_lax, strict=True):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-13 * np.abs(want).max())
@@ -110,21 +104,9 @@ def test_accuracy_of_large_kernels_in_float32(size: Any, taps: Any) -> None:
     exact = window_sums(conv, lhs, rhs, positions)
     errors = [
         np.linalg.norm(np.asarray(conv_by(lhs, rhs))[0, ..., 0][tuple(positions.T)] - exact)
-        for conv_by in (partial(by_fft, conv), conv.lax)
+        for conv_by in (by_fft(conv), conv.lax)
     ]
     assert errors[0] <= 2 * errors[1]
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_narrow_floats_are_transformed_in_float32(dtype: str) -> None:
-    conv = case_of((1, 200, 1), (33, 1, 1))
-    lhs, rhs = conv.operands(dtype)
-    out = by_fft(conv, lhs, rhs)
-    assert out.dtype == dtype
-    expected = oracles.lax_conv(lhs, rhs, **conv.arguments)
-    magnitude = oracles.lax_conv(np.abs(lhs), np.abs(rhs), **conv.arguments)
-    spread = oracles.SPREAD["fft"]
-    oracles.check(out, expected, magnitude, 33, jnp.dtype(dtype), spread)
 
 
 def test_four_dimensions_are_refused() -> None:
@@ -140,12 +122,10 @@ def test_workspace_is_bounded() -> None:
     assert fft.FFT.cost(long).workspace < 5 * blocks.STEP_BYTES
 
 
-def moderately(conv: Case, seed: int = 0) -> tuple[np.ndarray, ...]:
+def moderately(conv: Case, seed: int = 0) -> list[np.ndarray]:
     """float32 operands and a cotangent, all of magnitudes near 1."""
-    lhs, rhs = conv.operands(np.float32, seed=seed)
-    shape = conv.spec().out_shape
-    cotangent = np.random.default_rng(seed + 100).standard_normal(shape, dtype=np.float32)
-    return np.array(lhs), np.array(rhs), cotangent
+    cotangent = np.random.default_rng(seed + 100).standard_normal(conv.spec().out_shape)
+    return [*conv.operands(np.float32, seed), cotangent.astype(np.float32)]
 
 
 @pytest.mark.parametrize(("size", "taps"), [((128, 128), (31, 31)), ((1500,), (1001,))])
@@ -157,15 +137,14 @@ def test_error_over_seeds(size: Any, taps: Any) -> None:
         operands = moderately(conv, seed)[:2]
         exact = np.asarray(conv.lax(*(x.astype(np.float64) for x in operands)))
         ours, theirs = (
-            np.linalg.norm(np.asarray(f(*operands)) - exact)
-            for f in (partial(by_fft, conv), conv.lax)
+            np.linalg.norm(np.asarray(f(*operands)) - exact) for f in (by_fft(conv), conv.lax)
         )
         assert ours <= 2.2 * theirs, seed
 
 
 SCALES = [(60, 60), (112, 0), (0, 100), (-50, -50), (-100, 40), (100, -100)]
 WIDE = case_of((2, 64, 64, 1), (31, 31, 1, 1))
-WIDE_BY_FFT = partial(by_fft, WIDE)  # one object, which is compiled once
+WIDE_BY_FFT = by_fft(WIDE)  # one object, which is compiled once
 
 
 @pytest.mark.parametrize(("image", "kernel"), SCALES)
@@ -173,12 +152,8 @@ def test_very_large_and_very_small_numbers(image: int, kernel: int) -> None:
     """Powers of two change nothing but the exponent: no spectrum overflows, nothing is rounded."""
     lhs, rhs, cotangent = moderately(WIDE)
     plain = value_and_gradients(WIDE_BY_FFT, lhs, rhs, cotangent)
-    scaled = value_and_gradients(
-        WIDE_BY_FFT,
-        np.ldexp(lhs, image),
-        np.ldexp(rhs, kernel),
-        np.ldexp(cotangent, -kernel),
-    )
+    exponents = (lhs, image), (rhs, kernel), (cotangent, -kernel)
+    scaled = value_and_gradients(WIDE_BY_FFT, *(np.ldexp(*pair) for pair in exponents))
     for x, y, exponent in zip(plain, scaled, (image + kernel, 0, image - kernel), strict=True):
         if -60 <= exponent <= 120:
             np.testing.assert_array_equal(y, np.ldexp(x, exponent))
@@ -186,11 +161,11 @@ def test_very_large_and_very_small_numbers(image: int, kernel: int) -> None:
 
 def test_each_image_has_a_scale_of_its_own() -> None:
     lhs, rhs, _ = moderately(WIDE)
-    plain = np.asarray(by_fft(WIDE, lhs, rhs))
+    plain = np.asarray(WIDE_BY_FFT(lhs, rhs))
     lhs[1] = np.ldexp(lhs[1], 110)
-    np.testing.assert_array_equal(by_fft(WIDE, lhs, rhs)[0], plain[0])
+    np.testing.assert_array_equal(WIDE_BY_FFT(lhs, rhs)[0], plain[0])
     lhs[1] = 0
-    out = np.asarray(by_fft(WIDE, lhs, rhs))
+    out = np.asarray(WIDE_BY_FFT(lhs, rhs))
     np.testing.assert_array_equal(out[1], 0)
     np.testing.assert_array_equal(out[0], plain[0])
 
@@ -201,9 +176,9 @@ def test_errors_are_relative_to_the_norm_of_a_block() -> None:
     lhs = lhs * np.geomspace(1e-8, 1, lhs.shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
     ours = value_and_gradients(WIDE_BY_FFT, lhs, rhs, cotangent)
     exact = value_and_gradients(WIDE.lax, *(x.astype(np.float64) for x in (lhs, rhs, cotangent)))
-    for x, reference in zip(ours, exact, strict=True):
-        error = np.max(np.abs(np.asarray(x) - np.asarray(reference)))
-        assert error <= 16 * np.finfo(np.float32).eps * np.max(np.abs(np.asarray(reference)))
+    for x, reference in zip(ours, map(np.asarray, exact), strict=True):
+        error = np.max(np.abs(np.asarray(x) - reference))
+        assert error <= 16 * np.finfo(np.float32).eps * np.max(np.abs(reference))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -215,7 +190,7 @@ def test_what_is_not_finite_stands_where_lax_has_it(
     small_steps(monkeypatch)
     lhs, rhs = conv.operands()
     cotangent = np.random.default_rng(1).standard_normal(conv.spec().out_shape)
-    ours, by_lax = (partial(value_and_gradients, f) for f in (partial(by_fft, conv), conv.lax))
+    ours, by_lax = (partial(value_and_gradients, f) for f in (by_fft(conv), conv.lax))
     for operand, array in enumerate((lhs, rhs, cotangent)):
         for share in (0, 0.4, 1):
             at = tuple(int(share * (size - 1)) for size in array.shape)

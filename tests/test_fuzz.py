@@ -116,6 +116,12 @@ def sample(seed: int) -> Sample:
     return Sample(lhs_shape, rhs_shape, dtype, arguments)
 
 
+def of_case(name: str, dtype: str, preferred: str | None) -> Sample:
+    case = CASES[name]
+    arguments = case.arguments | {"preferred_element_type": preferred}
+    return Sample(case.lhs_shape, case.rhs_shape, dtype, arguments)
+
+
 def run_checks(seed: int, case: Sample | None = None, precision: str | None = "highest") -> int:
     """Checks one sample by "auto" and by every algorithm that takes it; returns how many."""
     case = case or sample(seed)
@@ -132,10 +138,12 @@ def run_checks(seed: int, case: Sample | None = None, precision: str | None = "h
     contract = jax.eval_shape(partial(lax.conv_general_dilated, **case.arguments), lhs, rhs)
     del params["precision"], params["preferred_element_type"]
     expected = oracles.loop_conv(lhs, rhs, **params)
-    magnitude = oracles.loop_conv(np.abs(lhs), np.abs(rhs), **params)
+    absolute = (np.abs(x.astype(oracles.wide(x.dtype))) for x in (lhs, rhs))
+    magnitude = oracles.loop_conv(*absolute, **params)
     length = math.prod(spec.rhs_shape[:-1])
     by_lax = oracles.lax_conv(lhs, rhs, **(case.arguments | {"preferred_element_type": None}))
     oracles.check(by_lax, expected, magnitude, length, by_lax.dtype)
+    expected = expected.astype(oracles.wide(contract.dtype))
     for name, out in zip(names, outs, strict=True):
         try:
             assert (out.shape, out.dtype) == (contract.shape, contract.dtype)
@@ -158,9 +166,39 @@ def test_sampled(block: int) -> None:
 )
 def test_every_dtype(dtype: str, preferred: str | None, name: str) -> None:
     """In any precision; an accelerator would round the operands."""
-    case, precision = CASES[name], None if jax.default_backend() == "cpu" else "highest"
-    arguments = case.arguments | {"preferred_element_type": preferred}
-    run_checks(2, Sample(case.lhs_shape, case.rhs_shape, dtype, arguments), precision)
+    precision = None if jax.default_backend() == "cpu" else "highest"
+    run_checks(2, of_case(name, dtype, preferred), precision)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "preferred", "name"),
+    [
+        ("bool", "int8", "grouped 1x1"),
+        ("bool", "uint64", "1d"),
+        ("bool", "complex64", "batch groups"),
+        ("int2", "int32", "1d"),
+        ("uint2", None, "grouped"),
+        ("int4", None, "grouped"),
+        ("int4", "float8_e5m2", "batch groups"),
+        ("uint4", "int8", "1d"),
+        ("int8", "int4", "grouped"),
+        ("float4_e2m1fn", "float32", "grouped"),
+    ],
+)
+def test_narrow_dtypes(dtype: str, preferred: str | None, name: str) -> None:
+    """As lax by contract: lax itself compiles only some of these on CPU."""
+    run_checks(2, of_case(name, dtype, preferred))
+
+
+def test_a_dtype_without_zero_and_sign() -> None:
+    """Products of integers as float8_e8m0fnu: lax makes NaN of the operands that are no powers."""
+    case = CASES["grouped"]
+    arguments = case.arguments | {"preferred_element_type": "float8_e8m0fnu"}
+    lhs, rhs = of_case(case.name, "int8", None).operands(2)
+    seen = np.isnan(case.loop(*(x.astype("float8_e8m0fnu") for x in (lhs, rhs))))
+    for name in ("auto", "im2col", "shift", "naive"):
+        out = jaxconv.conv_general_dilated(lhs, rhs, **arguments, algorithm=name)
+        np.testing.assert_array_equal(np.isnan(out.astype(np.float32)), seen)
 
 
 @pytest.mark.parametrize("seed", range(12))

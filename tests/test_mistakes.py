@@ -49,6 +49,9 @@ class Mistake(NamedTuple):
     error: type[Exception]
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message:.50}"
+
     def __call__(self) -> Any:
         return function(self.name)(*self.args, **self.kwargs)
 

@@ -3,18 +3,20 @@
 import contextlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 from cases import CASES, Case
 from jax import Array, lax
+from test_algorithms import Conv, conv_by
+from test_plan import candidate, case_plan
 
 import jaxconv
 from jaxconv import layout
@@ -22,14 +24,11 @@ from jaxconv.algorithms import ALGORITHMS
 from jaxconv.algorithms.base import Algorithm, Convolve, Cost, unsupported
 from jaxconv.config import notify as forget
 from jaxconv.planning.choose import choose
-from jaxconv.planning.plan import Candidate, plan_spec
+from jaxconv.planning.plan import plan_spec
 from jaxconv.planning.predict import predicted
 from jaxconv.planning.rows import package_rows
 from jaxconv.spec import ConvSpec
 from jaxconv.tools import autotune as autotuning
-
-Conv = Callable[[Any, Any], Array]
-
 
 # What a file of an algorithm holds
 
@@ -62,12 +61,7 @@ class Tiny(Algorithm):
 TINY = Tiny()
 
 TAKEN = "3x3 stride 2", "atrous", "odd layout", "weight gradient", "no output"
-REFUSED = {
-    "1d": "two spatial dimensions",
-    "depthwise": "no groups",
-    "batch groups": "no groups",
-    "transposed": "no holes",
-}
+REFUSED = {"1d": "two spatial dimensions", "depthwise": "no groups", "transposed": "no holes"}
 
 
 # Its line in the table
@@ -95,10 +89,6 @@ def _programs() -> Iterator[None]:
     """Compiled quickly; and no later test meets what "auto" compiled here."""
     yield
     jax.clear_caches()
-
-
-def conv_by(name: str, case: Case) -> Conv:
-    return lambda lhs, rhs: jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
 
 
 def gradients(conv: Conv) -> Conv:
@@ -135,8 +125,7 @@ def test_its_name_selects_it(name: str, tiny: Algorithm) -> None:
     outs, expected = (
         jax.jit(function(conv))(lhs, rhs) for conv in (conv_by("tiny", case), case.lax)
     )
-    chex.assert_trees_all_equal_shapes_and_dtypes(outs, expected)
-    chex.assert_trees_all_close(outs, expected, rtol=1e-11, atol=1e-11)
+    oracles.assert_close(outs, expected, roundings=2**12)
     np.testing.assert_allclose(outs["out"], case.loop(lhs, rhs), rtol=1e-11, atol=1e-11)
 
 
@@ -165,21 +154,17 @@ def test_it_gives_its_reason_where_it_refuses(name: str, tiny: Algorithm) -> Non
         conv_by("tiny", CASES[name])(*CASES[name].operands())
 
 
-def candidate(name: str, platform: str) -> Candidate:
-    plan = plan_spec(CASES[name].spec(np.float32), platform)
-    assert TINY.summary in plan.table() or name in REFUSED
-    return next(c for c in plan.candidates if c.name == "tiny")
-
-
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_it_is_in_plans(platform: str, tiny: Algorithm) -> None:
     assert not any("tiny" in row.seconds for row in package_rows())
     for name in ("3x3", "nchw", "weight gradient"):
-        found = candidate(name, platform)
+        plan = case_plan(CASES[name], platform)
+        assert TINY.summary in plan.table()
+        found = candidate(plan, "tiny")
         assert found.status in ("chosen", "possible")
         assert found.reason is None
         assert 0 < (found.seconds or (platform != "cpu")) <= 1
-    found = candidate("depthwise", platform)
+    found = candidate(case_plan(CASES["depthwise"], platform), "tiny")
     assert (found.status, found.reason) == ("unsupported", "it has no groups")
 
 

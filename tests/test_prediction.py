@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CASES, make_case
+from cases import CASES, Case, case_of
 from jax import lax
 
 import jaxconv
@@ -36,7 +37,7 @@ NEVER = {"naive", "winograd4"}
 SPECS = [spec for spec in random_specs(11, 60) if spec.flops < 1e6]
 # Many alike: small images, of which rows can be made up.
 LIKE = [
-    make_case("", (1, n, n, c), (3, 3, c, 8)).spec(np.dtype(np.float32))
+    case_of((1, n, n, c), (3, 3, c, 8)).spec(np.dtype(np.float32))
     for n in (8, 12, 16, 20, 24, 32)
     for c in (4, 8, 16, 32)
 ]
@@ -253,9 +254,9 @@ def test_between_rows_it_is_as_there() -> None:
 
 def test_it_is_less_sure_away_from_rows() -> None:
     row, near = LIKE[5], LIKE[5].replace(lhs_shape=(1, 14, 14, 8))
-    far = make_case("", (8, 90, 90, 512), (31, 31, 1, 512), (4, 4), feature_group_count=512)
-    far = far.spec(np.float32)
-    sigmas = [predict(rows_of({"xla": 2.0}), spec).sigma for spec in (row, near, far)]
+    far = case_of((8, 90, 90, 512), (31, 31, 1, 512), (4, 4), feature_group_count=512)
+    specs = row, near, far.spec(np.float32)
+    sigmas = [predict(rows_of({"xla": 2.0}), spec).sigma for spec in specs]
     assert sigmas == sorted(sigmas)
     assert sigmas[0] < 0.5 * sigmas[2]
 
@@ -291,12 +292,10 @@ def test_the_users_rows_say_more_than_the_packages() -> None:
 
 
 def test_relations_are_a_covariance() -> None:
+    parts = "ab", (1, 2, 16), ("0.10.2", "0.12.0.1"), (True, False)
     all_ = [
-        Machine("cpu", processor, cores, version, own)
-        for processor in "ab"
-        for cores in (1, 2, 16)
-        for version in ("0.10.2", "0.12.0.1")
-        for own in (True, False)
+        Machine("cpu", name, cores, jax_, own)
+        for name, cores, jax_, own in itertools.product(*parts)
     ]
     matrix = np.array([[prediction.relation(a, b) for b in all_] for a in all_])
     np.testing.assert_allclose(matrix, matrix.T)
@@ -306,12 +305,12 @@ def test_relations_are_a_covariance() -> None:
 # What is predicted
 
 
-NOT_EMPTY = {name: case for name, case in CASES.items() if not case.spec(np.float32).is_empty}
+NOT_EMPTY = {n: s for n, case in CASES.items() if not (s := case.spec(np.float32)).is_empty}
 
 
-@pytest.mark.parametrize("case", NOT_EMPTY.values(), ids=NOT_EMPTY)
-def test_every_algorithm_has_a_time_on_cpu_only(case: Any) -> None:
-    spec = prepared(case.spec(np.float32))
+@pytest.mark.parametrize("name", NOT_EMPTY)
+def test_every_algorithm_has_a_time_on_cpu_only(name: str) -> None:
+    spec = prepared(NOT_EMPTY[name])
     possible = [name for name, a in ALGORITHMS.items() if unsupported(a, spec) is None]
     assert {"im2col", "xla"} <= set(possible)
     for name in possible:
@@ -324,14 +323,11 @@ def test_every_algorithm_has_a_time_on_cpu_only(case: Any) -> None:
 
 def test_more_work_takes_longer() -> None:
     small = prepared(CASES["3x3"].spec(np.float32))
-    shape = (8, 128, 128, small.lhs_shape[-1])
-    large = small.replace(lhs_shape=shape)
+    large = small.replace(lhs_shape=(8, 128, 128, small.lhs_shape[-1]))
     for name, algorithm in ALGORITHMS.items():
         if unsupported(algorithm, small) is None:
-            one, other = predicted(name, large, "cpu"), predicted(name, small, "cpu")
-            assert one is not None
-            assert other is not None
-            assert one.seconds > other.seconds
+            shorter, longer = (predicted(name, spec, "cpu").seconds for spec in (small, large))
+            assert shorter < longer
 
 
 def test_what_is_chosen_is_predicted_to_be_fast() -> None:
@@ -342,31 +338,20 @@ def test_what_is_chosen_is_predicted_to_be_fast() -> None:
         assert plan.algorithm not in NEVER
 
 
-DENSE = ("NHWC", "HWIO", "NHWC")
-
-
 @pytest.mark.parametrize(
-    ("shape", "kernel", "params", "expected"),
+    ("case", "expected"),
     [
-        ((1, 6, 6, 4), (5, 5, 4, 3), {"padding": "SAME"}, False),
-        ((1, 6, 4, 4), (5, 5, 4, 3), {"padding": "SAME"}, True),
-        ((1, 5, 5, 4), (5, 5, 4, 3), {"padding": "VALID"}, False),
-        ((1, 5, 4, 4), (5, 5, 4, 3), {"padding": ((0, 0), (1, 1))}, True),
-        ((1, 1, 1, 4), (3, 3, 4, 3), {"padding": ((2, 2), (2, 2))}, False),
-        ((1, 3, 3, 4), (5, 5, 1, 8), {"padding": "SAME", "feature_group_count": 4}, False),
+        (case_of((1, 6, 6, 4), (5, 5, 4, 3)), False),
+        (case_of((1, 6, 4, 4), (5, 5, 4, 3)), True),
+        (case_of((1, 5, 5, 4), (5, 5, 4, 3), padding="VALID"), False),
+        (case_of((1, 5, 4, 4), (5, 5, 4, 3), padding=((0, 0), (1, 1))), True),
+        (case_of((1, 1, 1, 4), (3, 3, 4, 3), padding=((2, 2), (2, 2))), False),
+        (case_of((1, 3, 3, 4), (5, 5, 1, 8), feature_group_count=4), False),
     ],
 )
-def test_xla_exchanges_operands_where_predictions_say(
-    shape: tuple[int, ...], kernel: tuple[int, ...], params: dict[str, Any], expected: bool
-) -> None:
-    operands = [jax.ShapeDtypeStruct(s, np.float32) for s in (shape, kernel)]
-
-    def convolved(lhs: Any, rhs: Any) -> Any:
-        return lax.conv_general_dilated(lhs, rhs, (1, 1), dimension_numbers=DENSE, **params)
-
-    (row,) = jaxconv.explain(convolved, *operands).rows
-    assert position.swapped(prepared(row.spec)) == expected
-    text = jax.jit(convolved).lower(*operands).compile().as_text()
+def test_xla_exchanges_operands_where_predictions_say(case: Case, expected: bool) -> None:
+    assert position.swapped(prepared(case.spec(np.float32))) == expected
+    text = jax.jit(case.lax).lower(*case.operands(np.float32)).compile().as_text()
     assert ("rhs_reversal" in str(text)) == expected
 
 
@@ -399,18 +384,17 @@ def test_it_says_how_sure_it_is() -> None:
 
 
 def test_unknown_machines_take_only_large_gains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choices elsewhere are those of here, or XLA's own."""
     specs = [
         s for s in map(prepared, random_specs(5, 20)) if unsupported(ALGORITHMS["xla"], s) is None
     ]
+
+    def of_xla() -> int:
+        forget()
+        return sum(choose(spec, "cpu")[0] == "xla" for spec in specs)
+
+    here = of_xla()
+    with monkeypatch.context() as patch:
+        unknown = Machine("cpu", "an unknown one", 64, "0.99", own=True)
+        patch.setattr(prediction, "here", lambda platform: unknown)
+        assert here < of_xla() < len(specs)
     forget()
-    here = {spec: choose(spec, "cpu")[0] for spec in specs}
-    unknown = Machine("cpu", "an unknown one", 64, "0.99", own=True)
-    monkeypatch.setattr(prediction, "here", lambda platform: unknown)
-    forget()
-    there = {spec: choose(spec, "cpu")[0] for spec in specs}
-    monkeypatch.undo()
-    forget()
-    of_xla = [sum(name == "xla" for name in choices.values()) for choices in (here, there)]
-    assert of_xla[1] > of_xla[0]
-    assert of_xla[1] < len(specs)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -10,6 +11,7 @@ from unittest.mock import Mock
 import jax
 import pytest
 from cases import CASES
+from test_plan import struct
 
 import jaxconv
 from jaxconv.config import MEMORY_SHARE, SETTINGS, UNKNOWN_MEMORY, Config, config, variable
@@ -198,25 +200,18 @@ def test_the_default_limit_of_several_processes_is_fixed(monkeypatch: pytest.Mon
 
 
 def test_by_name_there_is_no_limit() -> None:
-    x, w = (jax.ShapeDtypeStruct(shape, "float32") for shape in SMALL_IMAGE)
-
-    def conv(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jaxconv.conv(x, w, algorithm="im2col")
-
+    operands = [struct(*shape) for shape in SMALL_IMAGE]
+    conv = partial(jaxconv.conv, algorithm="im2col")
     with config.set(workspace_limit=0):
-        assert "stablehlo.convolution" not in jax.jit(conv).lower(x, w).as_text()
-        (row,) = jaxconv.explain(conv, x, w).rows
+        assert "stablehlo.convolution" not in jax.jit(conv).lower(*operands).as_text()
+        (row,) = jaxconv.explain(conv, *operands).rows
     assert row.algorithm == "im2col"
     assert row.workspace > 0
 
 
 def test_a_change_counts_for_what_is_compiled_next() -> None:
-    x = jax.numpy.ones((1, 7, 7, 512), "int32")
-    w = jax.numpy.ones((3, 3, 512, 8), "int32")
-
-    def program() -> str:
-        return jax.jit(lambda x, w: jaxconv.conv(x, w)).lower(x, w).as_text()
-
+    operands = [struct(*shape, dtype="int32") for shape in ((1, 7, 7, 512), (3, 3, 512, 8))]
     for limit, held in (("1TB", False), (0, True)):
         with config.set(workspace_limit=limit):
-            assert ("stablehlo.convolution" in program()) == held
+            text = jax.jit(lambda *pair: jaxconv.conv(*pair)).lower(*operands).as_text()
+            assert ("stablehlo.convolution" in text) == held

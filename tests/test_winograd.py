@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES, Case, case_of
+from test_algorithms import conv_by
+from test_fft import value_and_gradients
 
 import jaxconv
 from jaxconv.algorithms import winograd
@@ -48,8 +50,7 @@ def large(channels: int) -> Case:
 
 
 where_auto_takes_it = pytest.mark.skipif(
-    jax.default_backend() != "cpu",
-    reason='"auto" takes Winograd on CPU only',
+    jax.default_backend() != "cpu", reason='"auto" takes Winograd on CPU only'
 )
 
 
@@ -63,17 +64,10 @@ def test_accuracy(channels: int, dtype: str) -> None:
     out = jnp.asarray(case.operands(seed=1)[0], dtype)
 
     def computed(conv: Any, *args: Any) -> list[np.ndarray]:
-        def fun(lhs: Any, rhs: Any, out: Any) -> Any:
-            value, transpose = jax.vjp(conv, lhs, rhs)
-            return value, *transpose(out)
-
-        return [np.asarray(x, np.float64) for x in jax.jit(fun)(*args)]
-
-    def by_winograd(lhs: Any, rhs: Any) -> jax.Array:
-        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm="winograd")
+        return [np.asarray(x, np.float64) for x in value_and_gradients(conv, *args)]
 
     exact = computed(case.lax, *(np.asarray(x, np.float64) for x in (lhs, rhs, out)))
-    ours, theirs = computed(by_winograd, lhs, rhs, out), computed(case.lax, lhs, rhs, out)
+    ours, theirs = (computed(f, lhs, rhs, out) for f in (conv_by("winograd", case), case.lax))
     for x, y, reference in zip(ours, theirs, exact, strict=True):
         assert np.linalg.norm(x - reference) <= 2 * np.linalg.norm(y - reference)
 
@@ -87,15 +81,9 @@ def test_blocks_of_few_channels_are_larger() -> None:
     assert many.block_bytes <= max(winograd.BLOCK_BYTES, many.kernel_bytes)
 
 
-BLOCKED = itertools.product(
-    ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"], NAMES, [1, 3000, 12000]
-)
-
-
-@pytest.mark.parametrize(
-    ("case", "name", "limit"),
-    [pytest.param(*row, marks=[pytest.mark.exhaustive] * (i % 2)) for i, row in enumerate(BLOCKED)],
-)
+@pytest.mark.parametrize("limit", [1, 3000, 12000])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["3x3", "grouped", "1d five taps", "negative padding", "3d dense"])
 def test_blocks(case: str, name: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of an image, one image, several: values and weight gradients are the same."""
     monkeypatch.setattr(winograd, "BLOCK_BYTES_OF_FEW", limit)
@@ -125,13 +113,10 @@ def test_powers_of_two_change_nothing_else(name: str, exponent: int) -> None:
     case = CASES["3x3"]
     lhs, rhs = (np.asarray(x, np.float32) for x in case.operands())
     lhs[0, :2] = 0
-
-    def conv(lhs: Any) -> jax.Array:
-        return jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm=name)
-
-    out = conv(lhs)
-    np.testing.assert_array_equal(conv(np.ldexp(lhs, exponent)), np.ldexp(out, exponent))
-    np.testing.assert_array_equal(conv(0 * lhs), 0 * out)
+    conv = jax.jit(conv_by(name, case))
+    out = conv(lhs, rhs)
+    np.testing.assert_array_equal(conv(np.ldexp(lhs, exponent), rhs), np.ldexp(out, exponent))
+    np.testing.assert_array_equal(conv(0 * lhs, rhs), 0 * out)
 
 
 @where_auto_takes_it
@@ -141,20 +126,19 @@ def test_accuracy_where_magnitudes_range_widely() -> None:
     lhs, rhs = (np.asarray(x, np.float32) for x in case.operands())
     lhs = lhs * np.geomspace(1e-8, 1, lhs.shape[1], dtype=np.float32).reshape(1, -1, 1, 1)
     exact = np.asarray(case.lax(lhs.astype(np.float64), rhs.astype(np.float64)))
-    ours = jaxconv.conv_general_dilated(lhs, rhs, **case.arguments, algorithm="winograd")
     errors = [
-        np.sum((np.asarray(x) - exact) ** 2, axis=(0, 2, 3)) for x in (ours, case.lax(lhs, rhs))
+        np.sum((np.asarray(conv(lhs, rhs)) - exact) ** 2, axis=(0, 2, 3))
+        for conv in (conv_by("winograd", case), case.lax)
     ]
     assert (errors[0] <= 2**2 * errors[1]).all()
 
 
 @pytest.mark.parametrize("at", [(0, 0), (3, 3), (6, 13), (13, 0), (13, 13)])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize("name", ["winograd", "winograd4"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nan_stands_where_lax_has_it(name: str, padding: str, at: tuple[int, int]) -> None:
     """In the image, the kernel and the cotangent; infinity too, but by F(2, 3) it becomes NaN."""
     case = case_of((2, 14, 14, 16), (3, 3, 16, 17), padding=padding)
-    by_name = partial(jaxconv.conv_general_dilated, **case.arguments, algorithm=name)
     lhs, rhs = case.operands()
     cotangent = np.random.default_rng(1).standard_normal(case.spec().out_shape)
 
@@ -162,7 +146,7 @@ def test_nan_stands_where_lax_has_it(name: str, padding: str, at: tuple[int, int
         out, pull = jax.vjp(conv, lhs, rhs)
         return out, pull(cotangent)[0]
 
-    ours, by_lax = (jax.jit(partial(values, conv)) for conv in (by_name, case.lax))
+    ours, by_lax = (jax.jit(partial(values, conv)) for conv in (conv_by(name, case), case.lax))
     for value in (np.nan, np.inf):
         image, other = lhs.copy(), cotangent.copy()
         image[(1, *at, 7)] = other[1, at[0] % 12, at[1] % 12, 5] = value
