@@ -321,6 +321,19 @@ def test_many_phases_are_one_convolution() -> None:
     )
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_kernels_gradient_is_one_convolution(groups: int) -> None:
+    """Of output and image exchanged; here with taps apart, and borders cut off."""
+    arguments = {"lhs_dilation": (2, 3), "rhs_dilation": (1, 2), "feature_group_count": groups}
+    case = case_of((2, 5, 6, 4), (3, 4, 4 // groups, 6), None, ((-1, 2), (2, -2)), **arguments)
+    assert_as_by_loop("phase", case)
+    phase = jaxconv.ALGORITHMS["phase"]
+    assert len(phase.parts(prepared(case.spec().kernel_gradient))) == 1
+    many = case.spec().replace(lhs_dilation=(9, 8))
+    assert phase.unsupported(many)
+    assert not phase.unsupported(prepared(many.kernel_gradient))
+
+
 def test_phases_that_differ_are_limited() -> None:
     case = case_of((1, 4, 2), (141, 2, 2), None, ((17, 150),), lhs_dilation=(70,))
     reason = jaxconv.ALGORITHMS["phase"].unsupported(case.spec())

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxconv import layout
-from jaxconv.algorithms.base import Algorithm, Convolve, Cost
-from jaxconv.spec import ConvSpec
+from jaxconv.algorithms.base import Algorithm, Convolve, Cost, prepared
+from jaxconv.spec import ConvSpec, dilate
 
 # Phases that differ are each compiled as a convolution of its own.
 MAX_PHASES = 64
@@ -106,6 +106,40 @@ def kernel_of_phases(rhs: Array, spec: ConvSpec) -> Array:
     return kernel.reshape(*kernel.shape[: ndim + 1], -1, o)
 
 
+def exchanged(spec: ConvSpec) -> ConvSpec | None:
+    """The strided convolution from this one's output to its image, if ``spec`` is the gradient of a
+    kernel without strides: its own kernel's gradient is that kernel's, in reverse.
+
+    One convolution instead of one for each phase: of 15 such gradients 1.5 times as fast in the
+    geometric mean, 5×5 dilated by 8 3.8 times, and compiled in 0.2 s instead of 2.2.
+    """
+    forward = spec.forward
+    if not spec.weight_gradient or max(forward.window_strides, default=1) > 1:
+        return None
+    *kernel, c, _ = forward.rhs_shape
+    padding = []
+    for axis, out in zip(forward.axes, forward.out_spatial, strict=True):
+        low = axis.window - 1 - axis.low
+        size = dilate(axis.size, axis.spacing) + axis.window - 1
+        padding.append((low, size - out - low))
+    return forward.replace(
+        lhs_shape=forward.out_shape,
+        rhs_shape=(*kernel, forward.out_channels // forward.groups, forward.groups * c),
+        window_strides=forward.lhs_dilation,
+        padding=tuple(padding),
+        lhs_dilation=(1,) * forward.spatial_ndim,
+    )
+
+
+def by_exchange(lhs: Array, rhs: Array, spec: ConvSpec, one: ConvSpec, convolve: Convolve) -> Array:
+    image, cotangent = layout.as_forward(lhs, rhs, spec)
+    x, y = jnp.swapaxes(cotangent, 0, -1), jnp.moveaxis(image, 0, -2)
+    out = convolve(x, y, one.kernel_gradient)  # (o, kernel…, G·c)
+    out = jnp.flip(out, range(1, out.ndim - 1))
+    out = jnp.moveaxis(layout.split_groups(out, -1, spec.groups), (0, -1), (-1, 0))
+    return out.reshape(spec.out_shape)
+
+
 # Input channels per group from which XLA sums to one output channel at memory bandwidth: the input
 # gradient of 10 taps stride 5, 1×16000×1 to 512 channels, takes 0.6 ms, by phases 1.2 to 2.6.
 MANY_CHANNELS = 16
@@ -119,7 +153,7 @@ class Phase(Algorithm):
     def unsupported(self, spec: ConvSpec) -> str | None:
         if all(d == 1 for d in spec.lhs_dilation):
             return "lhs is not dilated, so there are no phases"
-        if is_many(spec) and not is_whole(spec):
+        if is_many(spec) and not is_whole(spec) and not exchanged(spec):
             return f"{math.prod(periods(spec))} phases to compile; it takes at most {MAX_PHASES}"
         return None
 
@@ -141,6 +175,8 @@ class Phase(Algorithm):
         return Cost(sum(part.flops for part in todo), traffic, output + padded, shape)
 
     def run(self, lhs: Array, rhs: Array, spec: ConvSpec, convolve: Convolve) -> Array:
+        if one := exchanged(spec):
+            return by_exchange(lhs, rhs, spec, one, convolve)
         out_spatial, spec = spec.out_spatial, aligned(spec)
         counts = [-(-out // p) for out, p in zip(spec.out_spatial, periods(spec), strict=True)]
         shape = (spec.out_shape[0], *counts, spec.out_channels)
@@ -157,6 +193,8 @@ class Phase(Algorithm):
         return out[(slice(None), *(slice(size - own, size) for size, own in pairs))]
 
     def parts(self, spec: ConvSpec) -> list[ConvSpec]:
+        if one := exchanged(spec):
+            return [prepared(one.kernel_gradient)]
         one = together(aligned(spec))
         return [one] if one else [part for _, part in split(spec) if part is not None]
 

@@ -46,6 +46,7 @@ def _blind_spots(spec: ConvSpec) -> Iterator[tuple[str, str]]:
         # 96 to 103 times with dilation; without, 4 taps in bfloat16 2.1 times, in float32 0.8.
         elif gaps > 1 or (forward.taps <= 4 and spec.dtype.itemsize == 2):
             yield "im2col", "XLA's own is slow at the gradient of such filters"
-    # https://github.com/jax-ml/jax/issues/31662: 220 times in bfloat16. Not measured in 2-D.
+    # https://github.com/jax-ml/jax/issues/31662: 220 times in bfloat16, phase by phase; as one
+    # convolution not measured, nor in 2-D.
     if spec.weight_gradient and ndim == 3 and min(forward.lhs_dilation) > 1:
         yield "phase", "XLA's own is slow at kernels' gradients of transposed convolutions in 3-D"
