@@ -1,5 +1,5 @@
-"""GEMM without a patch matrix: a product for each kernel tap, of a shifted view of the image, all
-summed; in a weight gradient each is the gradient of its tap."""
+"""GEMM without a patch matrix: a product for each kernel tap, of a shifted view of the image. The
+forward pass sums the products; in a weight gradient each is the gradient of its tap."""
 
 from typing import Any
 

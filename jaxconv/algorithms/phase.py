@@ -2,7 +2,8 @@
 
 In a convolution with ``lhs_dilation``, only every ``lhs_dilation``-th tap of an output position
 falls on an element, the others on inserted zeros. Which ones depends only on the position's phase,
-so each phase is a smaller convolution of the image without holes.
+so each phase is a smaller convolution of the image without holes. A kernel's gradient needs no
+phases: it is that of a strided convolution, see ``exchanged``.
 Shi et al., "Is the deconvolution layer the same as a convolutional layer?" (2016).
 """
 

@@ -103,7 +103,7 @@ def cropped(lhs: Array, spec: ConvSpec) -> tuple[Array, ConvSpec]:
 
 
 # Outputs of a group from which XLA may be fast in dtypes of which it convolves all groups at once:
-# patches of 5×5 in bfloat16, 64×192×192, take 26 to 34 ms, 42 to 54 by ``im2col_tiled``; of 3×3, by
+# patches of 5×5 in bfloat16, 64×192×192, take 26 to 39 ms, 42 to 54 by ``im2col_tiled``; of 3×3, by
 # ``shift``, 15 instead of 60.
 MULTIPLES = 16
 
